@@ -1,0 +1,227 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dbnet import __version__, mpi
+from dbnet.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0 success, 2 something the user can mend, 1 a failure."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except mpi.Refused:
+        return 2
+    except UserError as error:
+        print(f"dbnet: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dbnet: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="dbnet", description="DistBelief over MPI: Downpour SGD with model-parallel replicas and parameter shards.",
+        epilog="Run 'dbnet COMMAND --help' for a command's options.",
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"dbnet {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _train(commands)
+    _plan(commands)
+    _use(commands)
+    _data(commands)
+    _look(commands)
+    _bench(commands)
+    return top
+
+
+def _command(commands: Any, name: str, function: Any, help_text: str, description: str = "") -> argparse.ArgumentParser:
+    made = commands.add_parser(
+        name, help=help_text, description=description or help_text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.set_defaults(run=function)
+    return made
+
+
+def _run_file(made: argparse.ArgumentParser) -> None:
+    made.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
+    made.add_argument("overrides", nargs="*", metavar="table.key=value", help="changes, for example topology.replicas=4")
+
+
+# --- train, plan --------------------------------------------------------------------------------------------------------------
+
+
+def _train(commands: Any) -> None:
+    made = _command(
+        commands,
+        "train",
+        train,
+        "train as a run file says",
+        "Train as a run file says.\n\n  mpirun -n 5 dbnet train jobs/digits.toml      one rank per role\n"
+        "  dbnet train jobs/digits.toml                  all roles in this process, taking turns\n\n"
+        "Outputs go to run.folder: NAME.h5 (the run file), NAME.checkpoint.h5, NAME.png. A name that is taken gets a number.",
+    )
+    _run_file(made)
+    made.add_argument(
+        "--resume", nargs="?", const="", metavar="CHECKPOINT",
+        help="go on from a checkpoint; without a path from the run's own, run.folder/NAME.checkpoint.h5",
+    )  # fmt: skip
+    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def train(options: argparse.Namespace) -> int:
+    from dbnet import run
+
+    comm = mpi.world()
+    with mpi.abort_on_error(comm):
+        done = run.train(options.run_file, options.overrides, resume=options.resume, comm=comm, quiet=options.quiet)
+        if done is not None:
+            from dbnet.monitor import Run
+            from dbnet.plot import draw
+
+            picture = done.run_file.with_suffix(".png")
+            draw(Run(done.run_file), picture)
+            if not options.quiet:
+                print(f"Test accuracy  {done.accuracy:.4f}")
+                print(f"Run file       {done.run_file}\nCheckpoint     {done.checkpoint}\nPicture        {picture}", flush=True)
+    return 0
+
+
+def _plan(commands: Any) -> None:
+    made = _command(commands, "plan", plan, "show roles, ranges, bytes and memory of a run, without MPI")
+    _run_file(made)
+    made.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
+    made.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
+
+
+def plan(options: argparse.Namespace) -> None:
+    from dbnet import config as configuration
+    from dbnet import plan, run
+
+    config = configuration.load(options.run_file, options.overrides)
+    if options.config:
+        print(configuration.to_toml(config))
+        return
+    ready = run.setup(config)
+    if options.n is not None:
+        plan.check_size(ready, options.n)
+    print(plan.describe(ready).replace("RUN.toml", " ".join([options.run_file, *options.overrides])))
+
+
+# --- evaluate, predict --------------------------------------------------------------------------------------------------------
+
+
+def _use(commands: Any) -> None:
+    made = _command(commands, "evaluate", evaluate, "loss and accuracy of a checkpoint on a data file")
+    made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
+    made.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
+    made.add_argument("--part", default="test", help="train or test (default: test)")
+    made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file")
+    made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
+    made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
+    made.add_argument("out", metavar="OUT", help="OUT.csv (example, class) or OUT.h5 (class and all output units)")
+    made.add_argument("--part", default="test", help="group whose x is read (default: test)")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from dbnet import infer
+
+    score, n = infer.evaluate(options.checkpoint, options.data, options.part)
+    print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    from dbnet import infer
+
+    n = infer.predict(options.checkpoint, options.data, options.part, options.out)
+    print(f"{n} predictions written to {options.out}")
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------------
+
+
+def _data(commands: Any) -> None:
+    from dbnet.data import base
+    from dbnet.registry import family
+
+    layout = base.__doc__.split("\n\n", 1)[1].rstrip()
+    made = commands.add_parser(
+        "data", help="prepare a data file", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Prepare a data file (HDF5) from a known format.\n\n" + layout,
+    )  # fmt: skip
+    kinds = made.add_subparsers(dest="kind", required=True, metavar="FORMAT")
+    for kind, member in sorted(family("data").items()):
+        one = _command(kinds, kind, data, member.__doc__.split("\n")[0])
+        for name, field in member.model_fields.items():
+            flag = f"--{name.replace('_', '-')}"
+            one.add_argument(
+                flag, required=field.is_required(), default=field.default, help=field.description, metavar=name.upper()
+            )
+        one.add_argument("out", metavar="OUT.h5", help="the data file to write")
+
+
+def data(options: argparse.Namespace) -> None:
+    from dbnet.data.base import write
+    from dbnet.inspect import describe
+    from dbnet.registry import family, make
+
+    fields = family("data")[options.kind].model_fields
+    source = make("data", {"kind": options.kind, **{name: getattr(options, name) for name in fields}}, "data")
+    write(options.out, source.read())
+    print(f"{options.out}: {describe(options.out)}")
+
+
+# --- inspect, plot, bench -----------------------------------------------------------------------------------------------------
+
+
+def _look(commands: Any) -> None:
+    made = _command(commands, "inspect", inspect, "say what is in a run file, a checkpoint or a data file")
+    made.add_argument("file", metavar="FILE.h5")
+    made.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
+    made = _command(commands, "plot", plot, "draw loss, accuracy and staleness of a run file")
+    made.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
+    made.add_argument("picture", nargs="?", metavar="OUT.png", help="default: the run file's name with .png")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    from dbnet import config as configuration
+    from dbnet import inspect
+
+    print(configuration.to_toml(inspect.stored_config(options.file)) if options.config else inspect.describe(options.file))
+
+
+def plot(options: argparse.Namespace) -> None:
+    from dbnet.monitor import Run
+    from dbnet.plot import draw
+
+    picture = options.picture or str(Path(options.run_file).with_suffix(".png"))
+    draw(Run(options.run_file), picture)
+    print(picture)
+
+
+def _bench(commands: Any) -> None:
+    made = _command(
+        commands, "bench", bench, "measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed"
+    )
+    made.add_argument("parts", nargs="*", metavar="PART", help="any of apply, step, overhead, wire (default: all)")
+    made.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
+    made.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")
+
+
+def bench(options: argparse.Namespace) -> None:
+    from dbnet import bench
+
+    bench.run(options.parts, Path(options.out), options.repeat)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

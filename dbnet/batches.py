@@ -1,0 +1,101 @@
+"""Minibatches of a replica's subset, in a seeded order that a cursor can come back to.
+
+The order of epoch e is a permutation drawn from (seed, subset, e) alone, so a cursor is two integers: the epoch and the number of
+examples of it that are used. Every example comes once per epoch; the last minibatch of an epoch is smaller, its unused columns
+keep an earlier example and count nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.data.base import Part
+from dbnet.jit import kernel
+
+
+@kernel("u1[:,:];i8[:];i8;f8;T[:,:]")
+def gather_bytes(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
+    s = out.dtype.type(scale)
+    for j in range(count):
+        for u in range(data.shape[1]):
+            out[u, j] = s * out.dtype.type(data[index[j], u])
+
+
+@kernel("T[:,:];i8[:];i8;f8;T[:,:]")
+def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
+    s = out.dtype.type(scale)
+    for j in range(count):
+        for u in range(data.shape[1]):
+            out[u, j] = s * data[index[j], u]
+
+
+class Cursor(NamedTuple):
+    """Where a subset's reading stands."""
+
+    epoch: int
+    position: int
+
+
+class Batches:
+    """Fills a network's input, one minibatch after another.
+
+    Parameters
+    ----------
+    part
+        The examples in memory.
+    batch
+        Examples per minibatch.
+    scale
+        What x is multiplied with.
+    dtype
+        Floating-point type of the network.
+    key
+        (seed, subset) of the order; None keeps the order of the file (evaluation).
+    """
+
+    def __init__(self, part: Part, batch: int, scale: float, dtype: np.dtype, key: tuple[int, int] | None) -> None:
+        self.part, self.batch, self.scale = part, batch, scale
+        self._x = part.x if part.x.dtype == np.uint8 else np.ascontiguousarray(part.x, dtype)
+        self._gather = gather_bytes if part.x.dtype == np.uint8 else gather
+        self._vectors = part.y.ndim == 2
+        self._y = part.y.astype(dtype) if self._vectors else part.y
+        self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
+        self._key = key
+        self._order = np.arange(len(part))
+        self.seek(Cursor(0, 0))
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self._epoch, self._position)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Go to a cursor."""
+        self._epoch, self._position = cursor
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        if self._key is not None:
+            seed, subset = self._key
+            generator = np.random.Generator(np.random.Philox(key=[seed, subset], counter=[0, 0, self._epoch, 1]))
+            self._order = generator.permutation(len(self.part))
+
+    def next(self, x: np.ndarray) -> int:
+        """Fill `x` [units, batch] and `self.target` with the next minibatch; return its number of examples."""
+        lo = self._position
+        index = self._order[lo : lo + self.batch]
+        count = len(index)
+        self._gather(self._x, index, count, self.scale, x)
+        if self._vectors:
+            self.target[:, :count] = self._y[index].T
+        else:
+            np.take(self._y, index, out=self.target[:count])
+        self._position += count
+        if self._position >= len(self.part):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._shuffle()
+        return count

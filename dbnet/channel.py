@@ -1,0 +1,68 @@
+"""Messages among coordinator and shards: small Python values and arrays, sent without waiting, received when they are there.
+
+Replicas never take part. `Mailboxes` is the same within one process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+
+class Message(NamedTuple):
+    source: int
+    kind: str
+    content: Any
+
+
+class Channel(Protocol):
+    """One server's end."""
+
+    def send(self, rank: int, kind: str, content: Any = None) -> None: ...
+    def receive(self) -> Message | None: ...
+    def pending(self) -> bool: ...
+
+
+class Mailboxes:
+    """All servers' messages within one process."""
+
+    def __init__(self, size: int) -> None:
+        self._boxes: list[deque[Message]] = [deque() for _ in range(size)]
+
+    def at(self, rank: int) -> _Box:
+        """Return the end that belongs to `rank`."""
+        return _Box(self._boxes, rank)
+
+
+class _Box:
+    def __init__(self, boxes: list[deque[Message]], rank: int) -> None:
+        self._boxes, self._rank = boxes, rank
+
+    def send(self, rank: int, kind: str, content: Any = None) -> None:
+        self._boxes[rank].append(Message(self._rank, kind, content))
+
+    def receive(self) -> Message | None:
+        return self._boxes[self._rank].popleft() if self._boxes[self._rank] else None
+
+    def pending(self) -> bool:
+        """Whether something that was sent is still under way."""
+        return False
+
+
+class MpiChannel:
+    """Non-blocking point-to-point messages on the servers' communicator; receiving also lets MPI progress."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self._sent: list[Any] = []
+
+    def send(self, rank: int, kind: str, content: Any = None) -> None:
+        self._sent.append(self._comm.isend(Message(self._comm.rank, kind, content), rank))
+
+    def receive(self) -> Message | None:
+        message = self._comm.improbe()
+        return None if message is None else message.recv()
+
+    def pending(self) -> bool:
+        self._sent = [request for request in self._sent if not request.Test()]
+        return bool(self._sent)

@@ -1,0 +1,114 @@
+"""Checkpoints: the whole restartable state in one HDF5 file, written whole or not at all.
+
+    /params, /state.<name>   [parameters] the flat vector and the rule's registers
+    /clock                   [shards, partitions] count of updates, with /ranges [shards, 2]
+    /replicas                one row per replica: steps, examples, pushes, epoch, position (the cursor of its subset)
+    attributes               config (JSON), layout (names, offsets, shapes), model input shape, run seconds
+
+The order of examples is a function of (seed, subset, epoch), so a cursor is the state of the generators too. The shards send
+their registers slice by slice while they go on serving; the coordinator writes them to a temporary name, makes them durable and
+renames. A checkpoint that is taken during training therefore holds each slice as it was when it was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dbnet import __version__
+from dbnet.config import Config, stored
+from dbnet.errors import UserError
+from dbnet.network import Model
+from dbnet.ranges import Range, overlap
+
+REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
+
+
+class Writer:
+    """Collects one checkpoint; `commit` makes it appear.
+
+    Parameters
+    ----------
+    path
+        The final path.
+    config, model, input_shape
+        What the checkpoint is of.
+    """
+
+    def __init__(self, path: Path, config: Config, model: Model, data: dict[str, Any]) -> None:
+        self.path, self._part = path, path.with_name(path.name + ".part")
+        self._size = model.layout.size
+        self._file = h5py.File(self._part, "w")
+        layout = [(e.name, e.offset, e.shape) for e in model.layout.entries]
+        self._file.attrs.update(
+            {"dbnet": __version__, "config": config.text(), "layout": json.dumps(layout), "data": json.dumps(data)}
+        )
+
+    def write(self, name: str, lo: int, values: np.ndarray) -> None:
+        """Write a slice of a register, `lo` counted in the flat vector."""
+        if name not in self._file:
+            self._file.create_dataset(name, (self._size,), values.dtype)
+        self._file[name][lo : lo + values.size] = values
+
+    def commit(self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float) -> None:
+        """Add what belongs to no register, make the file durable and give it its name."""
+        self._file["clock"], self._file["ranges"], self._file["replicas"] = clocks, np.array(ranges), replicas
+        self._file.attrs["seconds"] = seconds
+        self._file.close()
+        with open(self._part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._part, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+class Checkpoint:
+    """A checkpoint to read; every reader takes only its own ranges."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"No checkpoint '{path}'; a run writes its own beside its run file (NAME.checkpoint.h5).")
+        try:
+            with h5py.File(self.path, "r") as file:
+                if "params" not in file or "config" not in file.attrs:
+                    raise UserError(f"'{path}' is not a dbnet checkpoint; give the NAME.checkpoint.h5 of a run.")
+                self.config: Config = stored(file.attrs["config"])
+                self.layout = json.loads(file.attrs["layout"])
+                self.data: dict[str, Any] = json.loads(file.attrs["data"])
+                self.seconds = float(file.attrs["seconds"])
+                self.size, self.dtype = file["params"].shape[0], file["params"].dtype
+                self.clock, self.ranges = file["clock"][:], file["ranges"][:]
+                self.replicas: np.ndarray = file["replicas"][:]
+                self.registers = [name for name in file if name == "params" or name.startswith("state.")]
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read ({str(error).split('(')[0].strip()}); use an earlier checkpoint.") from None
+
+    def read(self, name: str, part: Range, out: np.ndarray) -> None:
+        """Read a range of a register into `out` [part.size]."""
+        with h5py.File(self.path, "r") as file:
+            if name in file:
+                out[:] = file[name][part.slice]
+
+    def clock_of(self, part: Range, partitions: int) -> np.ndarray:
+        """Return the clocks for a shard with this range: those of the old shards it overlaps, the largest of them."""
+        touching = [bool(overlap(part, Range(*old)).size) for old in self.ranges.tolist()]
+        clocks = self.clock[touching] if any(touching) else self.clock
+        return np.resize(clocks.max(axis=0), partitions)
+
+    def require(self, model: Model) -> None:
+        """Raise UserError where the checkpoint is of another network."""
+        mine = [[e.name, e.offset, list(e.shape)] for e in model.layout.entries]
+        if mine != self.layout:
+            raise UserError(f"'{self.path}' holds another network than the run file describes; use the run file it came from.")

@@ -1,0 +1,196 @@
+"""The data file that dbnet trains on, and what a format is that prepares one.
+
+Layout (HDF5), for your own arrays too:
+
+    /train/x   [examples, ...]   float32, float64 or uint8; one example per row: (units) or (rows, columns[, maps])
+    /train/y   [examples]        integers 0 .. classes - 1,   or [examples, units] floats for the squared error
+    /test/x, /test/y             the same, for evaluation (optional)
+    attributes of /              classes (integer; for labels), scale (x is multiplied by it; 1 if missing), name, source
+
+Opening checks everything that would spoil a run later: shapes, label range, NaN or Inf, cut-off files.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+
+from dbnet.errors import UserError
+from dbnet.ranges import Range, split
+from dbnet.registry import Member
+
+_ROWS = 4096
+
+
+class Format(Member):
+    """Base of all formats: its fields are the command's options; `read` returns the arrays."""
+
+    family: ClassVar[str] = "data"
+
+    def read(self) -> dict[str, Any]:
+        """Return {"train/x": array, ..., "classes": int, "scale": float, "name": str, "source": str}."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples in memory: x [n, units] in the type of the file, y [n] or [n, units]."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class DataFile:
+    """A checked data file.
+
+    Attributes
+    ----------
+    shape
+        Shape of one example; two-dimensional images get one map: (rows, columns, 1).
+    classes
+        Number of classes, 0 for vector targets.
+    targets
+        Units of a vector target, 0 for labels.
+    scale
+        What x is multiplied with on its way into the network.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"No data file '{path}'; make it with 'dbnet data', for example: dbnet data digits {path}.")
+        try:
+            with h5py.File(self.path, "r") as file:
+                self._describe(file)
+        except OSError as error:
+            raise UserError(f"'{path}' is not a readable HDF5 file ({str(error).split('(')[0].strip()}); make it again.") from None
+
+    def _describe(self, file: h5py.File) -> None:
+        if "train/x" not in file or "train/y" not in file:
+            raise UserError(f"'{self.path}' has no /train/x and /train/y; 'dbnet data --help' shows the layout.")
+        x, y = file["train/x"], file["train/y"]
+        shape = tuple(int(n) for n in x.shape[1:])
+        self.shape = (*shape, 1) if len(shape) == 2 else shape
+        if len(self.shape) not in (1, 3):
+            raise UserError(f"'{self.path}': /train/x has shape {x.shape}; an example must have 1, 2 or 3 axes.")
+        if x.dtype not in (np.uint8, np.float32, np.float64):
+            raise UserError(f"'{self.path}': /train/x is {x.dtype}; use float32, float64 or uint8.")
+        self.dtype = x.dtype
+        self.scale = float(file.attrs.get("scale", 1.0))
+        self.name = str(file.attrs.get("name", self.path.stem))
+        self.source = str(file.attrs.get("source", "unknown"))
+        labels = y.ndim == 1
+        if labels and not np.issubdtype(y.dtype, np.integer):
+            raise UserError(f"'{self.path}': /train/y holds {y.dtype}; labels must be integers (or vectors [examples, units]).")
+        self.targets = 0 if labels else int(y.shape[1])
+        self.classes = int(file.attrs.get("classes", int(y[:].max(initial=-1)) + 1)) if labels else 0
+        self.sizes = {}
+        for part in ("train", "test"):
+            if f"{part}/x" in file:
+                self.sizes[part] = self._check_part(file, part, shape)
+        if not self.sizes["train"]:
+            raise UserError(f"'{self.path}': /train/x has no examples.")
+
+    def _check_part(self, file: h5py.File, part: str, shape: tuple[int, ...]) -> int:
+        if f"{part}/y" not in file:
+            raise UserError(f"'{self.path}' has /{part}/x but no /{part}/y.")
+        x, y = file[f"{part}/x"], file[f"{part}/y"]
+        if len(x) != len(y) or tuple(x.shape[1:]) != shape or y.shape[1:] != file["train/y"].shape[1:]:
+            raise UserError(f"'{self.path}': /{part}/x {x.shape} and /{part}/y {y.shape} do not fit each other and /train.")
+        if self.classes:
+            labels = y[:]
+            bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
+            if bad.size:
+                raise UserError(
+                    f"'{self.path}': /{part}/y[{bad[0]}] = {labels[bad[0]]} is not a label; with {self.classes} classes labels are "
+                    f"0 .. {self.classes - 1}."
+                )
+        return len(x)
+
+    def read(self, part: str, rows: np.ndarray | None = None) -> Part:
+        """Read the examples `rows` (sorted indices; None: all) of `part` in runs of rows, and refuse NaN and Inf.
+
+        Raises
+        ------
+        UserError
+            A value is not finite, or the file is cut off.
+        """
+        n = self.sizes[part]
+        rows = np.arange(n) if rows is None else rows
+        try:
+            with h5py.File(self.path, "r") as file:
+                source = file[f"{part}/x"]
+                x = np.empty((len(rows), prod(self.shape)), source.dtype)
+                for lo in range(0, n, _ROWS):
+                    here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
+                    if here.stop > here.start:
+                        x[here] = source[lo : lo + _ROWS].reshape(-1, x.shape[1])[rows[here] - lo]
+                y = file[f"{part}/y"][:][rows]
+        except OSError as error:
+            raise UserError(f"'{self.path}' cannot be read ({str(error).split('(')[0].strip()}); make it again.") from None
+        for name, values in (("x", x), ("y", y)):
+            if values.dtype.kind == "f":
+                bad = np.argwhere(~np.isfinite(values))
+                if len(bad):
+                    raise UserError(
+                        f"'{self.path}': /{part}/{name} of example {rows[bad[0][0]]} is {values[tuple(bad[0])]}; remove it."
+                    )
+        return Part(x, y.astype(np.int64) if self.classes else y)
+
+    def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
+        """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""
+        order = np.random.Generator(np.random.Philox(key=[seed, 0x5B5E7])).permutation(self.sizes["train"])
+        mine: Range = split(len(order), parts)[index]
+        return np.sort(order[mine.slice])
+
+
+def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Return x [n, units] of one part of a file, and its scale, for examples of `shape`; labels are not looked at.
+
+    Raises
+    ------
+    UserError
+        No such file or part, another shape, or values that are not finite.
+    """
+    if not Path(path).exists():
+        raise UserError(f"No data file '{path}'.")
+    try:
+        with h5py.File(path, "r") as file:
+            if f"{part}/x" not in file:
+                raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
+            x, scale = file[f"{part}/x"][:], float(file.attrs.get("scale", 1.0))
+    except OSError as error:
+        raise UserError(f"'{path}' is not a readable HDF5 file ({str(error).split('(')[0].strip()}).") from None
+    mine = (*x.shape[1:], 1) if x.ndim == 3 else x.shape[1:]
+    if mine != tuple(shape):
+        raise UserError(f"'{path}': /{part}/x holds examples of shape {mine}, the network takes {tuple(shape)}.")
+    x = x.reshape(len(x), prod(shape))
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise UserError(f"'{path}': /{part}/x has values that are not finite; remove them.")
+    return x, scale
+
+
+def write(path: str | Path, contents: dict[str, Any]) -> None:
+    """Write a data file whole or not at all; `contents` as `Format.read` returns it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with h5py.File(part, "w") as file:
+            for name, value in contents.items():
+                if isinstance(value, np.ndarray):
+                    file.create_dataset(name, data=value, chunks=True, compression="gzip" if value.dtype == np.uint8 else None)
+                else:
+                    file.attrs[name] = value
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror or error}; choose another place.") from None

@@ -1,0 +1,43 @@
+"""What a run says while it goes on: one line per report, readable on a terminal, through mpirun and in a job's output file."""
+
+from __future__ import annotations
+
+from dbnet.orders import Score
+
+_HEAD = "  seconds   epochs      steps   loss   test acc  train acc  examples/s  staleness"
+
+
+class Display:
+    """Prints a head once, then a line for each evaluation, and one at least every `interval` seconds."""
+
+    def __init__(self, quiet: bool = False, interval: float = 5.0) -> None:
+        self._quiet, self._interval, self._last = quiet, interval, 0.0
+        self._headed = False
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        if not self._quiet:
+            print(text, flush=True)
+
+    def row(
+        self, seconds: float, epochs: float, steps: int, loss: float, rate: float, staleness: float, score: Score | None
+    ) -> None:
+        """Print where the run stands; without a new `score` only if the last line is old enough."""
+        if score is None and seconds - self._last < self._interval:
+            return
+        self._last = seconds
+        if not self._headed:
+            self.say(_HEAD)
+            self._headed = True
+        accuracies = ("", "") if score is None else (f"{score.test_accuracy:.4f}", f"{score.train_accuracy:.4f}")
+        cells = (
+            f"{seconds:9.1f}",
+            f"{epochs:8.2f}",
+            f"{steps:10d}",
+            f"{loss:6.3f}" if loss == loss else "     -",
+            f"{accuracies[0].replace('nan', '-'):>10}",
+            f"{accuracies[1].replace('nan', '-'):>10}",
+            f"{rate:11.0f}" if rate == rate else "          -",
+            f"{staleness:10.2f}" if staleness == staleness else "         -",
+        )
+        self.say(" ".join(cells))

@@ -1,0 +1,119 @@
+"""What a layer is: shapes, connectivity, kernels. It holds options and no arrays, so one value serves any number of partitions.
+
+Units are boxes: (units,) for a dense layer, (rows, columns, maps) for an image layer; arrays are [units..., batch], the batch
+innermost. A layer says which box of inputs a box of outputs `needs`; cutting a network, its messages and its footprint on the
+parameter vector follow from that alone. A partition holds the box of outputs that it owns and the box of inputs that these need.
+
+The mathematics of a layer is three kernels' work: y from x, then from dy the gradient of the parameters and dx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dbnet.ranges import Region, whole
+from dbnet.registry import Member
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of a layer's parameters.
+
+    Attributes
+    ----------
+    shape
+        Its global shape; the leading `axes` axes are the layer's output units, so that a unit's parameters are contiguous.
+    axes
+        Number of leading axes that are unit axes; 0 means shared by all units (held by every partition).
+    spread
+        Initial values are uniform in [-spread, spread]; 0 means zeros.
+    decays
+        Whether weight decay acts on it.
+    """
+
+    shape: Shape
+    axes: int
+    spread: float = 0.0
+    decays: bool = False
+
+    def owned(self, units: Region) -> Region:
+        """Return the box of this array that the owner of the output box `units` uses."""
+        return (*units[: self.axes], *whole(self.shape[self.axes :])) if self.axes else whole(self.shape)
+
+
+@dataclass
+class Cell:
+    """One layer in place on one partition: the boxes it works on and the arrays it was given.
+
+    Attributes
+    ----------
+    x_shape, y_shape
+        Global shapes of input and output.
+    x_box, y_box
+        The input units at hand and the output units owned, in global coordinates.
+    x, y, dx, dy
+        Activations and deltas, [box..., batch]; `dx` is None where nobody needs it (the first layer).
+    p, g
+        Parameters and their gradient by name, views into the partition's flat vectors.
+    scratch
+        The arrays that `Layer.scratch` asked for, and whatever the layer wants to keep ready (products, index tables).
+    training, step, seed
+        For layers that behave differently in training or draw random numbers.
+    """
+
+    x_shape: Shape
+    y_shape: Shape
+    x_box: Region
+    y_box: Region
+    x: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray | None = None
+    dy: np.ndarray | None = None
+    p: dict[str, np.ndarray] = field(default_factory=dict)
+    g: dict[str, np.ndarray] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+    training: bool = True
+    step: int = 0
+    seed: int = 0
+
+
+class Layer(Member):
+    """Base of all layers; a subclass declares its options as fields and overrides what differs."""
+
+    family: ClassVar[str] = "layers"
+
+    def output_shape(self, x: Shape) -> Shape:
+        """Return the shape of the output for an input of shape `x`; raise UserError where it does not fit."""
+        raise NotImplementedError
+
+    def parameters(self, x: Shape) -> dict[str, Parameter]:
+        """Return the layer's parameters for an input of shape `x`, in the order of the flat vector."""
+        return {}
+
+    def needs(self, x: Shape, out: Region) -> Region:
+        """Return the box of inputs that the outputs in `out` are computed from; here: all."""
+        return whole(x)
+
+    def scratch(self, cell: Cell) -> dict[str, Any]:
+        """Return the working arrays of this layer on this partition; called once, when `cell` is otherwise complete."""
+        return {}
+
+    def forward(self, c: Cell) -> None:
+        """Compute c.y from c.x and c.p."""
+        raise NotImplementedError
+
+    def backward(self, c: Cell, accumulate: bool) -> None:
+        """Compute c.g and, unless it is None, c.dx from c.dy; add to c.g if `accumulate`, else overwrite it.
+
+        c.dx is overwritten with this partition's share of the input's delta; c.dy may be used as working space.
+        """
+        raise NotImplementedError
+
+    def flops(self, x: Shape, out: Region) -> int:
+        """Return the multiplications and additions of one example's forward pass for the outputs in `out`."""
+        return 0

@@ -1,0 +1,1 @@
+"""Losses on the output units: one file, one kind."""

@@ -1,0 +1,83 @@
+"""Softmax cross-entropy: loss = -log(exp(z_label) / sum_k exp(z_k)); delta = softmax(z) - onehot(label).
+
+Statistics per example: row 0 the label's own z, row 1 the largest z, row 2 its unit, row 3 the sum of exp(z - largest), row 4 the
+partition's own largest. Combined, row 0 becomes the loss, rows 1 to 3 speak of all units, row 4 stays the partition's. In between,
+`dy` holds exp(z - this partition's largest).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from dbnet.jit import exp, kernel
+from dbnet.losses.base import Loss
+
+
+@kernel("T[:,:];i8[:];i8;T[:,:];T[:,:]")
+def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, e: np.ndarray) -> None:
+    stats[0] = 0
+    stats[1] = -np.inf
+    stats[2] = lo
+    stats[3] = 0
+    for k in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            better = z[k, j] > stats[1, j]
+            stats[1, j] = z[k, j] if better else stats[1, j]
+            stats[2, j] = k + lo if better else stats[2, j]
+    for k in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = exp(z[k, j] - stats[1, j])
+            e[k, j] = v
+            stats[3, j] += v
+    stats[4] = stats[1]
+    for j in range(z.shape[1]):
+        if lo <= label[j] < lo + z.shape[0]:
+            stats[0, j] = z[label[j] - lo, j]
+
+
+@kernel("T[:,:,:];T[:,:]")
+def combine(parts: np.ndarray, stats: np.ndarray) -> None:
+    for j in range(stats.shape[1]):
+        best, unit, label = parts[0, 1, j], parts[0, 2, j], parts[0, 0, j]
+        for p in range(1, parts.shape[0]):
+            label += parts[p, 0, j]
+            if parts[p, 1, j] > best:
+                best, unit = parts[p, 1, j], parts[p, 2, j]
+        total = stats.dtype.type(0)
+        for p in range(parts.shape[0]):
+            total += parts[p, 3, j] * stats.dtype.type(math.exp(parts[p, 1, j] - best))
+        stats[0, j] = stats.dtype.type(math.log(total)) + best - label
+        stats[1, j], stats[2, j], stats[3, j] = best, unit, total
+
+
+@kernel("i8[:];i8;T[:,:];i8;T[:,:]")
+def finish(label: np.ndarray, lo: int, stats: np.ndarray, count: int, dz: np.ndarray) -> None:
+    one, n = dz.dtype.type(1) / dz.dtype.type(count), dz.dtype.type(count)
+    for j in range(dz.shape[1]):
+        shrink = dz.dtype.type(math.exp(stats[4, j] - stats[1, j])) / (stats[3, j] * n)
+        stats[3, j] = shrink if j < count else dz.dtype.type(0)
+    for k in range(dz.shape[0]):
+        for j in range(dz.shape[1]):
+            dz[k, j] *= stats[3, j]
+    for j in range(count):
+        if lo <= label[j] < lo + dz.shape[0]:
+            dz[label[j] - lo, j] -= one
+
+
+class Softmax(Loss):
+    """Softmax cross-entropy on class labels."""
+
+    kind: ClassVar[str] = "softmax"
+    width: ClassVar[int] = 5
+
+    def reduce(self, y: np.ndarray, target: np.ndarray, lo: int, stats: np.ndarray, dy: np.ndarray) -> None:
+        reduce(y, target, lo, stats, dy)
+
+    def combine(self, parts: np.ndarray, stats: np.ndarray) -> None:
+        combine(parts, stats)
+
+    def delta(self, y: np.ndarray, target: np.ndarray, lo: int, stats: np.ndarray, count: int, dy: np.ndarray) -> None:
+        finish(target, lo, stats, count, dy)

@@ -1,0 +1,206 @@
+"""Downpour SGD (Dean et al. 2012, section 4.1 and algorithm 7.1).
+
+Where the paper is silent: step 0 both fetches and pushes, so pushes cover 1, n_push, n_push, ... gradients. What is pushed is the
+sum of the accrued gradients, each the mean over its minibatch; a remainder is pushed at the end, so every computed gradient is
+applied once. The local step (w = w - alpha g) is undone by the next fetch and left out where that comes before the next gradient.
+With `overlap` a fetch takes effect one step later and the gradient accrues in a second buffer while the first one leaves.
+
+Warmstart: replica 0 trains alone; the others join when it has made its steps or reached its accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from dbnet.channel import Channel
+from dbnet.config import Config
+from dbnet.methods.base import Method
+from dbnet.orders import END, GO, Orders
+from dbnet.pace import Pace
+from dbnet.replica import Replica
+from dbnet.shard import Shard
+from dbnet.store import Inbox, Store
+from dbnet.waiting import IDLE, Turns, Wait
+
+_SLICE = 1 << 20
+_REPORT = 0.1
+
+
+class Downpour(Method):
+    """Asynchronous stochastic gradient descent with a parameter server."""
+
+    kind: ClassVar[str] = "downpour"
+
+    def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
+        method, rule = config.method, config.members()[2]
+        alpha = rule.local_rate() if method.local_rate is None else method.local_rate
+        yield from attend(replica, store, orders, GO)
+        accrued = 0
+        while not orders.stop and not finished(replica, config):
+            step = replica.steps
+            if step % method.n_fetch == 0 or not store.counts.fetches:
+                yield from store.fetch()
+            store.accrued(first=accrued == 0)
+            local = method.n_fetch > 1 and (step + 1) % method.n_fetch != 0
+            replica.accrue(store.w, store.g, accrued, alpha if local else 0.0)
+            accrued += 1
+            if step % method.n_push == 0:
+                yield from store.push(accrued)
+                accrued = 0
+            yield from store.arrive()
+            yield from report(replica, store, orders)
+            yield None
+        if accrued:
+            yield from store.push(accrued)
+        yield from store.settle()
+        orders.note(done=1)
+        yield from report(replica, store, orders, now=True)
+        yield from attend(replica, store, orders, END)
+        store.close()
+
+    def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
+        next_report, draining, sending = 0.0, False, None
+        while True:
+            busy = inbox.drain() if inbox is not None else False
+            message = channel.receive()
+            if message is not None:
+                draining = draining or message.kind == "drain"
+                if message.kind == "checkpoint":
+                    sending = registers(shard)
+                if message.kind == "end":
+                    break
+            if clock() >= next_report or (draining and not busy):
+                next_report = clock() + _REPORT
+                events = shard.take_events()
+                if len(events):
+                    channel.send(0, "events", events)
+            if draining and not busy:
+                draining = False
+                channel.send(0, "drained")
+            if not channel.pending() and sending is not None:
+                sending = next_slice(sending, shard, channel)
+            yield None if busy or sending else IDLE
+        while channel.pending():
+            yield IDLE
+
+    def coordinate(self, pace: Pace) -> Turns:
+        desk, everyone = pace.desk, range(pace.desk.topology.replicas)
+        pace.evaluate(0)
+        if warming(pace):
+            desk.go([0])
+            pace.display.say("Warmstart: replica 0 trains alone.")
+        while warming(pace) and not reached(pace):
+            yield from manage(pace)
+        desk.go(everyone)
+        while not pace.all_done:
+            if reached(pace):
+                desk.stop()
+            yield from manage(pace)
+        yield from finish(pace)
+
+
+# --- the replica's side -------------------------------------------------------------------------------------------------------
+
+
+def finished(replica: Replica, config: Config) -> bool:
+    """Return whether the replica has made its own share: its steps or its passes over its subset."""
+    stop = config.stop
+    by_steps = stop.steps is not None and replica.steps >= stop.steps
+    by_epochs = stop.epochs is not None and replica.train.cursor.epoch >= stop.epochs
+    return by_steps or by_epochs or len(replica.train) == 0
+
+
+def report(replica: Replica, store: Store, orders: Orders, now: bool = False) -> Turns:
+    """Note how far the replica is; evaluate if that is asked for."""
+    cursor, counts = replica.train.cursor, store.counts
+    orders.note(
+        steps=replica.steps, examples=replica.examples, loss=replica.loss, right=replica.right, pushes=store.number,
+        fetches=counts.fetches, bytes_pushed=counts.bytes_pushed, bytes_fetched=counts.bytes_fetched, waited=counts.waited,
+        epoch=cursor.epoch, position=cursor.position,
+    )  # fmt: skip
+    orders.poll(now)
+    if orders.evaluation_wanted:
+        yield from store.snapshot(replica.snapshot)
+        orders.report(replica.evaluate(replica.snapshot))
+
+
+def attend(replica: Replica, store: Store, orders: Orders, flag: int) -> Turns:
+    """Wait for GO or END, evaluating whenever that is asked for."""
+    while not orders.has(flag) and not (flag == GO and orders.stop):
+        yield from report(replica, store, orders, now=True)
+        yield IDLE
+
+
+# --- the shard's side ---------------------------------------------------------------------------------------------------------
+
+
+def registers(shard: Shard) -> list[tuple[str, int]]:
+    """Return the slices (register, first element) that a checkpoint of this shard consists of."""
+    step = _SLICE // shard.params.itemsize
+    return [(name, lo) for name in shard.registers() for lo in range(0, shard.range.size, step)]
+
+
+def next_slice(left: list[tuple[str, int]], shard: Shard, channel: Channel) -> list[tuple[str, int]] | None:
+    """Send one slice of a checkpoint, or the clock after the last; return what is left to send."""
+    if not left:
+        channel.send(0, "checkpointed", (shard.range, shard.clock.copy()))
+        return None
+    name, lo = left[0]
+    values = shard.registers()[name][lo : lo + _SLICE // shard.params.itemsize].copy()
+    channel.send(0, "slice", (name, shard.range.lo + lo, values))
+    return left[1:]
+
+
+# --- the coordinator's side ---------------------------------------------------------------------------------------------------
+
+
+def manage(pace: Pace) -> Turns:
+    """One round of everyday work."""
+    pace.tick()
+    if pace.evaluation_due():
+        pace.evaluate()
+    if pace.checkpoint_due():
+        pace.checkpoint()
+    yield IDLE
+
+
+def warming(pace: Pace) -> bool:
+    """Return whether replica 0 is still to train alone."""
+    warm, score = pace.config.warmstart, pace.last_score
+    if pace.desk.topology.replicas == 1 or pace.desk.done(0):
+        return False
+    if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
+        return False
+    return pace.steps[0] < warm.steps or (warm.accuracy is not None and not warm.steps)
+
+
+def reached(pace: Pace) -> bool:
+    """Return whether the time budget is used up or the wanted accuracy is there."""
+    stop, score = pace.config.stop, pace.last_score
+    by_time = stop.seconds is not None and pace.seconds >= stop.seconds
+    return by_time or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
+
+
+def finish(pace: Pace) -> Turns:
+    """When all replicas are done: drain the rings, evaluate, write the last checkpoint, let everyone go."""
+
+    def until(done: Callable[[], bool], reason: str) -> Turns:
+        while not done():
+            pace.tick()
+            yield Wait(f"the coordinator waits for {reason}")
+
+    for shard in range(pace.shards):
+        pace.channel.send(1 + shard, "drain")
+    yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
+    yield from until(lambda: not pace.evaluating, f"the evaluation by replica {pace.desk.evaluating}")
+    pace.evaluate()
+    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
+    yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
+    pace.checkpoint()
+    yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
+    pace.desk.end()
+    for shard in range(pace.shards):
+        pace.channel.send(1 + shard, "end")
+    while pace.channel.pending():
+        yield IDLE

@@ -1,0 +1,43 @@
+"""Stochastic gradient descent with one replica: the baseline that Downpour is compared with (Dean et al. 2012, figure 4).
+
+Every step fetches, computes one gradient, pushes it, and waits until the shards have applied it; nothing is ever stale, and the
+result equals a textbook loop to the bit for any number of shards.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dbnet.config import Config
+from dbnet.errors import UserError
+from dbnet.methods.downpour import Downpour, attend, finished, report
+from dbnet.orders import END, GO, Orders
+from dbnet.replica import Replica
+from dbnet.store import Store
+from dbnet.waiting import Turns
+
+
+class Sgd(Downpour):
+    """Synchronous steps of a single replica."""
+
+    kind: ClassVar[str] = "sgd"
+
+    def check(self, config: Config) -> None:
+        if config.topology.replicas != 1:
+            raise UserError("method.kind = 'sgd' trains one replica; set topology.replicas = 1, or method.kind = 'downpour'.")
+
+    def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
+        yield from attend(replica, store, orders, GO)
+        while not orders.stop and not finished(replica, config):
+            yield from store.fetch()
+            yield from store.arrive()
+            store.accrued(first=True)
+            replica.accrue(store.w, store.g, 0, 0.0)
+            yield from store.push(1)
+            yield from store.confirm()
+            yield from report(replica, store, orders)
+            yield None
+        orders.note(done=1)
+        yield from report(replica, store, orders, now=True)
+        yield from attend(replica, store, orders, END)
+        store.close()

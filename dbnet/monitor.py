@@ -1,0 +1,247 @@
+"""The run file: one HDF5 file per run, written by the coordinator, readable while it grows (HDF5's single writer, many readers).
+
+/progress     a row per replica and report: seconds, replica, steps, examples, loss, accuracy, examples/s, bytes, waiting
+/evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
+/events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
+/staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
+/state        0 running, 1 finished
+attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from dbnet import __version__
+from dbnet.config import Config, stored
+from dbnet.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROGRESS = np.dtype(
+    [
+        ("seconds", "f8"),
+        ("replica", "i4"),
+        ("steps", "i8"),
+        ("examples", "i8"),
+        ("loss", "f8"),
+        ("accuracy", "f8"),
+        ("throughput", "f8"),
+        ("pushes", "i8"),
+        ("fetches", "i8"),
+        ("bytes_pushed", "i8"),
+        ("bytes_fetched", "i8"),
+        ("waited", "f8"),
+    ]
+)
+EVALUATION = np.dtype(
+    [
+        ("seconds", "f8"),
+        ("replica", "i4"),
+        ("steps", "i8"),
+        ("epochs", "f8"),
+        ("test_loss", "f8"),
+        ("test_accuracy", "f8"),
+        ("train_loss", "f8"),
+        ("train_accuracy", "f8"),
+    ]
+)
+EVENTS = np.dtype(
+    [
+        ("shard", "i4"),
+        ("replica", "i4"),
+        ("partition", "i4"),
+        ("push", "i8"),
+        ("fetched", "i8"),
+        ("applied", "i8"),
+        ("steps", "i4"),
+        ("seconds", "f8"),
+    ]
+)
+BINS = 256
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    import numba
+    import scipy
+
+    return {
+        "dbnet": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "scipy": scipy.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def revision() -> str:
+    """Return the git revision of the source, with '+' where it was changed; 'unknown' outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        ask = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def free_name(config: Config) -> Config:
+    """Return the configuration with a run name that is not taken in its folder, and make the folder.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be made or written.
+    """
+    folder, name, number = Path(config.run.folder), config.run.name, 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
+    while (folder / f"{name}.h5").exists():
+        number += 1
+        name = f"{config.run.name}-{number}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+class RunFile:
+    """The writer's end.
+
+    Parameters
+    ----------
+    path
+        The file to create.
+    config
+        The effective configuration.
+    about
+        More attributes: MPI library, hosts, what was resumed.
+    """
+
+    def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
+        try:
+            self._file = h5py.File(path, "w", libver="latest")
+        except OSError as error:
+            raise UserError(f"Cannot write the run file '{path}': {error}; set run.folder to another.") from None
+        self.path = path
+        self._file.attrs.update(
+            {
+                "config": config.text(),
+                "versions": json.dumps(versions()),
+                "revision": revision(),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
+            }
+        )
+        for name, dtype in (("progress", PROGRESS), ("evaluation", EVALUATION), ("events", EVENTS)):
+            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
+        shards = config.topology.shards
+        self._staleness = np.zeros((shards, BINS), np.int64)
+        self._file.create_dataset("staleness", data=self._staleness)
+        self._file.create_dataset("state", data=np.int8(0))
+        # From here on others may read along; nothing but rows can be added any more.
+        self._file.swmr_mode = True
+
+    def _append(self, name: str, rows: np.ndarray) -> None:
+        data = self._file[name]
+        data.resize(len(data) + len(rows), axis=0)
+        data[len(data) - len(rows) :] = rows
+        data.flush()
+
+    def progress(self, rows: np.ndarray) -> None:
+        self._append("progress", rows)
+
+    def evaluation(self, *values: float) -> None:
+        self._append("evaluation", np.array([values], EVALUATION))
+
+    def events(self, shard: int, events: np.ndarray) -> None:
+        """Append the updates of one shard and count their staleness."""
+        rows = np.zeros(len(events), EVENTS)
+        rows["shard"] = shard
+        for name in events.dtype.names:
+            rows[name] = events[name]
+        self._append("events", rows)
+        late = np.minimum(events["applied"] - events["fetched"], BINS - 1)
+        self._staleness[shard] += np.bincount(late, minlength=BINS)
+        self._file["staleness"][shard] = self._staleness[shard]
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean over all updates of all shards so far; NaN before the first."""
+        updates = self._staleness.sum()
+        return float((self._staleness.sum(axis=0) @ np.arange(BINS)) / updates) if updates else float("nan")
+
+    def close(self, finished: bool) -> None:
+        """Mark the run's end; closing again does nothing."""
+        if not self._file:
+            return
+        self._file["state"][...] = int(finished)
+        self._file.close()
+
+
+class Run:
+    """A run file for analysis, also of a run that is still going on (call `refresh`, or open it again).
+
+    Attributes
+    ----------
+    config
+        The effective configuration.
+    about
+        Versions, revision, MPI library, hosts.
+    progress, evaluation, events, staleness
+        pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
+    finished
+        Whether the run came to its own end.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"No run file '{path}'; a run prints the path of its own at the end.")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what has been written so far."""
+        import pandas as pd
+
+        try:
+            with h5py.File(self.path, "r", libver="latest", swmr=True) as file:
+                if "progress" not in file or "config" not in file.attrs:
+                    raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
+                self.config: Config = stored(file.attrs["config"])
+                self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
+                self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
+                self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
+                self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
+                counts = file["staleness"][:].T
+                self.finished = bool(file["state"][()])
+        except OSError as error:
+            raise UserError(f"'{self.path}' cannot be read ({str(error).split('(')[0].strip()}).") from None
+        last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
+        self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
+        self.staleness.index.name = "staleness"
+
+    @property
+    def accuracy(self) -> float:
+        """Last test accuracy; NaN where there was no evaluation."""
+        return float(self.evaluation.test_accuracy.iloc[-1]) if len(self.evaluation) else float("nan")
+
+
+def _decode(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value.item() if hasattr(value, "item") else value
+    except json.JSONDecodeError:
+        return value

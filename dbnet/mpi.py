@@ -1,0 +1,108 @@
+"""Start MPI once, late, and end all ranks together.
+
+Importing dbnet starts no MPI; `world` does. A rank that raises prints one readable message and ends the job: with one rank gone
+the others would wait for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from dbnet.errors import UserError
+
+T = TypeVar("T")
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def launched_size() -> int:
+    """Return the number of ranks that a launcher says it started; 1 without a launcher."""
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" not in os.environ:
+        return 1
+    sizes = [int(os.environ[name]) for name in _SIZE_VARIABLES if os.environ.get(name, "").isdigit()]
+    return max(sizes, default=1)
+
+
+def launched_rank() -> int:
+    """Return this process's number in the launcher's count; 0 without a launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def world() -> Any:
+    """Start MPI and return its world communicator, or None where no launcher started this process.
+
+    Raises
+    ------
+    UserError
+        The launcher belongs to another MPI than mpi4py: every rank sees a world of size 1.
+    """
+    started = launched_size()
+    if started == 1:
+        return None
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if comm.size == 1:
+        library = library_version()
+        if launched_rank() > 0:
+            raise SystemExit(2)
+        raise UserError(
+            f"The launcher started {started} ranks, but each sees a world of size 1: mpirun belongs to another MPI than mpi4py's "
+            f"({library}). Use the mpirun beside this Python ({os.path.join(os.path.dirname(sys.executable), 'mpirun')}), "
+            "or with Slurm and MPICH: srun --mpi=pmi2."
+        )
+    return comm
+
+
+def library_version() -> str:
+    """Return the MPI library's own name and version, on one line."""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().strip("\x00 \n").split("\n")[0].replace("\t", " ").split(",")[0].strip()
+
+
+@contextmanager
+def abort_on_error(comm: Any) -> Iterator[None]:
+    """End all ranks with this rank's message when the body raises; without MPI let the exception pass."""
+    try:
+        yield
+    except BaseException as error:
+        if comm is None or isinstance(error, Refused):
+            raise
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            return
+        if isinstance(error, UserError):
+            print(f"dbnet: {error}", file=sys.stderr, flush=True)
+        elif not isinstance(error, SystemExit):
+            lines = "".join(traceback.format_exception(error))
+            print(f"dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
+        comm.Abort(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def together(comm: Any, function: Callable[[], T]) -> T:
+    """Run `function` on all ranks; if it raised UserError anywhere, all ranks stop, with one message from one rank."""
+    value, message = None, None
+    try:
+        value = function()
+    except UserError as error:
+        if comm is None:
+            raise
+        message = str(error)
+    messages = [] if comm is None else comm.allgather(message)
+    first = next((m for m in messages if m), None)
+    if first is None:
+        return value  # type: ignore[return-value]
+    if comm.rank == 0:
+        print(f"dbnet: {first}", file=sys.stderr, flush=True)
+    raise Refused
+
+
+class Refused(Exception):
+    """All ranks stop in step; the message has been printed."""

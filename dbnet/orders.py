@@ -1,0 +1,158 @@
+"""What the coordinator tells replicas and what they report, both halves, over the coordinator's window.
+
+Fields: `order[r]` = (go, stop, evaluation wanted, end), a level, not a message: replica r reads its row now and then and acts
+on what it sees; nobody ever addresses a replica. `status[r]` is written by replica r alone: how far it is and what it has moved.
+`report[r]` is its last evaluation; its first number, written last, says which one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.topology import Topology
+from dbnet.window import Field, Window
+
+GO, STOP, EVALUATE, END = range(4)
+STATUS = (
+    "heartbeat",
+    "done",
+    "steps",
+    "examples",
+    "loss",
+    "right",
+    "pushes",
+    "fetches",
+    "bytes_pushed",
+    "bytes_fetched",
+    "waited",
+    "epoch",
+    "position",
+)
+_AT = {name: i for i, name in enumerate(STATUS)}
+POLL = 0.02
+
+
+class Score(NamedTuple):
+    """Mean loss and accuracy on the test set and on the watched portion of the training set; NaN where there is none."""
+
+    test_loss: float
+    test_accuracy: float
+    train_loss: float
+    train_accuracy: float
+
+
+def coordinator_fields(topology: Topology) -> list[Field]:
+    """Return the window fields of the coordinator."""
+    n = topology.replicas
+    return [
+        Field("order", "int64", (n, 4)),
+        Field("status", "float64", (n, len(STATUS))),
+        Field("report", "float64", (n, 1 + len(Score._fields))),
+        Field("reported", "int64", (n,)),
+    ]
+
+
+class Desk:
+    """The coordinator's half: writes orders, reads what has been reported."""
+
+    def __init__(self, window: Window, topology: Topology) -> None:
+        self._window, self.topology = window, topology
+        self._order, self._status = window.local["order"], window.local["status"]
+        self._report, self._reported = window.local["report"], window.local["reported"]
+        self._wanted = 0
+        self._evaluator: int | None = None
+
+    def go(self, replicas: Sequence[int]) -> None:
+        self._order[list(replicas), GO] = 1
+
+    def stop(self) -> None:
+        self._order[:, STOP] = 1
+
+    def end(self) -> None:
+        self._order[:, END] = 1
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._order[0, END])
+
+    def done(self, replica: int) -> bool:
+        """Return whether a replica has reported that it is done."""
+        return bool(self._status[replica, _AT["done"]])
+
+    @property
+    def evaluating(self) -> int | None:
+        """The replica that is evaluating, or None."""
+        return self._evaluator
+
+    def evaluate(self, replica: int) -> None:
+        """Ask one replica for an evaluation; the others go on."""
+        self._wanted += 1
+        self._evaluator = replica
+        self._order[replica, EVALUATE] = self._wanted
+
+    def collect(self) -> Score | None:
+        """Return the evaluation that was asked for, once, when it has been reported."""
+        self._window.sync()
+        if self._evaluator is None or self._reported[self._evaluator] != self._wanted:
+            return None
+        report = self._report[self._evaluator]
+        self._evaluator = None
+        return Score(*(float(v) for v in report[1:]))
+
+    def status(self) -> dict[str, np.ndarray]:
+        """Return a copy of every replica's status, [replicas] by name."""
+        self._window.sync()
+        now = self._status.copy()
+        return {name: now[:, i] for name, i in _AT.items()}
+
+
+class Orders:
+    """A replica's half: reads its orders at most every `POLL` seconds, writes its status as often."""
+
+    def __init__(self, window: Window, replica: int, clock: Callable[[], float]) -> None:
+        self._window, self._replica, self._clock = window, replica, clock
+        self._order = np.zeros(4, np.int64)
+        self.status = np.zeros(len(STATUS))
+        self._report = np.zeros(1 + len(Score._fields))
+        self._reported = np.zeros(1, np.int64)
+        self._next = -np.inf
+
+    def note(self, **values: float) -> None:
+        """Set numbers of the status; they travel with the next poll."""
+        for name, value in values.items():
+            self.status[_AT[name]] = value
+
+    def poll(self, now: bool = False) -> None:
+        """Exchange status and orders, if it is time or `now`."""
+        time = self._clock()
+        if time < self._next and not now:
+            return
+        self._next = time + POLL
+        self.status[0] += 1
+        self._window.put(0, "status", self.status, self._replica * len(STATUS))
+        self._window.get(0, "order", self._order, self._replica * 4)
+        self._window.flush(0)
+
+    @property
+    def stop(self) -> bool:
+        return bool(self._order[STOP])
+
+    @property
+    def evaluation_wanted(self) -> bool:
+        return bool(self._order[EVALUATE] > self._reported[0])
+
+    def has(self, flag: int) -> bool:
+        """Return whether the coordinator has set GO, STOP or END."""
+        return bool(self._order[flag])
+
+    def report(self, score: Score) -> None:
+        """Hand in the evaluation that was asked for."""
+        self._report[1:] = score
+        self._window.put(0, "report", self._report, self._replica * self._report.size)
+        self._window.flush(0)
+        self._reported[0] = self._order[EVALUATE]
+        self._window.put(0, "reported", self._reported, self._replica)
+        self._window.flush(0)

@@ -1,0 +1,199 @@
+"""The coordinator's everyday work, the same for every method: record, show, have evaluated, have checkpoints written.
+
+It reads what the replicas have written into the coordinator's window and what the shards send; it asks one replica at a time for an
+evaluation, in turn, while the others go on. It holds no parameters: a checkpoint's slices pass through one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dbnet.channel import Channel
+from dbnet.checkpoint import REPLICA, Checkpoint, Writer
+from dbnet.config import Config
+from dbnet.display import Display
+from dbnet.monitor import PROGRESS, RunFile
+from dbnet.orders import Desk, Score
+from dbnet.ranges import Range
+
+INTERVAL = 0.25
+
+
+class Pace:
+    """One run as the coordinator sees it.
+
+    Parameters
+    ----------
+    desk, channel
+        Orders and reports of the replicas; messages of the shards.
+    record, display
+        The run file and what is printed.
+    config
+        The run.
+    examples
+        Size of the training set.
+    begin_checkpoint
+        Makes the writer of a checkpoint.
+    clock
+        Seconds of the run.
+    """
+
+    def __init__(
+        self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
+        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
+        self._examples, self._begin, self.clock = examples, begin_checkpoint, clock
+        self.shards = config.topology.shards
+        self.before = np.zeros(desk.topology.replicas, REPLICA)
+        self.seconds_before = 0.0
+        self._status = desk.status()
+        self._shown = {name: values.copy() for name, values in self._status.items()}
+        self._next_progress = self._next_checkpoint = 0.0
+        self.drained: set[int] = set()
+        self._turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
+        self._writer: Writer | None = None
+        self._parts: dict[int, tuple[Range, np.ndarray]] = {}
+        self.last_score: Score | None = None
+        self._loss = self._rate = float("nan")
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on counting from a checkpoint."""
+        self.before = np.resize(checkpoint.replicas, self.before.shape)
+        self.seconds_before = checkpoint.seconds
+
+    # --- what the run has come to ---------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + self.clock()
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training set by all replicas together."""
+        return float(self._status["examples"].sum()) / self._examples
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Steps of each replica."""
+        return self._status["steps"]
+
+    @property
+    def all_done(self) -> bool:
+        return bool(self._status["done"].all())
+
+    @property
+    def evaluating(self) -> bool:
+        return self.desk.evaluating is not None
+
+    @property
+    def writing(self) -> bool:
+        return self._writer is not None
+
+    # --- one round ------------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Take in what has arrived; record and show it."""
+        while (message := self.channel.receive()) is not None:
+            getattr(self, f"_on_{message.kind}")(message.source - 1, message.content)
+        self._status = self.desk.status()
+        score = self.desk.collect()
+        if score is not None:
+            self.last_score = score
+            self._evaluated_at, self._evaluated_epochs = self.seconds, self.epochs
+            self.record.evaluation(self.seconds, self._turn, int(self.steps.sum()), self.epochs, *score)
+            self._show(score)
+        elif self.clock() >= self._next_progress:
+            self._show(None)
+
+    def _show(self, score: Score | None) -> None:
+        """Append a row per replica: means since the last rows."""
+        now, then = self._status, self._shown
+        since = INTERVAL + self.clock() - self._next_progress if self._next_progress else self.clock()
+        self._next_progress = self.clock() + INTERVAL
+        done = now["examples"] - then["examples"]
+        # A replica that was resumed starts counting from its checkpoint, not from nought.
+        fresh = (then["heartbeat"] > 0) & (done > 0)
+        rows = np.zeros(len(done), PROGRESS)
+        rows["seconds"], rows["replica"] = self.seconds, np.arange(len(done))
+        for name in ("steps", "examples", "pushes", "fetches", "bytes_pushed", "bytes_fetched", "waited"):
+            rows[name] = now[name]
+        for name, source in (("loss", "loss"), ("accuracy", "right")):
+            rows[name] = np.where(fresh, (now[source] - then[source]) / np.maximum(done, 1), np.nan)
+        rows["throughput"] = np.where(fresh, done / max(since, 1e-9), 0)
+        if fresh.any():
+            self.record.progress(rows[fresh])
+            self._loss = float((now["loss"] - then["loss"])[fresh].sum() / done[fresh].sum())
+            self._rate = float(rows["throughput"].sum())
+        self._shown = {name: values.copy() for name, values in now.items()}
+        self.display.row(
+            self.seconds, self.epochs, int(self.steps.sum()), self._loss, self._rate, self.record.mean_staleness, score
+        )
+
+    def _on_events(self, shard: int, events: np.ndarray) -> None:
+        self.record.events(shard, events)
+
+    def _on_drained(self, shard: int, _: Any) -> None:
+        self.drained.add(shard)
+
+    # --- evaluations ----------------------------------------------------------------------------------------------------------
+
+    def evaluation_due(self) -> bool:
+        every = self.config.evaluate
+        by_epochs = every.epochs is not None and self.epochs - self._evaluated_epochs >= every.epochs
+        by_time = every.seconds is not None and self.seconds - self._evaluated_at >= every.seconds
+        return (by_epochs or by_time) and not self.evaluating
+
+    def evaluate(self, replica: int | None = None) -> None:
+        """Ask a replica, by default the next in turn."""
+        self._turn = (self._turn + 1) % self.desk.topology.replicas if replica is None else replica
+        self._evaluated_epochs = self.epochs
+        self.desk.evaluate(self._turn)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------------------
+
+    def checkpoint_due(self) -> bool:
+        every = self.config.checkpoint.seconds
+        if every is None or self.writing:
+            return False
+        self._next_checkpoint = self._next_checkpoint or every
+        return self.clock() >= self._next_checkpoint
+
+    def checkpoint(self) -> None:
+        """Ask every shard for its registers."""
+        self._next_checkpoint = self.clock() + (self.config.checkpoint.seconds or 0)
+        try:
+            self._writer = self._begin()
+        except OSError as error:
+            self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
+            return
+        self._parts = {}
+        self._replicas = self._cursors()
+        for shard in range(self.shards):
+            self.channel.send(1 + shard, "checkpoint")
+
+    def _cursors(self) -> np.ndarray:
+        rows = np.zeros(len(self.steps), REPLICA)
+        for name in REPLICA.names:
+            rows[name] = self._status[name]
+        return rows
+
+    def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
+        self._writer.write(*content)
+
+    def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
+        self._parts[shard] = content
+        if len(self._parts) == self.shards:
+            ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
+            self._writer.commit(np.array(clocks), list(ranges), self._replicas, self.seconds)
+            self._writer = None
+
+    def close(self) -> None:
+        """End the run's outputs; a checkpoint that is not complete leaves nothing."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+        self.record.close(finished=self.desk.ended)

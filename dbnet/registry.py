@@ -1,0 +1,88 @@
+"""kind -> class, for every family of interchangeable members.
+
+A family is a package (``dbnet.layers``, ``dbnet.rules``, ...). Each of its modules defines members: frozen pydantic models whose
+fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports all its modules, so
+a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dbnet.errors import UserError, nearest
+
+FAMILIES: dict[str, dict[str, type[Member]]] = {}
+
+
+class Member(BaseModel):
+    """Base of all members: a frozen value, registered under ``kind`` when its class is defined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    family: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in cls.__dict__ and cls.kind:
+            FAMILIES.setdefault(cls.family, {})[cls.kind] = cls
+
+    def options(self) -> dict[str, Any]:
+        """Return what a run file would say: the kind and every option."""
+        return {"kind": self.kind, **self.model_dump()}
+
+
+def family(name: str) -> dict[str, type[Member]]:
+    """Return all members of ``dbnet.<name>`` by kind, importing them on first use."""
+    package = importlib.import_module(f"dbnet.{name}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"dbnet.{name}.{module.name}")
+    return FAMILIES.setdefault(name, {})
+
+
+def make(name: str, entry: dict[str, Any], where: str) -> Any:
+    """Build the member of family `name` that the run file's table `entry` asks for.
+
+    Raises
+    ------
+    UserError
+        Unknown kind or option, or a wrong value; the sentence names the key and the nearest known one.
+    """
+    known = family(name)
+    entry = dict(entry)
+    kind = entry.pop("kind", None)
+    if kind not in known:
+        raise UserError(f"{where}.kind = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
+    try:
+        return known[kind](**entry)
+    except ValidationError as error:
+        raise UserError(explain(error, known[kind], where)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """Turn pydantic's first complaint into one sentence with the key, what is allowed, and the nearest known key."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(([where] if where else []) + path)
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, path[:-1])
+        return f"Unknown key '{key}'{nearest(path[-1], fields)}; known here: {', '.join(fields)}."
+    if first["type"] == "missing":
+        return f"The key '{key}' is missing; add it to the run file."
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else f"{first['ctx']['error']}"
+    given = first["input"]
+    return f"{key} = {given!r} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the field names of the sub-model that `path` leads to."""
+    for part in path:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return list(model.model_fields)

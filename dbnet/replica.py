@@ -1,0 +1,104 @@
+"""A replica on one rank: its network, its minibatches, and evaluation. It knows neither shards nor other replicas."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from dbnet.batches import Batches, Cursor
+from dbnet.jit import kernel
+from dbnet.network import Model, Network
+from dbnet.orders import Score
+from dbnet.rules.sgd import descend
+
+
+@kernel("T[:];T[:];T[:];f8")
+def accrue_and_step(total: np.ndarray, g: np.ndarray, w: np.ndarray, rate: float) -> None:
+    """total = total + g;  w = w - rate g, in one pass."""
+    r = w.dtype.type(rate)
+    for i in range(w.size):
+        total[i] += g[i]
+        w[i] -= r * g[i]
+
+
+class Replica:
+    """One partition of a replica.
+
+    Parameters
+    ----------
+    model
+        The network's description.
+    train
+        Minibatches of the replica's subset.
+    watched
+        Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
+    seed
+        For layers that draw random numbers.
+    """
+
+    def __init__(self, model: Model, train: Batches, watched: dict[str, Batches], seed: int) -> None:
+        self.model, self.train, self.watched, self.seed = model, train, watched, seed
+        self.network = Network(model, train.batch)
+        batch = next(iter(watched.values())).batch if watched else train.batch
+        self.judge = Network(model, batch, training=False)
+        self.steps = self.examples = self.right = 0
+        self.loss = 0.0
+
+    @cached_property
+    def snapshot(self) -> np.ndarray:
+        """Parameters to evaluate, so that training goes on from its own."""
+        return np.zeros(self.size, self.model.dtype)
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """One step's gradient, where it cannot go straight into the sum."""
+        return np.zeros(self.size, self.model.dtype)
+
+    @property
+    def size(self) -> int:
+        return self.network.size
+
+    def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
+        """Take the next minibatch, add its gradient to `g`, and make a local step w = w - rate gradient if rate > 0.
+
+        Parameters
+        ----------
+        w, g
+            Parameters and the sum of the `accrued` gradients so far, [size]; with none, `g` is overwritten.
+
+        Returns
+        -------
+        The mean loss of the minibatch.
+        """
+        count = self.train.next(self.network.x)
+        apart = rate > 0 and accrued > 0
+        target, into = self.train.target, self._own if apart else g
+        loss, right = self.network.loss_and_gradient(w, into, target, count, accrued > 0 and not apart, self.steps, self.seed)
+        if apart:
+            accrue_and_step(g, self._own, w, rate)
+        elif rate > 0:
+            descend(w, g, rate)
+        self.steps += 1
+        self.examples += count
+        self.loss += loss
+        self.right += right
+        return loss / count
+
+    def evaluate(self, w: np.ndarray) -> Score:
+        """Return mean loss and accuracy on the test set and on the watched portion of the training set."""
+        out: list[float] = []
+        for name in ("test", "train"):
+            batches = self.watched.get(name)
+            out += self._evaluate(w, batches) if batches is not None and len(batches) else [np.nan, np.nan]
+        return Score(*out)
+
+    def _evaluate(self, w: np.ndarray, batches: Batches) -> list[float]:
+        batches.seek(Cursor(0, 0))
+        loss, right = 0.0, 0
+        for _ in range(-(-len(batches) // batches.batch)):
+            count = batches.next(self.judge.x)
+            more, good = self.judge.score(w, batches.target, count)
+            loss, right = loss + more, right + good
+        accuracy = right / len(batches) if batches.target.ndim == 1 else np.nan
+        return [loss / len(batches), accuracy]

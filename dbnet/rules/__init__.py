@@ -1,0 +1,1 @@
+"""Update rules of the shards: one file, one kind."""

@@ -1,0 +1,128 @@
+"""Who is what: world = 1 coordinator + S shards + R x P partitions, in this order of ranks; the only place that splits.
+
+The numbering is arithmetic, the same on every rank and without MPI (`Topology`); the communicators are made once
+(`Communicators`) and passed as values. After they are made no collective includes a replica's rank until the run has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dbnet.errors import UserError
+from dbnet.ranges import Range, split
+
+
+class Role(StrEnum):
+    """What a rank does."""
+
+    COORDINATE = "coordinate"
+    SERVE = "serve"
+    WORK = "work"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The shape of a world.
+
+    Attributes
+    ----------
+    shards, replicas, partitions
+        S, R and P.
+    """
+
+    shards: int
+    replicas: int
+    partitions: int = 1
+
+    @property
+    def size(self) -> int:
+        return 1 + self.shards + self.replicas * self.partitions
+
+    @property
+    def origins(self) -> int:
+        """Number of ranks that fetch and push."""
+        return self.replicas * self.partitions
+
+    def role(self, rank: int) -> Role:
+        return Role.COORDINATE if rank == 0 else Role.SERVE if rank <= self.shards else Role.WORK
+
+    def shard_rank(self, shard: int) -> int:
+        return 1 + shard
+
+    def origin_rank(self, replica: int, partition: int) -> int:
+        return 1 + self.shards + replica * self.partitions + partition
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Return (replica, partition) of a working rank."""
+        return divmod(rank - 1 - self.shards, self.partitions)
+
+    def name(self, rank: int) -> str:
+        """Return a rank's name for messages, like 'replica 1' or 'shard 0'."""
+        if self.role(rank) is Role.COORDINATE:
+            return "the coordinator"
+        if self.role(rank) is Role.SERVE:
+            return f"shard {rank - 1}"
+        replica, partition = self.place(rank)
+        return f"replica {replica}" + (f" partition {partition}" if self.partitions > 1 else "")
+
+    def shard_ranges(self, parameters: int) -> list[Range]:
+        """Return each shard's range of the flat vector."""
+        return split(parameters, self.shards)
+
+    def check(self, size: int, launch: str) -> None:
+        """Raise UserError where a world of `size` ranks does not fit; `launch` is the command after mpirun -n N."""
+        if size != self.size:
+            raise UserError(f"{self.wanted()}, but {size} were started. Start it with: mpirun -n {self.size} {launch}")
+
+    def wanted(self) -> str:
+        """Say how many ranks the run file asks for."""
+        parts = f"1 coordinator + {self.shards} shards + {self.replicas} replicas x {self.partitions} partitions"
+        return f"The run file asks for {parts} = {self.size} ranks"
+
+
+@dataclass(frozen=True)
+class Communicators:
+    """The communicators of one rank; `servers` and `replica` are None where the rank is not in them.
+
+    Attributes
+    ----------
+    world
+        All ranks, a duplicate of MPI's.
+    servers
+        Coordinator and shards; a server's rank in it equals its rank in the world.
+    replica
+        The partitions of one replica.
+    node
+        The ranks that share memory with this one.
+    """
+
+    world: Any
+    servers: Any
+    replica: Any
+    node: Any
+
+
+def connect(comm: Any, topology: Topology) -> Communicators:
+    """Make all communicators; collective over `comm`."""
+    from mpi4py import MPI
+
+    role = topology.role(comm.rank)
+    working = role is Role.WORK
+    servers = comm.Split(MPI.UNDEFINED if working else 0, comm.rank)
+    replica = comm.Split(topology.place(comm.rank)[0] if working else MPI.UNDEFINED, comm.rank)
+    return Communicators(
+        comm.Dup(), None if working else servers, replica if working else None, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+    )
+
+
+def cores_for(comm: Any, computes: bool) -> tuple[int, int]:
+    """Return (threads this rank may use, cores it may run on): its cores, shared with the node's other computing ranks there."""
+    mine = frozenset(os.sched_getaffinity(0))
+    if comm is None:
+        return len(mine), len(mine)
+    others = comm.allgather((sorted(mine), computes))
+    sharing = sum(1 for cores, computing in others if computing and mine & set(cores))
+    return max(1, len(mine) // max(1, sharing)), len(mine)

@@ -1,0 +1,57 @@
+"""How ranks give way: every role is a generator that yields when others may run.
+
+A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
+acts. With MPI each rank drives its own generator (`drive`): it backs off while idle and gives up a wait after the deadline, naming
+who waits for whom. Within one process all roles take turns (`take_turns`), always in the same order, so a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from typing import NamedTuple
+
+from dbnet.errors import UserError
+
+
+class Wait(NamedTuple):
+    """Who waits for what, in words; IDLE has none."""
+
+    reason: str
+
+
+IDLE = Wait("")
+Turns = Generator[Wait | None, None, None]
+_SHORTEST, _LONGEST = 2e-5, 1e-3
+
+
+def drive(role: Turns, deadline: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Run one rank's role to its end; UserError when one wait lasts longer than `deadline` seconds."""
+    pause, since, reason = _SHORTEST, 0.0, ""
+    for wait in role:
+        if wait is None:
+            pause, reason = _SHORTEST, ""
+            continue
+        if wait.reason and wait.reason != reason:
+            since, reason = clock(), wait.reason
+        elif wait.reason and clock() - since > deadline:
+            raise UserError(f"Waited {deadline:g} s in vain: {wait.reason}. Look for a rank that hangs, or raise run.deadline.")
+        # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer within a millisecond.
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST)
+
+
+def take_turns(roles: Iterable[Turns]) -> None:
+    """Run all roles in one process until the last has ended; UserError when every one of them waits for another."""
+    alive = list(roles)
+    while alive:
+        waits: list[Wait] = []
+        for role in list(alive):
+            try:
+                wait = next(role)
+            except StopIteration:
+                alive.remove(role)
+                continue
+            waits += [wait] if wait is not None and wait.reason else []
+        if waits and len(waits) == len(alive):
+            raise UserError(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")
