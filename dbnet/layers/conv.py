@@ -1,0 +1,92 @@
+"""Convolution: y = f(W x + b), the same filters W and biases b at every output position.
+
+Output (r, c, m) is computed from the field of inputs at (r, c), all maps, with the weights W[m, :] ordered (row, column, map) of
+the field; inputs outside the image count as zero. Every partition holds all parameters; their gradients are summed over outputs.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dbnet.activations import ACTIVATIONS, Activation
+from dbnet.filters import batch_outside, filter_dx, filter_forward, shared_dW, turn
+from dbnet.layers.base import Cell, Layer, Parameter, Shape
+from dbnet.patches import Pair, Patches, bounds, runs, selection
+from dbnet.ranges import Range, Region, size_of
+
+
+class Conv(Layer):
+    """Convolutional layer.
+
+    Parameters
+    ----------
+    maps
+        Number of outputs per position.
+    field, stride, padding
+        Height and width of what an output sees, how far apart outputs look, rows and columns of zeros around the image; one
+        number or [vertical, horizontal].
+    activation
+        identity, sigmoid, tanh or relu.
+    """
+
+    kind: ClassVar[str] = "conv"
+    maps: int = Field(gt=0)
+    field: int | Pair
+    stride: int | Pair = 1
+    padding: int | Pair = 0
+    activation: Activation = "identity"
+
+    @property
+    def patches(self) -> Patches:
+        return Patches.of(self.field, self.stride, self.padding)
+
+    def output_shape(self, x: Shape) -> Shape:
+        return (*self.patches.positions(x, self.kind), self.maps)
+
+    def parameters(self, x: Shape) -> dict[str, Parameter]:
+        patch = self.patches.area * x[2]
+        # As in a dense layer; an input is seen by as many outputs as the field has positions, per stride.
+        fan_out = self.maps * self.patches.area / (self.patches.stride[0] * self.patches.stride[1])
+        spread = sqrt(6 / (patch + fan_out)) * (4 if self.activation == "sigmoid" else 1)
+        if self.activation == "relu":
+            spread = sqrt(6 / patch)
+        return {"W": Parameter((self.maps, patch), 0, spread, decays=True), "b": Parameter((self.maps,), 0)}
+
+    def needs(self, x: Shape, out: Region) -> Region:
+        return self.patches.needs(x, out, Range(0, x[2]))
+
+    def scratch(self, c: Cell) -> dict[str, Any]:
+        rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)
+        ready: dict[str, Any] = {
+            "tables": (rows, cols, self.patches.field[1]),
+            "W": c.p["W"][c.y_box[2].slice].reshape(1, 1, c.y_box[2].size, -1 if c.y_box[2].size else 0),
+        }
+        if c.dy is not None:
+            ready["xt"] = batch_outside(c.x)
+        return ready
+
+    def forward(self, c: Cell, part: Region | None = None) -> None:
+        box = selection(part, c.y_box)
+        filter_forward(c.y, c.scratch["W"], c.x, *c.scratch["tables"], *bounds(box))
+        batch = c.y.shape[-1]
+        b = c.p["b"][c.y_box[2].slice]
+        for run in runs(box, c.y.shape):
+            ACTIVATIONS[self.activation].forward(c.y[run].reshape(-1, batch), b[run[2]])
+
+    def backward(self, c: Cell, accumulate: bool) -> None:
+        batch, own = c.y.shape[-1], c.y_box[2].slice
+        if not accumulate:
+            c.g["W"].fill(0)
+            c.g["b"].fill(0)
+        delta = ACTIVATIONS[self.activation].delta
+        delta(c.y.reshape(-1, batch), c.dy.reshape(-1, batch), c.g["b"][own], True)
+        turn(c.scratch["xt"], c.x)
+        shared_dW(c.g["W"][own], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"])
+        if c.dx is not None:
+            filter_dx(c.dx, c.scratch["W"], c.dy, *c.scratch["tables"])
+
+    def flops(self, x: Shape, out: Region) -> int:
+        return 2 * self.patches.area * x[2] * size_of(out)
