@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from dbnet.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0 success, 2 something the user can mend, 1 a failure."""
-    options = parser().parse_args(arguments)
+    options = read(arguments)
     try:
         return int(options.run(options) or 0)
     except mpi.Refused:
@@ -22,9 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dbnet: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"dbnet: Not enough memory ({error}); 'dbnet plan' shows what each rank needs.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("dbnet: interrupted", file=sys.stderr)
         return 130
+
+
+def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; overrides may stand before and after options. Of several ranks only the first one complains."""
+    silent = contextlib.ExitStack()
+    if mpi.launched_rank() > 0:
+        silent.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        silent.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    with silent:
+        top = parser()
+        options, rest = top.parse_known_args(arguments)
+        if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    # '--resume table.key=value' names no checkpoint.
+    if "=" in (getattr(options, "resume", None) or "") and not Path(options.resume).exists():
+        options.overrides.append(options.resume)
+        options.resume = ""
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,6 +126,7 @@ def _plan(commands: Any) -> None:
     _run_file(made)
     made.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
     made.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
+    made.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -110,6 +136,9 @@ def plan(options: argparse.Namespace) -> None:
     config = configuration.load(options.run_file, options.overrides)
     if options.config:
         print(configuration.to_toml(config))
+        return
+    if options.ranks:
+        print(config.topology.world)
         return
     ready = run.setup(config)
     if options.n is not None:

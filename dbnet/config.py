@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dbnet.errors import UserError
 from dbnet.registry import explain, make
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunTable(Table):
@@ -28,8 +28,15 @@ class RunTable(Table):
 
     name: str = Field(default="run", min_length=1, description="name of the outputs")
     folder: str = Field(default="runs", description="folder of the outputs: NAME.h5, NAME.checkpoint.h5, NAME.png")
-    seed: int = Field(default=1, ge=0, description="seed of initial values, subsets and order")
+    seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
     deadline: float = Field(default=60.0, gt=0, description="seconds that any rank waits for another before it gives up")
+
+    @field_validator("name", "folder")
+    @classmethod
+    def _plain(cls, value: str, info: ValidationInfo) -> str:
+        if "\0" in value or (info.field_name == "name" and ("/" in value or value in (".", ".."))):
+            raise ValueError(f"{value!r} is not a plain name; folders belong into run.folder.")
+        return value
 
 
 class DataTable(Table):
@@ -110,7 +117,7 @@ class Config(Table):
     data: DataTable
     model: ModelTable
     method: MethodTable = MethodTable()
-    rule: dict[str, Any] = Field(default={"kind": "adagrad"})
+    rule: dict[str, Any] = Field(default={}, description="the update rule: its kind, by default adagrad, and its options")
     topology: TopologyTable = TopologyTable()
     stop: StopTable
     warmstart: WarmstartTable = WarmstartTable()
@@ -120,7 +127,7 @@ class Config(Table):
     def members(self) -> tuple[list[Any], Any, Any]:
         """Return the layers, the loss and the rule that the tables ask for."""
         layers = [make("layers", entry, f"model.layers.{i}") for i, entry in enumerate(self.model.layers)]
-        return layers, make("losses", {"kind": self.model.loss}, "model.loss"), make("rules", self.rule, "rule")
+        return layers, make("losses", {"kind": self.model.loss}, "model.loss"), make("rules", {"kind": "adagrad", **self.rule}, "rule")
 
     def output(self, ending: str) -> Path:
         """Return the path of one of the run's outputs."""

@@ -23,6 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
 
 def cache_folder() -> Path:
     """Return the folder that holds this host's compiled kernels; a temporary one where the home is not writable."""
@@ -41,13 +47,8 @@ def cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"dbnet-{os.getuid()}" / folder.name
 
 
-os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder()))
-
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from llvmlite import ir  # noqa: E402
-from numba import types  # noqa: E402
-from numba.extending import intrinsic, overload  # noqa: E402
+# Read whenever a kernel is declared, so it holds also where something else imported Numba first.
+numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
 
 KERNELS: list[tuple[str, Any]] = []
 _NAMES = {"f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u1": types.uint8, "b1": types.boolean}

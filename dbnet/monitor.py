@@ -11,6 +11,7 @@ attributes    config (JSON), topology, versions, revision, MPI library, hosts by
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -73,15 +74,11 @@ BINS = 256
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a result."""
-    import numba
-    import scipy
-
     return {
         "dbnet": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "numba": numba.__version__,
-        "scipy": scipy.__version__,
+        **{name: importlib.metadata.version(name) for name in ("numba", "scipy")},
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
     }

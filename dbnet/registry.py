@@ -21,7 +21,7 @@ FAMILIES: dict[str, dict[str, type[Member]]] = {}
 class Member(BaseModel):
     """Base of all members: a frozen value, registered under ``kind`` when its class is defined."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     family: ClassVar[str] = ""
     kind: ClassVar[str] = ""
 
@@ -54,7 +54,7 @@ def make(name: str, entry: dict[str, Any], where: str) -> Any:
     known = family(name)
     entry = dict(entry)
     kind = entry.pop("kind", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UserError(f"{where}.kind = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
     try:
         return known[kind](**entry)

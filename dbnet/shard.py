@@ -56,15 +56,21 @@ class Shard:
     def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
         self.range, self.rule, self.params, self.clock = part, rule, params, clock
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
+        self._begun = np.zeros_like(clock)
         self._seconds = seconds
         self._events = np.zeros(1024, EVENT)
         self._count = 0
 
-    def apply(self, lo: int, g: np.ndarray, partition: int) -> None:
-        """Apply the rule to the parameters from `lo` (counted within the shard) on with the gradient slice `g` [n]."""
+    def begin(self, partition: int) -> int:
+        """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
+        self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
+        return int(self._begun[partition])
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        """Apply the rule to the parameters from `lo` (counted within the shard) on with the slice `g` [n] of push `t`."""
         here = slice(lo, lo + g.size)
         state = {name: register[here] for name, register in self.state.items()}
-        self.rule.apply(self.params[here], g, state, int(self.clock[partition]) + 1)
+        self.rule.apply(self.params[here], g, state, t)
 
     def finish(self, push: Push) -> None:
         """Count a push whose last slice has been applied."""

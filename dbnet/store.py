@@ -286,7 +286,7 @@ class Inbox:
 
     def __init__(self, window: Window, shard: Shard, topology: Topology, users: Sequence[int], routes: Sequence[Route]) -> None:
         self._window, self._shard, self._topology = window, shard, topology
-        self._users, self._routes = list(users), list(routes)
+        self._users, self._routes, self._push = list(users), list(routes), [0] * len(users)
         local = window.local
         self._head, self._tail, self._headers, self._ring = (local[name] for name in ("head", "tail", "header", "ring"))
 
@@ -305,9 +305,11 @@ class Inbox:
     def _apply(self, row: int, origin: int, slot: int) -> None:
         number, first, n, last, fetched, steps = (int(v) for v in self._headers[row, slot, :6])
         replica, partition = divmod(origin, self._topology.partitions)
+        if first == 0:
+            self._push[row] = self._shard.begin(partition)
         data = self._ring[row, slot]
         for start, target, length in self._routes[row].segments(first, n):
-            self._shard.apply(target, data[start : start + length], partition)
+            self._shard.apply(target, data[start : start + length], self._push[row])
         if last:
             self._shard.finish(Push(replica, partition, number, fetched, steps))
 
@@ -366,7 +368,7 @@ class DirectStore:
 
     def push(self, steps: int) -> Turns:
         for shard, fetched in zip(self._shards, self._oldest, strict=True):
-            shard.apply(0, self.g[shard.range.slice], 0)
+            shard.apply(0, self.g[shard.range.slice], shard.begin(0))
             shard.finish(Push(self._replica, 0, self.number, fetched, steps))
         self.number += 1
         self.counts.pushes += 1

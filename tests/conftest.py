@@ -1,0 +1,117 @@
+"""What several test files use: a small data set, a run file, the command line called in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+RUN_FILE = """# A small network on the handwritten digits.
+[run]
+folder = "out"
+
+[data]
+path = "{data}"
+
+[[model.layers]]
+kind = "dense"
+units = 16
+activation = "sigmoid"
+
+[[model.layers]]
+kind = "dense"
+units = 10
+
+[method]
+minibatch = 20
+
+[rule]
+kind = "adagrad"
+rate = 0.1
+
+[topology]
+shards = 2
+replicas = 2
+
+[stop]
+epochs = 2
+
+[evaluate]
+epochs = 2
+"""
+
+
+class Finished(NamedTuple):
+    """What a command has left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data file of the handwritten digits."""
+    from dbnet.data.base import write
+    from dbnet.registry import make
+
+    path = tmp_path_factory.mktemp("data") / "digits.h5"
+    write(path, make("data", {"kind": "digits"}, "data").read())
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to an empty folder; a run started by accident under a launcher's environment is none."""
+    for name in list(os.environ):
+        if name.startswith(("PMI_", "PMIX_", "OMPI_COMM_", "SLURM_")) or name == "MPI_LOCALNRANKS":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_file(place: Path, digits: Path) -> Path:
+    """Return a run file in the present folder."""
+    path = place / "run.toml"
+    path.write_text(RUN_FILE.format(data=digits))
+    return path
+
+
+@pytest.fixture
+def dbnet(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Return a function that runs a command of the command line in this process."""
+    from dbnet.__main__ import main
+
+    def call(*arguments: object) -> Finished:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        return Finished(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def make_data(place: Path) -> Callable[..., Path]:
+    """Return a function that writes a small data file: 8 examples of 3 units in 2 classes, changed by keywords."""
+    from dbnet.data.base import write
+
+    def make(name: str = "small.h5", **changes: object) -> Path:
+        x = np.arange(24, dtype=np.float32).reshape(8, 3) / 24
+        contents = {"train/x": x, "train/y": np.arange(8) % 2, "test/x": x[:4], "test/y": np.arange(4) % 2, "classes": 2}
+        contents.update({key.replace("__", "/"): value for key, value in changes.items()})
+        write(place / name, {key: value for key, value in contents.items() if value is not None})
+        return place / name
+
+    return make

@@ -1,0 +1,166 @@
+"""A whole world in one process over window memory, advanced turn by turn as a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+from dbnet import config
+from dbnet.methods.downpour import Downpour
+from dbnet.network import Piece
+from dbnet.orders import GO, Orders, coordinator_fields
+from dbnet.ranges import Range
+from dbnet.registry import make
+from dbnet.shard import Shard
+from dbnet.store import Inbox, WindowStore, routes, shard_fields
+from dbnet.topology import Topology
+from dbnet.window import Layout, Memory
+
+
+class Gradients:
+    """Stands for a replica: its gradient at step k is `make(replica, k)`; everything that it computed is kept."""
+
+    def __init__(self, index: int, size: int, steps: int, source: Callable[[int, int, np.ndarray], np.ndarray]) -> None:
+        self.index, self._source, self._limit = index, source, steps
+        self.steps = self.examples = self.right = 0
+        self.loss = 0.0
+        self.computed: list[np.ndarray] = []
+        self.seen: list[np.ndarray] = []
+        self.train = _Endless()
+        self.snapshot = np.zeros(size)
+
+    def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
+        gradient = self._source(self.index, self.steps, w)
+        self.seen.append(w.copy())
+        self.computed.append(gradient.copy())
+        g[:] = g + gradient if accrued else gradient
+        if rate:
+            w -= rate * gradient
+        self.steps += 1
+        return 0.0
+
+
+class _Endless:
+    """Examples without end; `finished` looks at the steps alone."""
+
+    cursor = SimpleNamespace(epoch=0, position=0)
+
+    def __len__(self) -> int:
+        return 1
+
+
+class World:
+    """S shards and R scripted replicas over a `Memory` window, with no coordinator: all have GO from the start.
+
+    Parameters
+    ----------
+    size
+        Parameters.
+    shards, replicas, steps
+        The topology, and the steps of each replica.
+    source
+        (replica, step, w) -> gradient.
+    method
+        Overrides of the [method] table.
+    rule
+        Table of the rule.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        shards: int,
+        replicas: int,
+        steps: int,
+        source: Callable[[int, int, np.ndarray], np.ndarray],
+        method: Sequence[str] = (),
+        rule: dict | None = None,
+    ) -> None:
+        tree = {
+            "data": {"path": "none"},
+            "model": {"layers": [{"kind": "dense", "units": 1}]},
+            "rule": rule or {"kind": "sgd", "rate": 1.0},
+            "stop": {"steps": steps},
+        }
+        for text in method:
+            config.override(tree, f"method.{text}")
+        self.config = config.build(tree)
+        self.world, self.dtype = Topology(shards, replicas), np.dtype("f8")
+        self.ranges = self.world.shard_ranges(size)
+        footprint = [Piece(Range(0, size), 0)]
+        ways = {route.shard: route for route in routes(footprint, self.ranges)}
+        self.users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
+        table = self.config.method
+        fields = [
+            shard_fields(p, self.dtype, self.world, self.users[s], table.slot, table.slots) for s, p in enumerate(self.ranges)
+        ]
+        layouts = [Layout(coordinator_fields(self.world)), *(Layout(f) for f in fields), *(Layout(()) for _ in range(replicas))]
+        self.memory = Memory(layouts)
+        self.memory.local["order"][:, GO] = 1
+        self.shards, self.inboxes = [], []
+        for s, part in enumerate(self.ranges):
+            end = self.memory.at(1 + s)
+            shard = Shard(part, make("rules", self.config.rule, "rule"), end.local["params"], end.local["clock"], lambda: 0.0)
+            self.shards.append(shard)
+            self.inboxes.append(Inbox(end, shard, self.world, self.users[s], [ways[s]] * len(self.users[s]) if s in ways else []))
+        self.replicas = [Gradients(r, size, steps, source) for r in range(replicas)]
+        self.stores = [
+            WindowStore(
+                self.memory, self.world, (r, 0), footprint, size, self.dtype, self.ranges, self.users, (table.slot, table.slots),
+                table.overlap,
+            )
+            for r in range(replicas)
+        ]  # fmt: skip
+        downpour = Downpour()
+        self.turns = [
+            downpour.work(replica, store, Orders(self.memory, r, lambda: 0.0), self.config)
+            for r, (replica, store) in enumerate(zip(self.replicas, self.stores, strict=True))
+        ]
+
+    @property
+    def w(self) -> np.ndarray:
+        return np.concatenate([shard.params for shard in self.shards])
+
+    @property
+    def done(self) -> bool:
+        return bool(self.memory.local["status"][:, 1].all())
+
+    def work(self, replica: int) -> None:
+        """Let one replica go on until it gives way."""
+        next(self.turns[replica])
+
+    def serve(self, shard: int) -> bool:
+        """Let one shard take one slice of each ring."""
+        return self.inboxes[shard].drain()
+
+    def serve_all(self) -> None:
+        """Let every shard drain all of its rings."""
+        while any([self.serve(s) for s in range(len(self.shards))]):
+            pass
+
+    def script(self, moves: Iterable[tuple[str, int]]) -> None:
+        for kind, index in moves:
+            self.work(index) if kind == "work" else self.serve(index)
+
+    def run(self) -> None:
+        """Everyone in turn until all replicas are done and all rings are empty."""
+        while not self.done:
+            for replica in range(len(self.replicas)):
+                self.work(replica)
+            for shard in range(len(self.shards)):
+                self.serve(shard)
+        self.serve_all()
+
+    def in_flight(self) -> np.ndarray:
+        """Sum of all gradients that lie in the rings."""
+        out = np.zeros(sum(part.size for part in self.ranges))
+        for s, part in enumerate(self.ranges):
+            local = self.memory.at(1 + s).local
+            for row, origin in enumerate(self.users[s]):
+                for number in range(int(local["tail"][origin]), int(local["head"][origin])):
+                    slot = number % self.config.method.slots
+                    _, first, n, *_ = local["header"][row, slot]
+                    out[part.lo + first : part.lo + first + n] += local["ring"][row, slot, :n]
+        return out

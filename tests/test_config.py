@@ -1,0 +1,191 @@
+"""A run file becomes one complete value or one clear sentence, whatever stands in it."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dbnet.config import Config, build, load, override, stored, to_toml
+from dbnet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL = {"data": {"path": "d.h5"}, "model": {"layers": [{"kind": "dense", "units": 2}]}, "stop": {"steps": 1}}
+
+
+def minimal(**tables: Any) -> dict[str, Any]:
+    """Return the smallest run, with tables changed."""
+    return {**json.loads(json.dumps(MINIMAL)), **tables}
+
+
+def paths() -> list[str]:
+    """Return every key of every table, and some of members."""
+    out = [f"{table}.{key}" for table, content in json.loads(build(minimal()).text()).items() for key in content]
+    return [*out, "model.layers.0.units", "model.layers.0.activation", "model.layers.0.kind", "rule.kind", "rule", "model", "run"]
+
+
+def test_defaults_are_filled_in() -> None:
+    config = build(minimal())
+    assert config.rule == {"kind": "adagrad", **{k: v for k, v in config.rule.items() if k != "kind"}} and "rate" in config.rule
+    assert config.model.layers[0]["activation"] == "identity"
+    assert config.method.n_push == config.method.n_fetch == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_run_file_of_the_project_is_good(path: Path) -> None:
+    config = load(path)
+    assert stored(config.text()) == config
+
+
+def test_text_and_toml_give_the_same_run_again(tmp_path: Path) -> None:
+    strange = 'quo"te \\ back\u00e9\n\ttab \x7f'
+    config = build(minimal(run={"name": strange, "seed": 7}, warmstart={"accuracy": 0.5}, rule={"kind": "adam"}))
+    assert stored(config.text()) == config
+    path = tmp_path / "again.toml"
+    path.write_text(to_toml(config))
+    assert load(path) == config
+
+
+def test_a_run_is_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        build(minimal()).topology.shards = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4", 4), ("0.5", 0.5), ("true", True), ("'x'", "x"), ("x", "x"), ("a b", "a b"), ("[1, 2]", [1, 2]), ("{a = 1}", {"a": 1}),
+     ("", ""), ("a=b", "a=b"), ("1 # c", 1)],
+)  # fmt: skip
+def test_an_override_is_toml_or_text(text: str, value: object) -> None:
+    tree: dict[str, Any] = {}
+    override(tree, f"a.b={text}")
+    assert tree == {"a": {"b": value}}
+
+
+def test_overrides_reach_layers_and_come_in_order() -> None:
+    tree = minimal()
+    for text in ("model.layers.0.units=5", "topology.shards=2", "topology.shards=3"):
+        override(tree, text)
+    config = build(tree)
+    assert config.model.layers[0]["units"] == 5 and config.topology.shards == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("topology.replicas", "is not an override; write table.key=value"),
+        ("=4", "is not an override"),
+        ("topology..replicas=4", "is not an override"),
+        ("topology.replica=4", "Unknown key 'topology.replica' (did you mean 'replicas'?)"),
+        ("topologie.replicas=4", "Unknown key 'topologie' (did you mean 'topology'?)"),
+        ("topology.replicas=0", "topology.replicas = 0 is not allowed: input should be greater than 0."),
+        ("topology.replicas=many", "topology.replicas = 'many' is not allowed"),
+        ("topology.replicas=1.5", "topology.replicas = 1.5 is not allowed"),
+        ("topology.replicas.x=1", "is not allowed"),
+        ("run.seed.x.y=1", "is not allowed"),
+        ("data.path.x=1", "'path' is a value, not a table"),
+        ("model.layers.7.units=1", "there is no item 7; this list has 1 (0 .. 0)"),
+        ("model.layers.first.units=1", "there is no item first"),
+        ("model.layers.0=1", "name a key of one list item"),
+        ("model.layers=3", "model.layers = 3 is not allowed"),
+        ("model.layers=[]", "model.layers = "),
+        ("model.layers=[{}]", "model.layers.0.kind = None is not one of"),
+        ("model.layers.0.unitz=1", "Unknown key 'model.layers.0.unitz' (did you mean 'units'?)"),
+        ("model.loss=softmaks", "(did you mean 'softmax'?)"),
+        ("rule.kind=adagrat", "(did you mean 'adagrad'?)"),
+        ("rule.rat=1", "Unknown key 'rule.rat' (did you mean 'rate'?)"),
+        ("method.kind=downpoor", "(did you mean 'downpour'?)"),
+        ("stop={}", "the table [stop] is empty; give epochs, steps, seconds or accuracy."),
+        ("run.name=a/b", "run.name"),
+        ("run.name=..", "run.name"),
+        ("stop.seconds=nan", "stop.seconds"),
+        ("method.local_rate=inf", "method.local_rate"),
+        ("run.seed=99999999999999999999999", "run.seed"),
+        ("rule.rate=nan", "rule.rate"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, said: str) -> None:
+    tree = minimal()
+    with pytest.raises(UserError) as error:
+        override(tree, text)
+        build(tree)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", ["data", "model", "stop"])
+def test_a_missing_table_is_named(table: str) -> None:
+    tree = minimal()
+    del tree[table]
+    with pytest.raises(UserError, match=f"'{table}' is missing"):
+        build(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"[run", "not a readable TOML file"), (b"\xff\xfe", "not a readable TOML file"), (b"a = 1\na = 2", "not a readable TOML"),
+     (b"", "is missing"), (b"\x89HDF\r\n\x1a\n", "not a readable TOML file")],
+)  # fmt: skip
+def test_a_file_that_is_no_run_file(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        load(path)
+
+
+def test_a_folder_is_no_run_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a readable TOML file"):
+        load(tmp_path)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_letters, max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def check(tree: dict[str, Any]) -> None:
+    """A tree gives a run that can be stored and read back, or a UserError of one line."""
+    try:
+        config = build(tree)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert isinstance(config, Config) and stored(config.text()) == config
+
+
+@given(st.sampled_from(paths()), anything)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_value_for_any_key(path: str, value: object) -> None:
+    tree = minimal()
+    place: Any = tree
+    *keys, last = path.split(".")
+    for key in keys:
+        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+    place[last] = value
+    check(tree)
+
+
+@given(anything)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_layer(value: object) -> None:
+    tree = minimal()
+    tree["model"]["layers"].append(value)
+    check(tree)
+
+
+@given(st.sampled_from(["", *(f"{path}=" for path in paths())]), st.text(max_size=12))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_override(start: str, text: str) -> None:
+    tree = minimal()
+    try:
+        override(tree, start + text)
+    except UserError as error:
+        assert isinstance(str(error), str)
+        return
+    check(tree)

@@ -1,0 +1,78 @@
+"""Losses: kernels interpreted and compiled, cut over partitions, against their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dbnet.losses import base, logistic, softmax, squared
+from dbnet.ranges import split
+from dbnet.registry import family
+
+
+@pytest.mark.parametrize("kind", sorted(family("losses")))
+@pytest.mark.parametrize("parts", [2, 3, 5, 12])
+def test_cut_outputs_give_the_same_loss_and_delta(kind, parts):
+    loss, rng = family("losses")[kind](), np.random.default_rng(4)
+    y, label, n, count = rng.standard_normal((10, 6)) * 3, rng.integers(0, 10, 6), 10, 5
+
+    def run(cuts):
+        stats = np.zeros((len(cuts), loss.width, 6))
+        deltas = [np.zeros((c.size, 6)) for c in cuts]
+        for c, s, d in zip(cuts, stats, deltas, strict=True):
+            loss.reduce(y[c.slice].copy(), label, c.lo, s, d)
+        scores = []
+        for c, s, d in zip(cuts, stats.copy(), deltas, strict=True):
+            loss.combine(stats.copy(), s)
+            loss.delta(y[c.slice].copy(), label, c.lo, s, count, d)
+            scores.append(loss.score(s, label, count))
+        assert all(score == scores[0] for score in scores)
+        return scores[0], np.concatenate(deltas)
+
+    (whole, right), delta = run(split(n, 1))
+    (cut_loss, cut_right), cut_delta = run(split(n, parts))
+    assert cut_loss == pytest.approx(whole, rel=1e-13)
+    assert cut_right == right == np.sum(y[:, :count].argmax(0) == label[:count])
+    np.testing.assert_allclose(cut_delta, delta, atol=1e-14)
+    assert not delta[:, count:].any()
+
+
+def both(kernel, *arguments):
+    """Run a kernel compiled and interpreted on copies; return both sets of arguments."""
+    sets = [[a.copy() if isinstance(a, np.ndarray) else a for a in arguments] for _ in range(2)]
+    results = [f(*a) for f, a in zip((kernel, kernel.py_func), sets, strict=True)]
+    return sets, results
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_interpreted_equals_compiled(dtype):
+    rng = np.random.default_rng(6)
+    y, dy, label = rng.standard_normal((7, 5)).astype(dtype), np.zeros((7, 5), dtype), rng.integers(0, 7, 5)
+    stats = np.zeros((5, 5), dtype)
+    tolerance = {"rtol": 3e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-13, "atol": 1e-15}
+    cases = [
+        (softmax.reduce, y, label, 0, stats, dy),
+        (softmax.combine, np.abs(rng.standard_normal((3, 5, 5))).astype(dtype), stats),
+        (softmax.finish, label, 0, np.abs(rng.standard_normal((5, 5))).astype(dtype), 4, y),
+        (squared.reduce, y, 0, stats[:3].copy(), y),
+        (squared.differ, y, label, 0, dy),
+        (logistic.reduce, y, label, 0, stats[:3].copy(), dy),
+        (base.combine_best, rng.standard_normal((3, 3, 5)).astype(dtype), stats[:3].copy()),
+    ]
+    for kernel, *arguments in cases:
+        (one, two), _ = both(kernel, *arguments)
+        for a, b in zip(one, two, strict=True):
+            if isinstance(a, np.ndarray):
+                np.testing.assert_allclose(a, b, **tolerance, err_msg=kernel.__name__)
+    _, (a, b) = both(base.tally, np.abs(rng.standard_normal((3, 5))).astype(dtype), label, 4)
+    assert a == pytest.approx(b)
+
+
+def test_softmax_survives_large_outputs():
+    loss, stats, dy = family("losses")["softmax"](), np.zeros((5, 2)), np.zeros((3, 2))
+    y, label = np.array([[1e4, -1e4], [0.0, 0.0], [-1e4, 1e4]]), np.array([0, 0])
+    loss.reduce(y, label, 0, stats, dy)
+    loss.combine(stats[None].copy(), stats)
+    loss.delta(y, label, 0, stats, 2, dy)
+    assert np.isfinite(dy).all()
+    assert loss.score(stats, label, 2) == (2e4, 1)

@@ -1,0 +1,91 @@
+"""Update rules against their textbook formulas, compiled and interpreted, on slices and whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dbnet.ranges import Range, split
+from dbnet.registry import family, make
+from dbnet.rules import adagrad, adam, momentum, sgd
+from dbnet.shard import Push, Shard
+
+KERNELS = [(sgd.descend, 1, (0.1,)), (adagrad.adagrad, 2, (0.1,)), (momentum.momentum, 2, (0.1, 0.9, True)),
+           (adam.adam, 3, (0.1, 0.9, 0.99, 1e-8))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "vectors", "scalars"), KERNELS, ids=lambda k: getattr(k, "__name__", ""))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_interpreted_equals_compiled(kernel, vectors, scalars, dtype):
+    rng = np.random.default_rng(1)
+    one = [np.abs(rng.standard_normal(37)).astype(dtype) for _ in range(vectors + 1)]
+    two = [v.copy() for v in one]
+    kernel(*one, *scalars)
+    kernel.py_func(*two, *scalars)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
+def textbook(kind, gradients, w):
+    """The formulas of the papers, in NumPy."""
+    w, h, v = w.copy(), np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        if kind == "sgd":
+            w = w - 0.1 * g
+        elif kind == "adagrad":
+            h = h + g**2
+            w = w - 0.1 * np.divide(g, np.sqrt(h), out=np.zeros_like(g), where=h > 0)
+        elif kind == "momentum":
+            v = 0.9 * v + g
+            w = w - 0.1 * v
+        else:
+            v, h = 0.9 * v + 0.1 * g, 0.999 * h + 0.001 * g**2
+            # Kingma & Ba give this form, with epsilon beside the uncorrected root, for efficiency.
+            w = w - 0.1 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * v / (np.sqrt(h) + 1e-8)
+    return w
+
+
+@pytest.mark.parametrize("kind", sorted(family("rules")))
+def test_rules_follow_their_papers_on_slices(kind):
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal(23)
+    gradients = rng.standard_normal((6, 23))
+    gradients[:, 5] = 0
+    shard = Shard(Range(0, 23), make("rules", {"kind": kind, "rate": 0.1}, "rule"), w.copy(), np.zeros(1, np.int64), lambda: 0.0)
+    for number, g in enumerate(gradients):
+        t = shard.begin(0)
+        for part in split(23, 4):
+            shard.apply(part.lo, g[part.slice], t)
+        shard.finish(Push(0, 0, number, number, 1))
+    np.testing.assert_allclose(shard.params, textbook(kind, gradients, w), rtol=1e-12)
+
+
+def test_adagrad_leaves_a_coordinate_alone_whose_gradients_were_all_zero():
+    rule = make("rules", {"kind": "adagrad", "rate": 0.5}, "rule")
+    w, state = np.array([1.0, 2.0]), {"sum": np.zeros(2)}
+    rule.apply(w, np.array([0.0, -3.0]), state, 1)
+    assert w.tolist() == [1.0, 2.5]
+    assert state["sum"].tolist() == [0.0, 9.0]
+
+
+def test_adagrad_starts_from_its_initial_sum():
+    rule = make("rules", {"kind": "adagrad", "rate": 1.0, "initial_sum": 7.0}, "rule")
+    shard = Shard(Range(0, 1), rule, np.zeros(1), np.zeros(1, np.int64), lambda: 0.0)
+    shard.apply(0, np.array([3.0]), 1)
+    assert shard.params[0] == -3.0 / 4.0
+
+
+def test_nesterov_looks_ahead():
+    rule = make("rules", {"kind": "momentum", "rate": 0.1, "momentum": 0.5, "nesterov": True}, "rule")
+    w, state = np.zeros(1), {"velocity": np.array([2.0])}
+    rule.apply(w, np.array([1.0]), state, 1)
+    assert w[0] == pytest.approx(-0.1 * (1.0 + 0.5 * 2.0))
+
+
+def test_events_grow_and_keep_their_order():
+    shard = Shard(Range(0, 1), make("rules", {"kind": "sgd"}, "rule"), np.zeros(1), np.zeros(1, np.int64), lambda: 0.0)
+    for number in range(3000):
+        shard.finish(Push(0, 0, number, number, 1))
+    events = shard.take_events()
+    assert events["push"].tolist() == list(range(3000)) == events["applied"].tolist()
+    assert len(shard.take_events()) == 0

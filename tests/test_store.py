@@ -1,0 +1,182 @@
+"""The wire protocol in one process: conservation, rings, slices, staleness, any number of shards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbnet.errors import UserError
+from dbnet.network import Piece
+from dbnet.ranges import Range, split
+from dbnet.store import Route, routes
+from dbnet.waiting import Wait, take_turns
+
+
+def whole_numbers(replica: int, step: int, w: np.ndarray) -> np.ndarray:
+    """A gradient of whole numbers, different for every replica, step and parameter, so that sums are exact."""
+    return np.round(100 * np.sin(1 + np.arange(w.size) * (1 + replica) + 7 * step))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 23),
+    shards=st.integers(1, 5),
+    replicas=st.integers(1, 4),
+    steps=st.integers(0, 9),
+    n_fetch=st.integers(1, 4),
+    n_push=st.integers(1, 4),
+    slots=st.integers(2, 4),
+    data=st.data(),
+)
+def test_every_gradient_is_applied_once(size, shards, replicas, steps, n_fetch, n_push, slots, data):
+    """computed = applied + in flight + still accrued, at any moment of any schedule."""
+    options = (f"n_fetch={n_fetch}", f"n_push={n_push}", "slot=64", f"slots={slots}", "local_rate=0.0")
+    world = World(size, shards, replicas, steps, whole_numbers, options)
+    for _ in range(data.draw(st.integers(0, 60))):
+        if data.draw(st.booleans()):
+            world.work(data.draw(st.integers(0, replicas - 1)))
+        else:
+            world.serve(data.draw(st.integers(0, shards - 1)))
+    # A replica between two turns holds what it has not put into a ring yet: follow each push through its ring to see it all.
+    world.run()
+    computed = sum((g for replica in world.replicas for g in replica.computed), np.zeros(size))
+    assert [len(r.computed) for r in world.replicas] == [steps] * replicas
+    np.testing.assert_array_equal(world.w, -computed)
+    assert not world.in_flight().any()
+
+
+def test_what_is_in_flight_balances_the_ledger():
+    """Whole pushes that fit their ring: computed = applied + in the rings after every single turn."""
+    world = World(6, 2, 2, 5, whole_numbers, ("slots=16",))
+    pattern = [("work", 0), ("work", 1), ("work", 0), ("serve", 0), ("work", 1), ("serve", 1)] * 12
+    for move in pattern:
+        world.script([move])
+        computed = sum((g for r in world.replicas for g in r.computed), np.zeros(6))
+        np.testing.assert_array_equal(computed, -world.w + world.in_flight())
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "momentum", "adam"])
+@pytest.mark.parametrize("shards", [2, 3, 4])
+def test_any_number_of_shards_gives_the_same_bits(rule, shards):
+    """On the same script of turns S shards equal one shard."""
+
+    def curved(replica: int, step: int, w: np.ndarray) -> np.ndarray:
+        return np.sin(w * (1 + replica)) + 0.1 * step
+
+    results = []
+    for count in (1, shards):
+        world = World(11, count, 3, 6, curved, ("slot=64", "n_push=2"), {"kind": rule, "rate": 0.1})
+        rng = np.random.default_rng(5)
+        for _ in range(150):
+            if rng.integers(0, 2):
+                world.work(int(rng.integers(0, 3)))
+            else:
+                world.serve_all()
+        world.run()
+        results.append(world.w)
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_staleness_is_what_the_script_predicts():
+    """Replica 0 fetches, replica 1 makes three whole steps, then replica 0 pushes: three updates late."""
+    world = World(4, 1, 2, 4, whole_numbers)
+    world.script([("work", 0), ("work", 1)])  # both have seen GO
+    world.work(0)  # fetched, not yet computed
+    for _ in range(3):
+        world.work(1)  # fetch
+        world.work(1)  # gradient and push
+        world.serve(0)
+    world.work(0)
+    world.serve(0)
+    events = world.shards[0].take_events()
+    late = events["applied"] - events["fetched"]
+    assert events["replica"].tolist() == [1, 1, 1, 0]
+    assert events["push"].tolist() == [0, 1, 2, 0]
+    assert late.tolist() == [0, 0, 0, 3]
+    assert np.bincount(late).tolist() == [3, 0, 0, 1]
+
+
+def test_staleness_counts_from_the_oldest_accrued_gradient():
+    world = World(4, 1, 2, 6, whole_numbers, ("n_push=3", "n_fetch=1"))
+    world.run()
+    events = world.shards[0].take_events()
+    mine = events[events["replica"] == 0]
+    assert mine["steps"].tolist() == [1, 3, 2]  # step 0 pushes, then every third, then the remainder
+
+
+def test_a_full_ring_makes_the_replica_wait_and_loses_nothing():
+    world = World(40, 1, 1, 3, whole_numbers, ("slot=64", "slots=2"))  # 5 slices of 8 numbers through 2 slots
+    world.script([("work", 0), ("work", 0)])  # has seen GO, has fetched
+    for _ in range(4):
+        turn = next(world.turns[0])
+        assert isinstance(turn, Wait)
+        assert turn.reason == "replica 0 waits for shard 0 to make room in its ring"
+    heads = world.memory.at(1).local["head"]
+    assert heads[0] == 2
+    world.serve(0)
+    next(world.turns[0])
+    assert heads[0] == 3
+    world.run()
+    np.testing.assert_array_equal(world.w, -sum(world.replicas[0].computed))
+    assert heads[0] == 15  # the ring has wrapped seven times
+
+
+def test_a_shard_without_parameters_has_no_rings_and_no_harm():
+    world = World(3, 5, 2, 4, whole_numbers)
+    assert [len(u) for u in world.users] == [2, 2, 2, 0, 0]
+    world.run()
+    np.testing.assert_array_equal(world.w, -sum(g for r in world.replicas for g in r.computed))
+
+
+def test_overlap_takes_effect_one_step_later_and_conserves():
+    world = World(16, 2, 2, 8, whole_numbers, ("overlap=true", "slot=64", "slots=2"))
+    world.run()
+    np.testing.assert_array_equal(world.w, -sum(g for r in world.replicas for g in r.computed))
+
+
+def test_an_error_on_the_mover_reaches_the_replica():
+    world = World(4, 1, 1, 3, whole_numbers, ("overlap=true",))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the network is gone")
+
+    world.work(0)
+    world.memory.put = broken
+    with pytest.raises(RuntimeError, match="the network is gone"):
+        for _ in range(10_000):
+            world.work(0)
+
+
+def test_everyone_waiting_is_an_error_that_names_them():
+    world = World(40, 1, 1, 3, whole_numbers, ("slot=64", "slots=2"))
+    with pytest.raises(UserError, match="replica 0 waits for shard 0"):
+        take_turns(world.turns)
+
+
+def test_routes_follow_the_footprint():
+    """Two pieces with a gap, cut by two shards in the middle of the second."""
+    ways = routes([Piece(Range(2, 5), 0), Piece(Range(8, 14), 3)], split(20, 2))
+    assert ways == [Route(0, 0, 5, (0, 3), (2, 8)), Route(1, 5, 9, (0,), (0,))]
+    assert ways[0].segments(1, 4) == [(0, 3, 2), (2, 8, 2)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 7))
+def test_routes_carry_every_parameter_once(gaps, shards, slot):
+    pieces, at, place = [], 0, 0
+    for gap, n in gaps:
+        pieces.append(Piece(Range(place + gap, place + gap + n), at))
+        at, place = at + n, place + gap + n
+    ranges, got = split(place, shards), np.full(place, -1)
+    for route in routes(pieces, ranges):
+        for first in range(0, route.hi - route.lo, slot):
+            n = min(slot, route.hi - route.lo - first)
+            for start, target, length in route.segments(first, n):
+                where = ranges[route.shard].lo + target
+                got[where : where + length] = route.lo + first + start + np.arange(length)
+    expected = np.full(place, -1)
+    for piece in pieces:
+        expected[piece.range.slice] = piece.at + np.arange(piece.range.size)
+    np.testing.assert_array_equal(got, expected)
