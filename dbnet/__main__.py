@@ -214,7 +214,7 @@ def data(options: argparse.Namespace) -> None:
 
 def _look(commands: Any) -> None:
     made = _command(commands, "inspect", inspect, "say what is in a run file, a checkpoint or a data file")
-    made.add_argument("file", metavar="FILE.h5")
+    made.add_argument("file", metavar="FILE.h5", help="the file to describe")
     made.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
     made = _command(commands, "plot", plot, "draw loss, accuracy and staleness of a run file")
     made.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
@@ -232,8 +232,9 @@ def plot(options: argparse.Namespace) -> None:
     from dbnet.monitor import Run
     from dbnet.plot import draw
 
-    picture = options.picture or str(Path(options.run_file).with_suffix(".png"))
-    draw(Run(options.run_file), picture)
+    run = Run(options.run_file)
+    picture = options.picture or str(run.path.with_suffix(".png"))
+    draw(run, picture)
     print(picture)
 
 

@@ -25,7 +25,7 @@ from dbnet.data.base import Part
 from dbnet.errors import UserError, nearest
 from dbnet.layers.dense import Dense
 from dbnet.losses.softmax import Softmax
-from dbnet.network import Model
+from dbnet.model import Model
 from dbnet.ranges import Range
 from dbnet.replica import Replica
 from dbnet.rules.adagrad import Adagrad
@@ -110,11 +110,15 @@ def bench_apply(repeat: int) -> list[Row]:
             for lo in range(0, n, 1 << 18):
                 shard.apply(lo, g[lo : lo + (1 << 18)], 1)
 
-        def bare(w: np.ndarray = w, g: np.ndarray = g, h: np.ndarray = h, loop: Callable = loop, three: bool = streams == 5) -> None:
+        def bare(
+            w: np.ndarray = w, g: np.ndarray = g, h: np.ndarray = h, loop: Callable = loop, three: bool = streams == 5
+        ) -> None:
             loop(w, g, h, 1e-9) if three else loop(w, g, 1e-9)
 
         mine, other = alternate(repeat, slices, bare)
-        rows.append(row("apply", f"{rule.kind}, 16.8 M float32", mine, "plain loop", other, ">= 0.8", streams * 4 * n / 1e9, "GB/s"))
+        rows.append(
+            row("apply", f"{rule.kind}, 16.8 M float32", mine, "plain loop", other, ">= 0.8", streams * 4 * n / 1e9, "GB/s")
+        )
     return rows
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dbnet import jit, mpi
-from dbnet.network import Piece
+from dbnet.model import Piece
 from dbnet.ranges import Range
 from dbnet.rules.adagrad import Adagrad
 from dbnet.rules.base import Rule

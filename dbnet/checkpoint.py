@@ -22,8 +22,8 @@ import numpy as np
 
 from dbnet import __version__
 from dbnet.config import Config, stored
-from dbnet.errors import UserError
-from dbnet.network import Model
+from dbnet.errors import UserError, reading
+from dbnet.model import Model
 from dbnet.ranges import Range, overlap
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
@@ -80,24 +80,21 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.exists():
             raise UserError(f"No checkpoint '{path}'; a run writes its own beside its run file (NAME.checkpoint.h5).")
-        try:
-            with h5py.File(self.path, "r") as file:
-                if "params" not in file or "config" not in file.attrs:
-                    raise UserError(f"'{path}' is not a dbnet checkpoint; give the NAME.checkpoint.h5 of a run.")
-                self.config: Config = stored(file.attrs["config"])
-                self.layout = json.loads(file.attrs["layout"])
-                self.data: dict[str, Any] = json.loads(file.attrs["data"])
-                self.seconds = float(file.attrs["seconds"])
-                self.size, self.dtype = file["params"].shape[0], file["params"].dtype
-                self.clock, self.ranges = file["clock"][:], file["ranges"][:]
-                self.replicas: np.ndarray = file["replicas"][:]
-                self.registers = [name for name in file if name == "params" or name.startswith("state.")]
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be read ({str(error).split('(')[0].strip()}); use an earlier checkpoint.") from None
+        with reading(path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
+            if "params" not in file or "config" not in file.attrs:
+                raise UserError(f"'{path}' is not a dbnet checkpoint; give the NAME.checkpoint.h5 of a run.")
+            self.config: Config = stored(file.attrs["config"])
+            self.layout = json.loads(file.attrs["layout"])
+            self.data: dict[str, Any] = json.loads(file.attrs["data"])
+            self.seconds = float(file.attrs["seconds"])
+            self.size, self.dtype = file["params"].shape[0], file["params"].dtype
+            self.clock, self.ranges = file["clock"][:], file["ranges"][:]
+            self.replicas: np.ndarray = file["replicas"][:].astype(REPLICA)
+            self.registers = [name for name in file if name == "params" or name.startswith("state.")]
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of a register into `out` [part.size]."""
-        with h5py.File(self.path, "r") as file:
+        with reading(self.path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
             if name in file:
                 out[:] = file[name][part.slice]
 

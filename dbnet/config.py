@@ -127,7 +127,11 @@ class Config(Table):
     def members(self) -> tuple[list[Any], Any, Any]:
         """Return the layers, the loss and the rule that the tables ask for."""
         layers = [make("layers", entry, f"model.layers.{i}") for i, entry in enumerate(self.model.layers)]
-        return layers, make("losses", {"kind": self.model.loss}, "model.loss"), make("rules", {"kind": "adagrad", **self.rule}, "rule")
+        return (
+            layers,
+            make("losses", {"kind": self.model.loss}, "model.loss"),
+            make("rules", {"kind": "adagrad", **self.rule}, "rule"),
+        )
 
     def output(self, ending: str) -> Path:
         """Return the path of one of the run's outputs."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,3 +16,28 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+@contextmanager
+def reading(path: str | Path, advice: str) -> Iterator[None]:
+    """Turn whatever a missing part, a cut-off or a damaged file makes a reader raise into one sentence that ends in `advice`."""
+    try:
+        yield
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        why = " ".join(str(error.args[-1] if isinstance(error, KeyError) and error.args else error).split())
+        raise UserError(f"'{path}' cannot be read ({why or type(error).__name__}); {advice}.") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give the body a temporary name to write to; it becomes `path` when the body ends, and vanishes when it raises."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}; choose another place.") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -47,7 +47,7 @@ class Gemm:
         k2, n = b.shape[::-1] if tb else b.shape
         if k != k2 or c.shape != (m, n) or not a.dtype == b.dtype == c.dtype:
             raise ValueError(f"shapes do not fit: {a.shape}{'T' * ta} {b.shape}{'T' * tb} -> {c.shape}")
-        if any(array.strides[1] != array.itemsize and array.shape[1] > 1 for array in (a, b, c)):
+        if any(array.size and array.shape[1] > 1 and array.strides[1] != array.itemsize for array in (a, b, c)):
             raise ValueError("rows must be contiguous")
         self._keep = (a, b, c)
         self._empty = 0 in (m, n, k)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import h5py
@@ -11,8 +10,8 @@ import numpy as np
 from dbnet.batches import Batches
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
-from dbnet.errors import UserError
-from dbnet.network import Model
+from dbnet.errors import UserError, writing
+from dbnet.model import Model
 from dbnet.orders import Score
 from dbnet.ranges import Range
 from dbnet.replica import Replica
@@ -60,8 +59,7 @@ def predict(path: str, data_path: str, part: str, out: str) -> int:
         values[lo : lo + count] = cells[-1].y.reshape(outputs, -1)[:, :count].T
     answers[:] = values.argmax(axis=1)
     target = Path(out)
-    partial = target.with_name(target.name + ".part")
-    try:
+    with writing(target) as partial:
         if target.suffix in (".h5", ".hdf5"):
             with h5py.File(partial, "w") as file:
                 file["class"], file["outputs"] = answers, values
@@ -69,7 +67,4 @@ def predict(path: str, data_path: str, part: str, out: str) -> int:
         else:
             table = np.column_stack([np.arange(n), answers])
             np.savetxt(partial, table, fmt="%d", delimiter=",", header="example,class", comments="")
-        os.replace(partial, target)
-    except OSError as error:
-        raise UserError(f"Cannot write '{out}': {error.strerror or error}; choose another place.") from None
     return n

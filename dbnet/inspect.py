@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
-
 from dbnet.checkpoint import Checkpoint
 from dbnet.config import Config
 from dbnet.data.base import DataFile
-from dbnet.errors import UserError
-from dbnet.monitor import Run
+from dbnet.errors import UserError, reading
+from dbnet.monitor import Run, open_growing
 
 
 def describe(path: str) -> str:
     """Return the description of any of dbnet's files; UserError where it is none."""
     if not Path(path).exists():
         raise UserError(f"No file '{path}'.")
-    try:
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
-            names = set(file)
-    except OSError as error:
-        raise UserError(f"'{path}' is not a readable HDF5 file ({str(error).split('(')[0].strip()}).") from None
+    with reading(path, "give a run file, a checkpoint or a data file"), open_growing(path) as file:
+        names = set(file)
     for name, words in (("progress", _run), ("params", _checkpoint), ("train", _data)):
         if name in names:
             return words(path)

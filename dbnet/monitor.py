@@ -24,7 +24,7 @@ import numpy as np
 
 from dbnet import __version__
 from dbnet.config import Config, stored
-from dbnet.errors import UserError
+from dbnet.errors import UserError, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,16 @@ def free_name(config: Config) -> Config:
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def open_growing(path: str | Path) -> h5py.File:
+    """Open an HDF5 file to read that someone may be writing. Only then as such: of a cut-off file HDF5 would wait for the rest."""
+    try:
+        return h5py.File(path, "r", libver="latest")
+    except OSError as error:
+        if "truncated" in str(error):
+            raise
+        return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 class RunFile:
@@ -214,19 +224,16 @@ class Run:
         """Read what has been written so far."""
         import pandas as pd
 
-        try:
-            with h5py.File(self.path, "r", libver="latest", swmr=True) as file:
-                if "progress" not in file or "config" not in file.attrs:
-                    raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
-                self.config: Config = stored(file.attrs["config"])
-                self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
-                self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
-                self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
-                self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
-                counts = file["staleness"][:].T
-                self.finished = bool(file["state"][()])
-        except OSError as error:
-            raise UserError(f"'{self.path}' cannot be read ({str(error).split('(')[0].strip()}).") from None
+        with reading(self.path, "a run that has just begun can be opened a moment later"), open_growing(self.path) as file:
+            if "progress" not in file or "config" not in file.attrs:
+                raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
+            self.config: Config = stored(file.attrs["config"])
+            self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
+            self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
+            self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
+            self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
+            counts = file["staleness"][:].T
+            self.finished = bool(file["state"][()])
         last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
         self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
         self.staleness.index.name = "staleness"

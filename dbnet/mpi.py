@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def abort_on_error(comm: Any) -> Iterator[None]:
         elif not isinstance(error, SystemExit):
             lines = "".join(traceback.format_exception(error))
             print(f"dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
+        # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
+        time.sleep(0.3)
         comm.Abort(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 

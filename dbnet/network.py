@@ -1,24 +1,20 @@
 """The network on one partition: the layers' cells over flat vectors of parameters and gradients.
 
-`Model` is the description (layers, shapes, the flat layout) and holds no array. `Network` holds the activations of one partition:
-the box of units that it owns in each layer, the box of inputs that these need, and the ranges of the flat vector that they use.
-With one partition both boxes are the whole layer, the activations of one layer are the next one's input, and nothing is copied.
+A partition owns a box of units in each layer and holds the box of inputs that these need; an exchange brings what others own. With
+one partition both boxes are the whole layer, the activations of one layer are the next one's input, and nothing is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from dbnet.errors import UserError
 from dbnet.jit import kernel
-from dbnet.layers.base import Cell, Layer, Parameter, Shape
-from dbnet.losses.base import Loss
-from dbnet.parameters import Layout
-from dbnet.ranges import Range, Region, flatten, shape_of, size_of, whole
+from dbnet.layers.base import Cell, Layer
+from dbnet.model import Model, contains, footprint, shared_size
+from dbnet.ranges import Range, Region, intersect, relative, shape_of, size_of
 
 
 @kernel("T[:];T[:];f8")
@@ -28,60 +24,16 @@ def add_decay(g: np.ndarray, w: np.ndarray, decay: float) -> None:
         g[i] += d * w[i]
 
 
-class Model:
-    """What is computed, without arrays.
-
-    Parameters
-    ----------
-    layers, loss
-        Members of the families.
-    input_shape
-        Shape of one example.
-    outputs
-        Output units that the data ask for.
-    dtype
-        "float32" or "float64".
-    decay
-        Weight decay: decay/2 sum w^2 over all weights (not biases) is added to the loss.
-    """
-
-    def __init__(
-        self, layers: Sequence[Layer], loss: Loss, input_shape: Shape, outputs: int, dtype: str, decay: float = 0.0
-    ) -> None:
-        self.layers, self.loss, self.decay = tuple(layers), loss, decay
-        self.dtype = np.dtype(dtype)
-        self.shapes: list[Shape] = [input_shape]
-        arrays = []
-        self.parameters: list[dict[str, Parameter]] = []
-        for i, layer in enumerate(self.layers):
-            self.shapes.append(layer.output_shape(self.shapes[-1]))
-            own = layer.parameters(self.shapes[-2])
-            self.parameters.append(own)
-            arrays += [(f"{i}.{layer.kind}.{name}", p.shape, p.spread, p.decays) for name, p in own.items()]
-        self.layout = Layout(arrays)
-        if prod(self.shapes[-1]) != outputs:
-            raise UserError(
-                f"The last layer has {prod(self.shapes[-1])} units but the data ask for {outputs}; set its units to {outputs}."
-            )
-
-    def boxes(self) -> list[Region]:
-        """Return the boxes of an uncut network: the input and every layer, whole."""
-        return [whole(shape) for shape in self.shapes]
-
-
-class Piece(NamedTuple):
-    """A range of the global flat vector and where it starts in the partition's own."""
-
-    range: Range
-    at: int
-
-
 class Exchange(Protocol):
     """Brings crossing units to the partitions that need them, and their deltas back."""
 
-    def up(self, layer: int) -> None: ...
-    def down(self, layer: int) -> None: ...
+    def crosses(self, layer: int) -> bool: ...
+    def start_up(self, layer: int) -> None: ...
+    def finish_up(self, layer: int) -> None: ...
+    def start_down(self, layer: int) -> None: ...
+    def finish_down(self, layer: int) -> None: ...
     def combine(self, stats: np.ndarray) -> np.ndarray: ...
+    def total(self, share: np.ndarray) -> np.ndarray: ...
 
 
 class Network:
@@ -97,64 +49,122 @@ class Network:
         For the input and every layer the box of units owned by this partition; None: an uncut network.
     training
         Whether deltas are needed.
+
+    Attributes
+    ----------
+    x
+        The input at hand, [units, batch], to be filled before each step.
+    stats
+        The loss's statistics per example after `forward`.
     exchange
-        Brings the crossing values; None where nothing crosses.
+        Brings the crossing values; set by an `Exchange` that is made for this network, None where nothing crosses.
+    share
+        This partition's gradient of the parameters that all partitions share, before it is summed.
     """
 
-    def __init__(
-        self, model: Model, batch: int, boxes: list[Region] | None = None, training: bool = True, exchange: Exchange | None = None
-    ) -> None:
-        self.model, self.batch, self.training, self.exchange = model, batch, training, exchange
+    def __init__(self, model: Model, batch: int, boxes: list[Region] | None = None, training: bool = True) -> None:
+        self.model, self.batch, self.training = model, batch, training
         self.boxes = model.boxes() if boxes is None else boxes
-        self.footprint, self.size = footprint(model, self.boxes)
-        self._x, self._y, self._dx, self._dy = [], [], [], []
+        self.exchange: Exchange | None = None
+        self.size = footprint(model, self.boxes, True)[2]
+        self._needs = [layer.needs(model.shapes[i], self.boxes[i + 1]) for i, layer in enumerate(model.layers)]
+        self._y: list[np.ndarray] = []
+        self._dy: list[np.ndarray | None] = []
         self._allocate()
         self.stats = np.zeros((model.loss.width, batch), model.dtype)
+        self.share = np.zeros(0 if boxes is None else shared_size(model), model.dtype)
+        self._parts = [self._interior(i) for i in range(len(model.layers))]
         self._bound: dict[tuple[int, int], list[Cell]] = {}
-        self._targets: np.ndarray | None = None
+
+    # --- arrays ---------------------------------------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
-        """Make the activations and deltas; a layer's output is the next one's input where they are the same box."""
-        dtype, last = self.model.dtype, len(self.model.layers)
+        """Make the activations and deltas; an output lies inside the next layer's input where that leaves it contiguous."""
+        dtype, last = self.model.dtype, len(self.model.layers) - 1
 
         def array(box: Region) -> np.ndarray:
             return np.zeros((*shape_of(box), self.batch), dtype)
 
-        for i, layer in enumerate(self.model.layers):
-            need = layer.needs(self.model.shapes[i], self.boxes[i + 1])
-            same = i > 0 and need == self.boxes[i]
-            self._x.append(self._y[-1] if same else array(need))
-            self._y.append(array(self.boxes[i + 1]))
-            if self.training and i > 0:
-                self._dx.append(self._dy[-1] if same else array(need))
+        self._x = [array(need) for need in self._needs]
+        self._dx = [array(need) if self.training and i else None for i, need in enumerate(self._needs)]
+        self._joined = [i > 0 and contains(need, self.boxes[i]) for i, need in enumerate(self._needs)]
+        for i in range(last + 1):
+            own = self.boxes[i + 1]
+            if i < last and self._joined[i + 1]:
+                inside = relative(own, self._needs[i + 1])
+                self._y.append(self._x[i + 1][inside])
+                self._dy.append(self._dx[i + 1][inside] if self.training else None)
             else:
-                self._dx.append(None)
-            self._dy.append(array(self.boxes[i + 1]) if self.training or i == last - 1 else None)
+                self._y.append(array(own))
+                self._dy.append(array(own) if self.training or i == last else None)
         self.x = self._x[0].reshape(-1, self.batch)
 
-    @staticmethod
-    def nbytes(model: Model, batch: int, training: bool) -> int:
-        """Return the bytes of the activations and deltas of an uncut network."""
-        units = sum(prod(shape) for shape in model.shapes)
-        deltas = sum(prod(shape) for shape in model.shapes[1:]) if training else prod(model.shapes[-1])
-        return (units + deltas) * batch * model.dtype.itemsize
+    @property
+    def input_box(self) -> Region:
+        """The inputs at hand."""
+        return self._needs[0]
+
+    def above(self, layer: int) -> tuple[np.ndarray, Region]:
+        """Return the output of the layer below `layer` and its box."""
+        return self._y[layer - 1], self.boxes[layer]
+
+    def below(self, layer: int) -> tuple[np.ndarray, Region]:
+        """Return the input of `layer` and its box."""
+        return self._x[layer], self._needs[layer]
+
+    def above_delta(self, layer: int) -> tuple[np.ndarray, Region]:
+        """Return the delta of the output of the layer below `layer` and its box."""
+        return self._dy[layer - 1], self.boxes[layer]
+
+    def below_delta(self, layer: int) -> tuple[np.ndarray, Region]:
+        """Return the delta of the input of `layer` and its box."""
+        return self._dx[layer], self._needs[layer]
+
+    def _interior(self, layer: int) -> tuple[Region | None, list[Region | None]]:
+        """Return the part of a layer's box that needs only what this partition owns, and the rest as boxes."""
+        box, kind = self.boxes[layer + 1], self.model.layers[layer]
+        if layer == 0 or not kind.parts or not size_of(box):
+            return None, [None]
+
+        own = self.boxes[layer]
+
+        def inside(axis: int, i: int) -> bool:
+            need = kind.needs(self.model.shapes[layer], (*box[:axis], Range(i, i + 1), *box[axis + 1 :]))[axis]
+            return own[axis].lo <= need.lo and need.hi <= own[axis].hi
+
+        inner, rest = list(box), []
+        for axis in range(2):
+            lo, hi = inner[axis]
+            while lo < hi and not inside(axis, lo):
+                lo += 1
+            while hi > lo and not inside(axis, hi - 1):
+                hi -= 1
+            rest += [(*inner[:axis], Range(*ends), *inner[axis + 1 :]) for ends in ((inner[axis].lo, lo), (hi, inner[axis].hi))]
+            inner[axis] = Range(lo, hi)
+        need = kind.needs(self.model.shapes[layer], tuple(inner))
+        if not size_of(tuple(inner)) or need != intersect(need, own):
+            return None, [None]
+        return tuple(inner), [part for part in rest if size_of(part)]
 
     def bind(self, w: np.ndarray, g: np.ndarray | None) -> list[Cell]:
         """Return the cells over a parameter vector and a gradient vector [size]; made once for each pair of vectors."""
         key = (w.ctypes.data, 0 if g is None else g.ctypes.data)
         if key in self._bound:
             return self._bound[key]
-        cells, at = [], 0
+        cells, at, shared = [], 0, 0
         for i, layer in enumerate(self.model.layers):
             cell = Cell(
-                self.model.shapes[i], self.model.shapes[i + 1], layer.needs(self.model.shapes[i], self.boxes[i + 1]),
-                self.boxes[i + 1], self._x[i], self._y[i], self._dx[i], self._dy[i] if g is not None else None,
+                self.model.shapes[i], self.model.shapes[i + 1], self._needs[i], self.boxes[i + 1],
+                self._x[i], self._y[i], self._dx[i], self._dy[i] if g is not None else None,
             )  # fmt: skip
             for name, parameter in self.model.parameters[i].items():
                 box = parameter.owned(self.boxes[i + 1])
                 view = slice(at, at + size_of(box))
                 cell.p[name] = w[view].reshape(shape_of(box))
-                if g is not None:
+                if g is not None and not parameter.axes and self.share.size:
+                    cell.g[name] = self.share[shared : shared + size_of(box)].reshape(shape_of(box))
+                    shared += size_of(box)
+                elif g is not None:
                     cell.g[name] = g[view].reshape(shape_of(box))
                 at = view.stop
             cell.training = g is not None
@@ -163,19 +173,37 @@ class Network:
         self._bound[key] = cells
         return cells
 
+    # --- passes ---------------------------------------------------------------------------------------------------------------
+
     def forward(self, w: np.ndarray, target: np.ndarray, g: np.ndarray | None = None, step: int = 0, seed: int = 0) -> list[Cell]:
         """Run `self.x` up to the loss; afterwards `self.stats` holds the combined statistics per example."""
         cells = self.bind(w, g)
         for i, (layer, cell) in enumerate(zip(self.model.layers, cells, strict=True)):
             cell.step, cell.seed = step, seed
-            layer.forward(cell)
-            if self.exchange and i + 1 < len(cells):
-                self.exchange.up(i)
+            if i and not self._joined[i]:
+                self._lift(i)
+            if self.exchange is None or not i:
+                layer.forward(cell)
+            else:
+                self._forward_exchanging(i, layer, cell)
         y, dy = self._output(cells)
         self.model.loss.reduce(y, target, self._first(), self.stats, dy)
         parts = self.stats[None] if self.exchange is None else self.exchange.combine(self.stats)
         self.model.loss.combine(parts, self.stats)
         return cells
+
+    def _forward_exchanging(self, i: int, layer: Layer, cell: Cell) -> None:
+        """Compute the interior while the borders are in flight."""
+        inner, rest = self._parts[i]
+        self.exchange.start_up(i)
+        if inner is not None and self.exchange.crosses(i):
+            layer.forward(cell, inner)
+            self.exchange.finish_up(i)
+            for part in rest:
+                layer.forward(cell, part)
+        else:
+            self.exchange.finish_up(i)
+            layer.forward(cell)
 
     def loss_and_gradient(
         self, w: np.ndarray, g: np.ndarray, target: np.ndarray, count: int, accumulate: bool, step: int = 0, seed: int = 0
@@ -190,11 +218,17 @@ class Network:
         y, dy = self._output(cells)
         self.model.loss.delta(y, target, self._first(), self.stats, count, dy)
         for i in reversed(range(len(cells))):
-            self.model.layers[i].backward(cells[i], accumulate)
-            if self.exchange and i > 0:
-                self.exchange.down(i)
-            if self.model.decay:
-                self._decay(i, cells[i])
+            layer, cell = self.model.layers[i], cells[i]
+            adds = accumulate and not (self.share.size and self._shares(i))
+            layer.backward_inputs(cell, adds)
+            if i and self.exchange is not None:
+                self.exchange.start_down(i)
+            layer.backward_parameters(cell, adds)
+            if i and not self._joined[i]:
+                self._lower(i)
+            if i and self.exchange is not None:
+                self.exchange.finish_down(i)
+        self._finish_gradient(w, g, accumulate)
         return self.model.loss.score(self.stats, target, count)
 
     def score(self, w: np.ndarray, target: np.ndarray, count: int) -> tuple[float, int]:
@@ -202,31 +236,43 @@ class Network:
         self.forward(w, target)
         return self.model.loss.score(self.stats, target, count)
 
+    def _lift(self, layer: int) -> None:
+        """Copy what this partition owns itself into the input of `layer`."""
+        (y, own), (x, need) = self.above(layer), self.below(layer)
+        both = intersect(own, need)
+        x[relative(both, need)] = y[relative(both, own)]
+
+    def _lower(self, layer: int) -> None:
+        """Copy this partition's own share of the delta down; what nothing needs has none."""
+        (dy, own), (dx, need) = self.above_delta(layer), self.below_delta(layer)
+        both = intersect(own, need)
+        if both != own:
+            dy.fill(0)
+        dy[relative(both, own)] = dx[relative(both, need)]
+
+    def _finish_gradient(self, w: np.ndarray, g: np.ndarray, accumulate: bool) -> None:
+        """Sum the gradient of shared parameters over the partitions, and add weight decay."""
+        total = self.exchange.total(self.share) if self.share.size else self.share
+        at = shared = 0
+        for i in range(len(self.model.layers)):
+            for parameter in self.model.parameters[i].values():
+                size = size_of(parameter.owned(self.boxes[i + 1]))
+                here = slice(at, at + size)
+                if self.share.size and not parameter.axes:
+                    if not accumulate:
+                        g[here] = 0
+                    g[here] += total[shared : shared + size]
+                    shared += size
+                if self.model.decay and parameter.decays:
+                    add_decay(g[here], w[here], self.model.decay)
+                at += size
+
+    def _shares(self, layer: int) -> bool:
+        return any(not parameter.axes for parameter in self.model.parameters[layer].values())
+
     def _output(self, cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:
         return cells[-1].y.reshape(-1, self.batch), self._dy[-1].reshape(-1, self.batch)
 
     def _first(self) -> int:
         """Return the index of this partition's first output unit."""
         return self.boxes[-1][0].lo * prod(self.model.shapes[-1][1:])
-
-    def _decay(self, index: int, cell: Cell) -> None:
-        for name, parameter in self.model.parameters[index].items():
-            if parameter.decays:
-                add_decay(cell.g[name].reshape(-1), cell.p[name].reshape(-1), self.model.decay)
-
-
-def footprint(model: Model, boxes: list[Region]) -> tuple[list[Piece], int]:
-    """Return the ranges of the global vector that a partition uses, in order, neighbours merged, and their total."""
-    pieces: list[Piece] = []
-    at, entries = 0, iter(model.layout.entries)
-    for i in range(len(model.layers)):
-        for parameter in model.parameters[i].values():
-            entry = next(entries)
-            for part in flatten(parameter.owned(boxes[i + 1]), parameter.shape):
-                part = part.shift(entry.offset)
-                if pieces and pieces[-1].range.hi == part.lo:
-                    pieces[-1] = Piece(Range(pieces[-1].range.lo, part.hi), pieces[-1].at)
-                else:
-                    pieces.append(Piece(part, at))
-                at += part.size
-    return pieces, at

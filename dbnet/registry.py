@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from types import ModuleType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,6 +62,22 @@ def make(name: str, entry: dict[str, Any], where: str) -> Any:
         return known[kind](**entry)
     except ValidationError as error:
         raise UserError(explain(error, known[kind], where)) from None
+
+
+def reached(modules: set[str]) -> set[str]:
+    """Return these loaded modules and all of dbnet's that they take something from, directly or not."""
+    found: set[str] = set()
+    left = list(modules)
+    while left:
+        name = left.pop()
+        if name in found or name not in sys.modules:
+            continue
+        found.add(name)
+        for value in vars(sys.modules[name]).values():
+            origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(origin, str) and origin.startswith("dbnet."):
+                left.append(origin)
+    return found
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from dbnet.batches import Batches, Cursor
 from dbnet.jit import kernel
-from dbnet.network import Model, Network
+from dbnet.model import Model
+from dbnet.network import Network
 from dbnet.orders import Score
 from dbnet.rules.sgd import descend
 

@@ -24,12 +24,12 @@ from dbnet.config import Config
 from dbnet.data.base import DataFile
 from dbnet.display import Display
 from dbnet.errors import UserError
+from dbnet.model import Model, footprint
 from dbnet.monitor import RunFile
-from dbnet.network import Model, footprint
 from dbnet.orders import Desk, Orders, coordinator_fields
 from dbnet.pace import Pace
 from dbnet.ranges import Range
-from dbnet.registry import make
+from dbnet.registry import make, reached
 from dbnet.replica import Replica
 from dbnet.shard import Shard
 from dbnet.store import DirectStore, Inbox, WindowStore, routes, shard_fields
@@ -147,9 +147,9 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     """All roles in this process, taking turns."""
     config, world = ready.config, ready.topology
     threads, cores = topology.cores_for(None, True)
-    _use(ready, threads)
     parts = [load_replica(ready, r) for r in range(world.replicas)]
     config = monitor.free_name(config)
+    _use(ready, threads)
     ready = Setup(config, ready.data, ready.model, world, ready.checkpoint)
     clock = _stopwatch()
     flat = np.zeros(ready.model.layout.size, ready.model.dtype)
@@ -182,16 +182,16 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     comms = topology.connect(comm, world)
     role = world.role(comm.rank)
     threads, cores = topology.cores_for(comms.node, role is not Role.COORDINATE)
-    # One rank of each node fills the cache of compiled kernels, the others load it.
-    for turn in (True, False):
-        if (comms.node.rank == 0) is turn:
-            _use(ready, threads)
-        comms.node.Barrier()
     replica = mpi.together(comm, lambda: load_replica(ready, world.place(comm.rank)[0]) if role is Role.WORK else None)
     if role is Role.COORDINATE:
         config = mpi.together(comm, lambda: monitor.free_name(config))
     else:
         mpi.together(comm, lambda: None)
+    # One rank of each node fills the cache of compiled kernels, the others load it.
+    for turn in (True, False):
+        if (comms.node.rank == 0) is turn:
+            _use(ready, threads)
+        comms.node.Barrier()
     ready = Setup(config, ready.data, ready.model, world, ready.checkpoint)
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
@@ -352,9 +352,8 @@ def _use(ready: Setup, threads: int) -> None:
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
     layers, loss, rule = ready.config.members()
-    used = {type(member).__module__ for member in (*layers, loss, rule)} | {"dbnet.losses.base", "dbnet.rules.sgd"}
-    families = ("dbnet.layers.", "dbnet.losses.", "dbnet.rules.")
-    jit.warm(ready.config.model.dtype, lambda module: module in used or not module.startswith(families))
+    used = reached({"dbnet.replica", *(type(member).__module__ for member in (*layers, loss, rule))})
+    jit.warm(ready.config.model.dtype, used.__contains__)
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.model import Piece
 from dbnet.mover import Job, Mover
-from dbnet.network import Piece
 from dbnet.ranges import Range, overlap
 from dbnet.shard import Push, Shard
 from dbnet.topology import Topology

@@ -104,14 +104,17 @@ def dbnet(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Fini
 
 @pytest.fixture
 def make_data(place: Path) -> Callable[..., Path]:
-    """Return a function that writes a small data file: 8 examples of 3 units in 2 classes, changed by keywords."""
-    from dbnet.data.base import write
+    """Return a function that writes, unchecked, a small data file: 8 examples of 3 units in 2 classes, changed by keywords."""
+    import h5py
 
     def make(name: str = "small.h5", **changes: object) -> Path:
         x = np.arange(24, dtype=np.float32).reshape(8, 3) / 24
         contents = {"train/x": x, "train/y": np.arange(8) % 2, "test/x": x[:4], "test/y": np.arange(4) % 2, "classes": 2}
         contents.update({key.replace("__", "/"): value for key, value in changes.items()})
-        write(place / name, {key: value for key, value in contents.items() if value is not None})
+        with h5py.File(place / name, "w") as file:
+            for key, value in contents.items():
+                if value is not None:
+                    (file if isinstance(value, np.ndarray) else file.attrs)[key] = value
         return place / name
 
     return make

@@ -9,7 +9,7 @@ import numpy as np
 
 from dbnet import config
 from dbnet.methods.downpour import Downpour
-from dbnet.network import Piece
+from dbnet.model import Piece
 from dbnet.orders import GO, Orders, coordinator_fields
 from dbnet.ranges import Range
 from dbnet.registry import make

@@ -12,7 +12,8 @@ from dbnet.layers.dense import Dense
 from dbnet.losses.logistic import Logistic
 from dbnet.losses.softmax import Softmax
 from dbnet.losses.squared import Squared
-from dbnet.network import Model, Network
+from dbnet.model import Model
+from dbnet.network import Network
 from dbnet.ranges import Range, split
 from dbnet.registry import family
 

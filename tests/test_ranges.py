@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ def test_boxes_against_numpy(case: tuple) -> None:
     assert shape_of(a) == flat[pick].shape and size_of(a) == flat[pick].size
     found = flatten(a, shape)
     assert [i for r in found for i in range(r.lo, r.hi)] == flat[pick].ravel().tolist()
-    assert all(x.hi < y.lo for x, y in zip(found, found[1:], strict=False)), "neighbours are merged"
+    assert all(x.hi < y.lo for x, y in pairwise(found)), "neighbours are merged"
     both = intersect(a, b)
     assert set(flat[tuple(r.slice for r in both)].ravel()) == set(flat[pick].ravel()) & set(flat[tuple(r.slice for r in b)].ravel())
     if size_of(both):

@@ -49,7 +49,10 @@ def _some(annotation: object) -> object:
         ({"kind": "adagrat"}, "(did you mean 'adagrad'?)"),
         ({}, "rule.kind = None is not one of"),
         ({"kind": ["adam"]}, "rule.kind = ['adam'] is not one of"),
-        ({"kind": "adam", "beta3": 1}, "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, beta1, beta2, epsilon."),
+        (
+            {"kind": "adam", "beta3": 1},
+            "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, beta1, beta2, epsilon.",
+        ),
         ({"kind": "adam", "rate": "fast"}, "rule.rate = 'fast' is not allowed: "),
         ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: input should be greater than 0."),
     ],

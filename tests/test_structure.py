@@ -15,14 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "jit", "table"),
-    ("registry", "mpi", "waiting", "vector", "gemm", "patches", "filters", "parameters", "mover", "linesearch", "space"),
-    ("config", "activations", "rules", "losses", "layers", "data", "topology", "window", "channel", "lbfgs", "exchange"),
-    ("partition", "network", "batches", "shard", "monitor", "orders"),
-    ("store", "checkpoint", "display", "replica"),
-    ("pace", "plot", "inspect"),
+    ("errors", "ranges", "jit"),
+    ("registry", "mpi", "waiting", "vector", "gemm", "activations", "patches", "filters", "parameters", "linesearch", "table"),
+    ("config", "mover", "space", "rules", "losses", "layers", "data", "topology", "window", "channel"),
+    ("model", "batches", "shard", "monitor", "orders", "descent"),
+    ("partition", "network", "checkpoint", "lbfgs", "display"),
+    ("store", "exchange", "pace", "plot", "inspect"),
+    ("replica",),
     ("methods",),
-    ("descent", "run"),
+    ("run",),
     ("infer", "plan", "bench_wire"),
     ("bench",),
     ("__init__", "__main__"),
@@ -31,7 +32,7 @@ LIBRARIES = {
     "mpi4py": {"mpi", "topology", "window", "exchange"},
     "numba": {"jit"},
     "llvmlite": {"jit"},
-    "h5py": {"checkpoint", "monitor", "data.base", "infer", "inspect", "table"},
+    "h5py": {"checkpoint", "monitor", "data.base", "infer", "table"},
     "torch": {"bench", "bench_wire"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -119,9 +120,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_importing_the_package_starts_nothing() -> None:
     code = "import dbnet, sys; print([m for m in ('mpi4py', 'numba', 'h5py', 'numpy') if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
 
 
@@ -130,7 +129,5 @@ def test_importing_everything_compiles_nothing_and_starts_no_mpi() -> None:
         "import sys, dbnet.run, dbnet.jit as jit\n"
         "print(len(jit.KERNELS) > 0, sum(len(k.signatures) for _, k in jit.KERNELS), 'mpi4py' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent)
     assert done.stdout.split() == ["True", "0", "False"]

@@ -12,16 +12,15 @@ Opening checks everything that would spoil a run later: shapes, label range, NaN
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, nan, prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import h5py
 import numpy as np
 
-from dbnet.errors import UserError
+from dbnet.errors import UserError, reading, writing
 from dbnet.ranges import Range, split
 from dbnet.registry import Member
 
@@ -68,31 +67,35 @@ class DataFile:
         self.path = Path(path)
         if not self.path.exists():
             raise UserError(f"No data file '{path}'; make it with 'dbnet data', for example: dbnet data digits {path}.")
-        try:
-            with h5py.File(self.path, "r") as file:
-                self._describe(file)
-        except OSError as error:
-            raise UserError(f"'{path}' is not a readable HDF5 file ({str(error).split('(')[0].strip()}); make it again.") from None
+        with reading(path, "make it again"), h5py.File(self.path, "r") as file:
+            self._describe(file)
 
     def _describe(self, file: h5py.File) -> None:
         if "train/x" not in file or "train/y" not in file:
             raise UserError(f"'{self.path}' has no /train/x and /train/y; 'dbnet data --help' shows the layout.")
+        for name in ("train/x", "train/y", "test/x", "test/y"):
+            if name in file and not isinstance(file[name], h5py.Dataset):
+                raise UserError(f"'{self.path}': /{name} is not an array; 'dbnet data --help' shows the layout.")
         x, y = file["train/x"], file["train/y"]
         shape = tuple(int(n) for n in x.shape[1:])
         self.shape = (*shape, 1) if len(shape) == 2 else shape
-        if len(self.shape) not in (1, 3):
-            raise UserError(f"'{self.path}': /train/x has shape {x.shape}; an example must have 1, 2 or 3 axes.")
+        if len(self.shape) not in (1, 3) or not prod(shape):
+            raise UserError(f"'{self.path}': /train/x has shape {x.shape}; an example must have 1, 2 or 3 axes and some units.")
         if x.dtype not in (np.uint8, np.float32, np.float64):
             raise UserError(f"'{self.path}': /train/x is {x.dtype}; use float32, float64 or uint8.")
         self.dtype = x.dtype
-        self.scale = float(file.attrs.get("scale", 1.0))
+        self.scale = _number(file, "scale", 1.0)
         self.name = str(file.attrs.get("name", self.path.stem))
         self.source = str(file.attrs.get("source", "unknown"))
         labels = y.ndim == 1
+        if y.ndim not in (1, 2) or y.dtype.kind not in "iuf":
+            raise UserError(f"'{self.path}': /train/y is {y.dtype} {y.shape}; use integer labels, or vectors [examples, units].")
         if labels and not np.issubdtype(y.dtype, np.integer):
             raise UserError(f"'{self.path}': /train/y holds {y.dtype}; labels must be integers (or vectors [examples, units]).")
         self.targets = 0 if labels else int(y.shape[1])
-        self.classes = int(file.attrs.get("classes", int(y[:].max(initial=-1)) + 1)) if labels else 0
+        self.classes = int(_number(file, "classes", int(y[:].max(initial=-1)) + 1)) if labels else 0
+        if labels and len(y) and self.classes < 1:
+            raise UserError(f"'{self.path}': /train/y holds no label 0 .. classes - 1.")
         self.sizes = {}
         for part in ("train", "test"):
             if f"{part}/x" in file:
@@ -126,17 +129,14 @@ class DataFile:
         """
         n = self.sizes[part]
         rows = np.arange(n) if rows is None else rows
-        try:
-            with h5py.File(self.path, "r") as file:
-                source = file[f"{part}/x"]
-                x = np.empty((len(rows), prod(self.shape)), source.dtype)
-                for lo in range(0, n, _ROWS):
-                    here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
-                    if here.stop > here.start:
-                        x[here] = source[lo : lo + _ROWS].reshape(-1, x.shape[1])[rows[here] - lo]
-                y = file[f"{part}/y"][:][rows]
-        except OSError as error:
-            raise UserError(f"'{self.path}' cannot be read ({str(error).split('(')[0].strip()}); make it again.") from None
+        with reading(self.path, "make it again"), h5py.File(self.path, "r") as file:
+            source = file[f"{part}/x"]
+            x = np.empty((len(rows), prod(self.shape)), source.dtype)
+            for lo in range(0, n, _ROWS):
+                here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
+                if here.stop > here.start:
+                    x[here] = source[lo : lo + _ROWS].reshape(-1, x.shape[1])[rows[here] - lo]
+            y = file[f"{part}/y"][:][rows]
         for name, values in (("x", x), ("y", y)):
             if values.dtype.kind == "f":
                 bad = np.argwhere(~np.isfinite(values))
@@ -163,13 +163,12 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     """
     if not Path(path).exists():
         raise UserError(f"No data file '{path}'.")
-    try:
-        with h5py.File(path, "r") as file:
-            if f"{part}/x" not in file:
-                raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
-            x, scale = file[f"{part}/x"][:], float(file.attrs.get("scale", 1.0))
-    except OSError as error:
-        raise UserError(f"'{path}' is not a readable HDF5 file ({str(error).split('(')[0].strip()}).") from None
+    with reading(path, "make it again"), h5py.File(path, "r") as file:
+        if f"{part}/x" not in file:
+            raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
+        x, scale = file[f"{part}/x"][:], _number(file, "scale", 1.0)
+    if x.dtype not in (np.uint8, np.float32, np.float64):
+        raise UserError(f"'{path}': /{part}/x is {x.dtype}; use float32, float64 or uint8.")
     mine = (*x.shape[1:], 1) if x.ndim == 3 else x.shape[1:]
     if mine != tuple(shape):
         raise UserError(f"'{path}': /{part}/x holds examples of shape {mine}, the network takes {tuple(shape)}.")
@@ -179,18 +178,28 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     return x, scale
 
 
-def write(path: str | Path, contents: dict[str, Any]) -> None:
-    """Write a data file whole or not at all; `contents` as `Format.read` returns it."""
-    path = Path(path)
+def _number(file: h5py.File, name: str, default: float) -> float:
+    """Return an attribute of the file that must be a finite number other than nought."""
+    given = file.attrs.get(name, default)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
+        value = float(given)
+    except (TypeError, ValueError):
+        value = nan
+    if not isfinite(value) or (value == 0 and name in file.attrs):
+        raise UserError(f"'{file.filename}': the attribute {name} is {given!r}; it must be a number other than 0.")
+    return value
+
+
+def write(path: str | Path, contents: dict[str, Any]) -> None:
+    """Write a data file, whole and checked or not at all; `contents` as `Format.read` returns it."""
+    with writing(Path(path)) as part:
         with h5py.File(part, "w") as file:
             for name, value in contents.items():
                 if isinstance(value, np.ndarray):
                     file.create_dataset(name, data=value, chunks=True, compression="gzip" if value.dtype == np.uint8 else None)
                 else:
                     file.attrs[name] = value
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror or error}; choose another place.") from None
+        try:
+            DataFile(part)
+        except UserError as error:
+            raise UserError(str(error).replace(str(part), str(path))) from None

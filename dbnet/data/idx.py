@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ def read_idx(path: str) -> np.ndarray:
     try:
         raw = Path(path).read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _TYPES:
         raise UserError(f"'{path}' is not an IDX file: it does not start with two zero bytes and a known type code.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from dbnet.ranges import Region, whole
 from dbnet.registry import Member
@@ -83,9 +84,21 @@ class Cell:
 
 
 class Layer(Member):
-    """Base of all layers; a subclass declares its options as fields and overrides what differs."""
+    """Base of all layers; a subclass declares its options as fields and overrides what differs.
+
+    Attributes
+    ----------
+    parts
+        Whether `forward` can compute a part of its box, so that a partition computes its interior while borders are in flight.
+    cut
+        How the layer's units are cut over a replica's partitions.
+    """
 
     family: ClassVar[str] = "layers"
+    parts: ClassVar[bool] = False
+    cut: tuple[int, ...] | None = Field(
+        default=None, description="parts per axis of the units, (rows, columns) or (units); default: chosen by cost"
+    )
 
     def output_shape(self, x: Shape) -> Shape:
         """Return the shape of the output for an input of shape `x`; raise UserError where it does not fit."""
@@ -103,16 +116,24 @@ class Layer(Member):
         """Return the working arrays of this layer on this partition; called once, when `cell` is otherwise complete."""
         return {}
 
-    def forward(self, c: Cell) -> None:
-        """Compute c.y from c.x and c.p."""
+    def forward(self, c: Cell, part: Region | None = None) -> None:
+        """Compute c.y, or only the box `part` of it, from c.x and c.p; a part is asked for only where `parts` is true."""
         raise NotImplementedError
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
-        """Compute c.g and, unless it is None, c.dx from c.dy; add to c.g if `accumulate`, else overwrite it.
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
+        """Compute c.dx from c.dy, unless it is None; c.dy may be used as working space.
 
-        c.dx is overwritten with this partition's share of the input's delta; c.dy may be used as working space.
+        c.dx is overwritten with this partition's share of the input's delta. Gradients of parameters may be computed here as well.
         """
         raise NotImplementedError
+
+    def backward_parameters(self, c: Cell, accumulate: bool) -> None:
+        """Compute c.g, while c.dx is on its way to other partitions; add to c.g if `accumulate`, else overwrite it."""
+
+    def backward(self, c: Cell, accumulate: bool) -> None:
+        """Both halves."""
+        self.backward_inputs(c, accumulate)
+        self.backward_parameters(c, accumulate)
 
     def flops(self, x: Shape, out: Region) -> int:
         """Return the multiplications and additions of one example's forward pass for the outputs in `out`."""

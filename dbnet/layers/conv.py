@@ -33,6 +33,7 @@ class Conv(Layer):
     """
 
     kind: ClassVar[str] = "conv"
+    parts: ClassVar[bool] = True
     maps: int = Field(gt=0)
     field: int | Pair
     stride: int | Pair = 1
@@ -76,17 +77,20 @@ class Conv(Layer):
         for run in runs(box, c.y.shape):
             ACTIVATIONS[self.activation].forward(c.y[run].reshape(-1, batch), b[run[2]])
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         batch, own = c.y.shape[-1], c.y_box[2].slice
         if not accumulate:
-            c.g["W"].fill(0)
             c.g["b"].fill(0)
         delta = ACTIVATIONS[self.activation].delta
         delta(c.y.reshape(-1, batch), c.dy.reshape(-1, batch), c.g["b"][own], True)
-        turn(c.scratch["xt"], c.x)
-        shared_dW(c.g["W"][own], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"])
         if c.dx is not None:
             filter_dx(c.dx, c.scratch["W"], c.dy, *c.scratch["tables"])
+
+    def backward_parameters(self, c: Cell, accumulate: bool) -> None:
+        if not accumulate:
+            c.g["W"].fill(0)
+        turn(c.scratch["xt"], c.x)
+        shared_dW(c.g["W"][c.y_box[2].slice], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"])
 
     def flops(self, x: Shape, out: Region) -> int:
         return 2 * self.patches.area * x[2] * size_of(out)

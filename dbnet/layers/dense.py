@@ -52,15 +52,17 @@ class Dense(Layer):
                 ready["dx"] = Gemm(c.p["W"], c.dy, c.dx.reshape(x.shape), ta=True)
         return ready
 
-    def forward(self, c: Cell) -> None:
+    def forward(self, c: Cell, part: Region | None = None) -> None:
         c.scratch["y"]()
         ACTIVATIONS[self.activation].forward(c.y, c.p["b"])
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         ACTIVATIONS[self.activation].delta(c.y, c.dy, c.g["b"], accumulate)
-        c.scratch["dW"](accumulate)
         if c.dx is not None:
             c.scratch["dx"]()
+
+    def backward_parameters(self, c: Cell, accumulate: bool) -> None:
+        c.scratch["dW"](accumulate)
 
     def flops(self, x: Shape, out: Region) -> int:
         return 2 * prod(x) * size_of(out)

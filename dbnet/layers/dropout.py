@@ -67,10 +67,10 @@ class Dropout(Layer):
         table = [(row, r.lo, r.size) for row, r in zip(sizes, ranges, strict=False)]
         return {"units": np.array(table, dtype=np.int64).reshape(-1, 3)}
 
-    def forward(self, c: Cell) -> None:
+    def forward(self, c: Cell, part: Region | None = None) -> None:
         self._apply(c, c.y, c.x)
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         if c.dx is not None:
             self._apply(c, c.dx, c.dy)
 

@@ -33,6 +33,7 @@ class Local(Layer):
     """
 
     kind: ClassVar[str] = "local"
+    parts: ClassVar[bool] = True
     maps: int = Field(gt=0)
     field: int | Pair
     stride: int | Pair = 1
@@ -72,14 +73,16 @@ class Local(Layer):
         for run in runs(box, c.y.shape):
             ACTIVATIONS[self.activation].forward(c.y[run].reshape(-1, batch), c.p["b"][run].reshape(-1))
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         batch = c.y.shape[-1]
         delta = ACTIVATIONS[self.activation].delta
         delta(c.y.reshape(-1, batch), c.dy.reshape(-1, batch), c.g["b"].reshape(-1), accumulate)
-        turn(c.scratch["xt"], c.x)
-        local_dW(c.g["W"], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"], accumulate)
         if c.dx is not None:
             filter_dx(c.dx, c.p["W"], c.dy, *c.scratch["tables"])
+
+    def backward_parameters(self, c: Cell, accumulate: bool) -> None:
+        turn(c.scratch["xt"], c.x)
+        local_dW(c.g["W"], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"], accumulate)
 
     def flops(self, x: Shape, out: Region) -> int:
         return 2 * self.patches.area * x[2] * size_of(out)

@@ -179,6 +179,7 @@ class Norm(Layer):
     """
 
     kind: ClassVar[str] = "norm"
+    parts: ClassVar[bool] = True
     radius: int = Field(4, gt=0)
     spread: float | None = Field(None, gt=0)
     floor: float = Field(0.01, gt=0)
@@ -235,7 +236,7 @@ class Norm(Layer):
         blur(s["variance of y"], s["mid variance"], s["plane v"], *s["variance"], *box[:4])
         divide(c.y, s["variance of y"], s["v"], self.floor, *s["y in v"], *box)
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         if c.dx is None or c.y.size == 0:
             return
         s = c.scratch

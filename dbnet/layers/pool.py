@@ -164,6 +164,7 @@ class Pool(Layer):
     """
 
     kind: ClassVar[str] = "pool"
+    parts: ClassVar[bool] = True
     over: Literal["max", "average", "l2"] = "max"
     field: int | Pair = 2
     stride: int | Pair | None = None
@@ -188,7 +189,7 @@ class Pool(Layer):
         *ends, m0, m1 = bounds(selection(part, c.y_box))
         KERNELS[self.over].forward(_flat(c.y), _flat(c.x), *c.scratch["tables"], *ends, m0 * batch, m1 * batch)
 
-    def backward(self, c: Cell, accumulate: bool) -> None:
+    def backward_inputs(self, c: Cell, accumulate: bool) -> None:
         if c.dx is not None:
             KERNELS[self.over].backward(_flat(c.dx), _flat(c.x), _flat(c.dy), _flat(c.y), *c.scratch["tables"])
 

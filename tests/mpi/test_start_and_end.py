@@ -71,7 +71,8 @@ def test_one_rank_says_what_is_wrong(words: list[str], said: str, folder: Path, 
 
 @pytest.mark.parametrize(("rank", "who"), [(1, "shard"), (2, "replica")])
 @pytest.mark.parametrize(
-    ("kind", "said"), [("error", "RuntimeError: the twentieth call failed"), ("user", "The twentieth call was refused."), ("exit", "")]
+    ("kind", "said"),
+    [("error", "RuntimeError: the twentieth call failed"), ("user", "The twentieth call was refused."), ("exit", "")],
 )
 def test_a_failing_rank_ends_the_job(rank: int, who: str, kind: str, said: str, folder: Path, mpirun: Callable) -> None:
     job = mpirun(4, HERE / "failing.py", rank, kind, "run.toml", cwd=folder, timeout=30)
@@ -106,10 +107,10 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
     counts = [int(n) for n in re.findall(r"compiled (\d+)", first.out)]
     assert len(counts) == 4 and sum(1 for n in counts if n) == 1
     alone = subprocess.run(
-        [sys.executable, "-c", "import dbnet.run; from dbnet import jit; print(jit.KERNELS != [], jit.warm('float32', lambda m: True))"],
-        env={**os.environ, "DBNET_CACHE": cache, "PYTHONPATH": str(HERE.parents[1])}, capture_output=True, text=True, timeout=60,
+        [sys.executable, probe], cwd=folder, env={**os.environ, "DBNET_CACHE": cache, "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
+    assert alone.returncode == 0 and alone.stdout == "compiled 0\n", alone.stderr
     again = mpirun(4, probe, cwd=folder, DBNET_CACHE=cache).good()
     assert re.findall(r"compiled (\d+)", again.out) == ["0"] * 4
 

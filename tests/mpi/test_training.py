@@ -72,7 +72,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
             "wide": shape,
             "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", *shape],
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", *shape],
-            "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "stop.epochs=20", *tall],
+            "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
         },
         timeout=110,
@@ -192,9 +192,7 @@ def test_more_shards_than_parameters(run: Run) -> None:
         assert set(run.events.replica) == {0}
 
 
-def test_checkpoint_continues_on_another_topology(
-    trainings: Callable[..., Path], on3: Path, opened: Callable[[Path], Run]
-) -> None:
+def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path], on3: Path, opened: Callable[[Path], Run]) -> None:
     """A checkpoint of 1 + 1 + 1 goes on as 1 + 2 + 2, counting on."""
     point = on3 / "plain.checkpoint.h5"
     changes = ["topology.shards=2", "topology.replicas=2", "stop.epochs=8", f"--resume={point}"]
@@ -213,5 +211,3 @@ def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
     folder = trainings(4, {"tcp": ["stop.epochs=3", "topology.replicas=2"]}, **env)
     assert opened(folder / "tcp.h5").accuracy > 0.8
-
-

@@ -1,0 +1,207 @@
+"""Run a cut: bring crossing values to the partitions that need them, and their deltas back, while kernels compute.
+
+Everything is set up once: persistent sends and receives from and into the network's own arrays, or through a staging buffer where
+a box is not contiguous. Before layer i each partition starts its messages; the layer computes its interior; when the borders are
+there it computes the rest. Downwards the share of another partition's delta is sent as soon as it is known, while the gradient of
+the parameters is computed, and added in the order of the partitions.
+
+`values` counts every value that is sent, per example.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dbnet.errors import UserError
+from dbnet.network import Network
+from dbnet.partition import Cut, Message
+from dbnet.ranges import relative, size_of
+
+
+class Link(Protocol):
+    """How the partitions of one replica reach each other."""
+
+    rank: int
+    size: int
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any: ...
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any: ...
+    def start(self, transfers: Sequence[Any]) -> None: ...
+    def wait(self, transfers: Sequence[Any]) -> None: ...
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None: ...
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None: ...
+    def share(self, values: np.ndarray) -> None: ...
+
+
+class MpiLink:
+    """Persistent requests and non-blocking collectives on the replica's communicator, waited for with a deadline."""
+
+    def __init__(self, comm: Any, deadline: float) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self._deadline = MPI, comm, deadline
+        self.rank, self.size = comm.rank, comm.size
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
+        return self._comm.Send_init(buffer, to, tag)
+
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any:
+        return self._comm.Recv_init(buffer, source, tag)
+
+    def start(self, transfers: Sequence[Any]) -> None:
+        self._mpi.Prequest.Startall(transfers)
+
+    def wait(self, transfers: Sequence[Any]) -> None:
+        self._poll(lambda: self._mpi.Request.Testall(transfers), "another partition's values")
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        self._poll(self._comm.Iallgather(mine, everyone).Test, "the other partitions' outputs")
+
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
+        self._poll(self._comm.Iallreduce(mine, total).Test, "the other partitions' share of a gradient")
+
+    def share(self, values: np.ndarray) -> None:
+        self._poll(self._comm.Ibcast(values, 0).Test, "partition 0 of its replica to lead")
+
+    def _poll(self, done: Callable[[], bool], what: str) -> None:
+        since, turns = 0.0, 0
+        while not done():
+            turns += 1
+            if turns > 64:
+                # With more ranks than cores the one that is waited for may need this core.
+                os.sched_yield()
+            if turns % 4096 == 0:
+                since = since or time.perf_counter()
+                if time.perf_counter() - since > self._deadline:
+                    raise UserError(
+                        f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
+                        "run.deadline."
+                    )
+
+
+class Exchange:
+    """One partition's end of all exchanges of one network.
+
+    Parameters
+    ----------
+    link
+        The other partitions.
+    cut
+        The plan.
+    network
+        Whose arrays are sent and filled; it is told of this exchange.
+    tags
+        First of the message tags; every network of a replica has its own.
+    """
+
+    def __init__(self, link: Link, cut: Cut, network: Network, tags: int = 0) -> None:
+        self._link, self._cut, self._network = link, cut, network
+        layers = range(len(cut.model.layers))
+        self._up = [self._side(cut.messages(i), i, tags + 2 * i, network.above, network.below) for i in layers]
+        self._down = [
+            self._side(
+                [Message(m.target, m.source, m.box) for m in cut.messages(i)], i, tags + 2 * i + 1, network.below_delta, None
+            )
+            if network.training
+            else _Side([], [], [], [])
+            for i in layers
+        ]
+        self._stats = np.zeros((link.size, *network.stats.shape), network.stats.dtype)
+        self._total = np.zeros_like(network.share)
+        self.values, self.waited = 0, 0.0
+        network.exchange = self
+
+    def _side(
+        self, messages: Sequence[Message], layer: int, tag: int, source: Callable[..., Any], target: Callable[..., Any] | None
+    ) -> _Side:
+        """Set up the messages of one direction: views or staging buffers, and persistent transfers."""
+        me, side = self._link.rank, _Side([], [], [], [])
+        for message in messages:
+            if message.source == me:
+                array, origin = source(layer)
+                view = array[relative(message.box, origin)]
+                buffer = view if view.flags.c_contiguous else np.empty_like(view, order="C")
+                side.sends.append(self._link.sender(buffer, message.target, tag))
+                side.values += size_of(message.box)
+                if buffer is not view:
+                    side.pack.append((buffer, view))
+            if message.target == me:
+                array, origin = (target or self._network.above_delta)(layer)
+                view = array[relative(message.box, origin)]
+                # Deltas are added to what is there, so they land beside it.
+                buffer = view if target and view.flags.c_contiguous else np.empty_like(view, order="C")
+                side.receives.append(self._link.receiver(buffer, message.source, tag))
+                if buffer is not view:
+                    side.unpack.append((view, buffer))
+        return side
+
+    def crosses(self, layer: int) -> bool:
+        """Return whether this partition receives anything before `layer`."""
+        return bool(self._up[layer].receives)
+
+    def start_up(self, layer: int) -> None:
+        """Send what others need of the layer below, and be ready to receive."""
+        self._start(self._up[layer])
+
+    def finish_up(self, layer: int) -> None:
+        """Wait for what this partition needs."""
+        side = self._up[layer]
+        self._finish(side)
+        for view, buffer in side.unpack:
+            view[...] = buffer
+
+    def start_down(self, layer: int) -> None:
+        """Send the deltas of what others own."""
+        self._start(self._down[layer])
+
+    def finish_down(self, layer: int) -> None:
+        """Wait for the deltas of what this partition owns, and add them in the order of the partitions."""
+        side = self._down[layer]
+        self._finish(side)
+        for view, buffer in side.unpack:
+            view += buffer
+
+    def combine(self, stats: np.ndarray) -> np.ndarray:
+        """Return all partitions' statistics of the output units, [partitions, width, batch]."""
+        started = time.perf_counter()
+        self._link.gather(stats, self._stats)
+        self.waited += time.perf_counter() - started
+        return self._stats
+
+    def total(self, share: np.ndarray) -> np.ndarray:
+        """Return the sum over the partitions of the gradient of shared parameters."""
+        if share.size:
+            started = time.perf_counter()
+            self._link.total(share, self._total)
+            self.waited += time.perf_counter() - started
+        return self._total
+
+    def _start(self, side: _Side) -> None:
+        for buffer, view in side.pack:
+            buffer[...] = view
+        self.values += side.values
+        if side.all:
+            self._link.start(side.all)
+
+    def _finish(self, side: _Side) -> None:
+        if side.all:
+            started = time.perf_counter()
+            self._link.wait(side.all)
+            self.waited += time.perf_counter() - started
+
+
+class _Side:
+    """One direction of one layer: transfers, what is copied before and after them, values sent per example."""
+
+    def __init__(self, sends: list[Any], receives: list[Any], pack: list[Any], unpack: list[Any]) -> None:
+        self.sends, self.receives, self.pack, self.unpack = sends, receives, pack, unpack
+        self.values = 0
+
+    @property
+    def all(self) -> list[Any]:
+        return [*self.receives, *self.sends]

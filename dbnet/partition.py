@@ -1,0 +1,181 @@
+"""Who owns which units: a network cut over P partitions, what crosses the cuts, and what a step then costs.
+
+Each layer's units are cut into a grid of boxes, rows by columns for an image layer, ranges for a dense one; partition p owns the
+p-th box of every layer (the last ones own nothing where a grid has fewer than P boxes). What p must be sent before layer i is the
+overlap of what its outputs need with what others own: every crossing value once to every partition that needs it. Backward is the
+transpose.
+
+The grids are the user's (`cut` of a layer), or those with the smallest predicted time: a shortest path through the layers, where a
+grid costs its largest partition's arithmetic and a pair of neighbouring grids costs the largest exchange.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+from dbnet.errors import UserError
+from dbnet.layers.base import Shape
+from dbnet.model import Model
+from dbnet.ranges import Range, Region, intersect, size_of, split
+
+Boxes = list[Region]
+
+
+class Machine(NamedTuple):
+    """What the cost model assumes of one rank and its links: flop/s, bytes/s, seconds per message."""
+
+    rate: float = 60e9
+    bandwidth: float = 4e9
+    latency: float = 3e-6
+
+
+class Message(NamedTuple):
+    """Units in `box` (coordinates of the layer below) that `source` owns and `target` needs."""
+
+    source: int
+    target: int
+    box: Region
+
+
+def cut_boxes(shape: Shape, grid: tuple[int, ...], partitions: int) -> Boxes:
+    """Return the box of every partition for a grid of parts per axis; missing axes are not cut."""
+    axes = [split(n, parts) for n, parts in zip(shape, (*grid, *(1 for _ in shape[len(grid) :])), strict=True)]
+    counts = [len(axis) for axis in axes]
+    boxes: Boxes = []
+    for p in range(partitions):
+        place, box = p, []
+        for axis, count in zip(reversed(axes), reversed(counts), strict=True):
+            place, i = divmod(place, count)
+            box.append(axis[i])
+        full = tuple(reversed(box))
+        empty = place > 0 or not size_of(full)
+        boxes.append(tuple(Range(0, 0) for _ in shape) if empty else full)
+    return boxes
+
+
+def grids(shape: Shape, partitions: int) -> list[tuple[int, ...]]:
+    """Return the grids worth considering for a layer: units into P, or rows x columns with P boxes."""
+    if len(shape) == 1:
+        return [(partitions,)]
+    return [(rows, partitions // rows) for rows in range(1, partitions + 1) if partitions % rows == 0]
+
+
+class Cut:
+    """A model cut over P partitions.
+
+    Parameters
+    ----------
+    model
+        The network.
+    partitions
+        P.
+    batch
+        Examples per step, for the cost.
+    machine
+        What the cost model assumes.
+
+    Attributes
+    ----------
+    boxes
+        For each partition the boxes of the input (what its first layer needs) and of every layer's output.
+    chosen
+        Each layer's grid.
+    """
+
+    def __init__(self, model: Model, partitions: int, batch: int = 32, machine: Machine | None = None) -> None:
+        self.model, self.partitions, self.batch, self.machine = model, partitions, batch, machine or Machine()
+        self.chosen = self._choose()
+        layers = [cut_boxes(shape, grid, partitions) for shape, grid in zip(model.shapes[1:], self.chosen, strict=True)]
+        first = model.layers[0]
+        inputs = [first.needs(model.shapes[0], layers[0][p]) for p in range(partitions)]
+        self.boxes: list[Boxes] = [[inputs[p], *(layer[p] for layer in layers)] for p in range(partitions)]
+
+    # --- what crosses -----------------------------------------------------------------------------------------------------------
+
+    def messages(self, layer: int) -> list[Message]:
+        """Return what must be sent before `layer` can run, in order of target and source; nothing for the first layer."""
+        return self._messages[layer]
+
+    @cached_property
+    def _messages(self) -> list[list[Message]]:
+        return [[], *(self._crossing(i, [b[i] for b in self.boxes], [b[i + 1] for b in self.boxes]) for i in self._later)]
+
+    @property
+    def _later(self) -> range:
+        return range(1, len(self.model.layers))
+
+    def _crossing(self, layer: int, owned: Boxes, wanted: Boxes) -> list[Message]:
+        out = []
+        for target, box in enumerate(wanted):
+            need = self.model.layers[layer].needs(self.model.shapes[layer], box)
+            for source, own in enumerate(owned):
+                both = intersect(need, own)
+                if source != target and size_of(both) and size_of(box):
+                    out.append(Message(source, target, both))
+        return out
+
+    def crossing(self, layer: int) -> int:
+        """Return the number of values that cross before `layer`, per example."""
+        return sum(size_of(m.box) for m in self.messages(layer))
+
+    # --- what it costs ----------------------------------------------------------------------------------------------------------
+
+    def compute_seconds(self, layer: int, boxes: Boxes) -> float:
+        """Return the predicted time of a layer's three passes on its largest partition."""
+        shape, kind = self.model.shapes[layer], self.model.layers[layer]
+        passes = 3 if layer else 2
+        return max(passes * kind.flops(shape, box) * self.batch for box in boxes) / self.machine.rate
+
+    def exchange_seconds(self, messages: list[Message]) -> float:
+        """Return the predicted time of one exchange, up and down, for the partition that moves most."""
+        moved = [0.0] * self.partitions
+        item = self.model.dtype.itemsize * self.batch
+        for message in messages:
+            cost = self.machine.latency + size_of(message.box) * item / self.machine.bandwidth
+            moved[message.source] += cost
+            moved[message.target] += cost
+        return 2 * max(moved, default=0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of one step of the replica."""
+        layers = range(len(self.model.layers))
+        compute = sum(self.compute_seconds(i, [b[i + 1] for b in self.boxes]) for i in layers)
+        return compute + sum(self.exchange_seconds(self.messages(i)) for i in layers)
+
+    # --- choosing ---------------------------------------------------------------------------------------------------------------
+
+    def _choose(self) -> list[tuple[int, ...]]:
+        """Return the cheapest grid of each layer, by dynamic programming over the layers."""
+        best: dict[tuple[int, ...], tuple[float, list[tuple[int, ...]]]] = {}
+        for i, layer in enumerate(self.model.layers):
+            shape, now = self.model.shapes[i + 1], {}
+            for grid in [self._given(i)] if layer.cut else grids(shape, self.partitions):
+                boxes = cut_boxes(shape, grid, self.partitions)
+                own = self.compute_seconds(i, boxes)
+                options = [
+                    (
+                        cost
+                        + own
+                        + self.exchange_seconds(
+                            self._crossing(i, cut_boxes(self.model.shapes[i], path[-1], self.partitions), boxes)
+                        ),
+                        path,
+                    )
+                    for cost, path in best.values()
+                ]
+                cost, path = min(options, default=(own, []))
+                now[grid] = (cost, [*path, grid])
+            best = now
+        return min(best.values())[1]
+
+    def _given(self, layer: int) -> tuple[int, ...]:
+        grid, shape = self.model.layers[layer].cut, self.model.shapes[layer + 1]
+        if len(grid) > len(shape) or min(grid) < 1 or prod(grid) > self.partitions:
+            raise UserError(
+                f"model.layers.{layer}.cut = {list(grid)} does not fit a layer of shape {'x'.join(map(str, shape))} and "
+                f"{self.partitions} partitions; give at most {len(shape)} numbers whose product is at most {self.partitions}."
+            )
+        return grid
