@@ -1,0 +1,218 @@
+"""Every command from one end to the other on the digits, and that the outputs agree with each other."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, Finished
+
+import dbnet as package
+from dbnet import open_run
+from dbnet.__main__ import main, parser
+from dbnet.config import load
+from dbnet.data.base import DataFile
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture
+def trained(run_file: Path, dbnet: Command) -> Finished:
+    return dbnet("train", run_file, "stop.epochs=8")
+
+
+def test_train(trained: Finished, run_file: Path) -> None:
+    assert trained.code == 0 and trained.err == ""
+    assert sorted(p.name for p in Path("out").iterdir()) == ["run.checkpoint.h5", "run.h5", "run.png"]
+    run = open_run("out/run.h5")
+    assert run.finished and run.accuracy > 0.85
+    assert f"Test accuracy  {run.accuracy:.4f}" in trained.out
+    assert all(f"out/run{ending}" in trained.out for ending in (".h5", ".checkpoint.h5", ".png"))
+    assert run.config == load(run_file, ["stop.epochs=8"])
+
+
+def test_train_from_python_gives_the_parameters(run_file: Path) -> None:
+    done = package.train(str(run_file), "stop.epochs=1")
+    with h5py.File(done.checkpoint) as file:
+        assert np.array_equal(file["params"][:], done.params)
+
+
+def test_a_run_can_be_repeated_to_the_bit(run_file: Path) -> None:
+    one, two = (package.train(str(run_file), f"run.name={name}") for name in "ab")
+    assert np.array_equal(one.params, two.params)
+    assert not np.array_equal(one.params, package.train(str(run_file), "run.seed=2").params)
+
+
+def test_quiet_says_nothing(run_file: Path, dbnet: Command) -> None:
+    assert dbnet("train", "--quiet", run_file, "stop.steps=3") == Finished(0, "", "")
+
+
+def test_overrides_stand_anywhere(run_file: Path, dbnet: Command) -> None:
+    assert dbnet("train", run_file, "stop.steps=3", "--quiet", "run.name=b").code == 0
+    assert Path("out/b.h5").exists()
+    assert dbnet("train", run_file, "run.name=b", "--resume", "stop.steps=5", "--quiet").code == 0
+    assert open_run("out/b-2.h5").config.stop.steps == 5
+    assert open_run("out/b-2.h5").about["resumed_from"] == "out/b.checkpoint.h5"
+
+
+def test_names_are_never_taken_twice(run_file: Path, dbnet: Command) -> None:
+    dbnet("train", run_file, "stop.steps=2")
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    assert dbnet("train", run_file, "stop.steps=3").code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert {p.name for p in Path("out").iterdir()} - {p.name for p in before} == {"run-2.h5", "run-2.checkpoint.h5", "run-2.png"}
+
+
+def test_plan(run_file: Path, dbnet: Command) -> None:
+    said = dbnet("plan", run_file, "topology.replicas=3", "-n", 6)
+    assert said.code == 0 and f"mpirun -n 6 dbnet train {run_file} topology.replicas=3" in said.out
+    assert "1,210 parameters" in said.out and not Path("out").exists()
+    wrong = dbnet("plan", run_file, "-n", 9)
+    assert wrong.code == 2 and "= 5 ranks, not 9" in wrong.err and "topology.shards=2 topology.replicas=6" in wrong.err
+
+
+@pytest.mark.parametrize("source", ["plan", "run", "checkpoint"])
+def test_the_effective_configuration_trains_again(source: str, trained: Finished, run_file: Path, dbnet: Command) -> None:
+    file = {"run": "out/run.h5", "checkpoint": "out/run.checkpoint.h5"}.get(source)
+    said = dbnet("inspect", "--config", file) if file else dbnet("plan", "--config", run_file, "stop.epochs=8")
+    assert said.code == 0
+    Path("again.toml").write_text(said.out)
+    assert dbnet("train", "again.toml", "--quiet").code == 0
+    first, second = json.loads(open_run("out/run.h5").config.text()), json.loads(open_run("out/run-2.h5").config.text())
+    assert second["run"].pop("name") == "run-2" and first["run"].pop("name") == "run"
+    assert first == second
+    with h5py.File("out/run.checkpoint.h5") as one, h5py.File("out/run-2.checkpoint.h5") as two:
+        assert np.array_equal(one["params"][:], two["params"][:])
+
+
+def test_inspect(trained: Finished, digits: Path, dbnet: Command) -> None:
+    run = dbnet("inspect", "out/run.h5")
+    assert run.code == 0 and run.out.startswith("run file, finished") and "adagrad" in run.out
+    point = dbnet("inspect", "out/run.checkpoint.h5")
+    assert point.code == 0 and point.out.startswith("checkpoint of a run named 'run'") and "epoch 8" in point.out
+    data = dbnet("inspect", digits)
+    assert data.code == 0 and "1438 examples" in data.out and "8x8x1" in data.out
+
+
+def test_evaluate_and_predict_agree(trained: Finished, digits: Path, dbnet: Command) -> None:
+    data = DataFile(digits)
+    for part in ("train", "test"):
+        labels = data.read(part).y
+        said = dbnet("evaluate", "out/run.checkpoint.h5", "--part", part)
+        assert said.code == 0
+        accuracy = float(said.out.split()[-1])
+        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.csv", "--part", part).code == 0
+        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.h5", "--part", part).code == 0
+        table = np.loadtxt("p.csv", delimiter=",", skiprows=1, dtype=np.int64)
+        assert Path("p.csv").read_text().startswith("example,class\n")
+        assert table[:, 0].tolist() == list(range(len(labels)))
+        assert f"{(table[:, 1] == labels).mean():.4f}" == f"{accuracy:.4f}"
+        with h5py.File("p.h5") as file:
+            assert np.array_equal(file["class"][:], table[:, 1]) and file["outputs"].shape == (len(labels), 10)
+            assert np.array_equal(file["outputs"][:].argmax(axis=1), table[:, 1])
+    assert f"{open_run('out/run.h5').accuracy:.4f}" == f"{accuracy:.4f}"
+    assert not list(Path().glob("*.part"))
+
+
+def test_predictions_are_the_network_by_hand(trained: Finished, digits: Path, dbnet: Command) -> None:
+    assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.h5").code == 0
+    with h5py.File("out/run.checkpoint.h5") as file:
+        w = file["params"][:].astype(np.float64)
+    first, b1, second, b2 = np.split(w, np.cumsum([16 * 64, 16, 160]))
+    x = DataFile(digits).read("test").x / 16
+    hidden = 1 / (1 + np.exp(-(x @ first.reshape(16, 64).T + b1)))
+    z = hidden @ second.reshape(10, 16).T + b2
+    with h5py.File("p.h5") as file:
+        given = file["outputs"][:]
+        assert np.array_equal(file["class"][:], z.argmax(axis=1))
+    softmax = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert np.allclose(given, z, atol=1e-3) or np.allclose(given, softmax, atol=1e-4)
+
+
+def test_plot(trained: Finished, dbnet: Command) -> None:
+    assert dbnet("plot", "out/run.h5").out.strip() == "out/run.png"
+    assert dbnet("plot", "out/run.h5", "other.png").code == 0
+    assert Path("other.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_digits(dbnet: Command) -> None:
+    said = dbnet("data", "digits", "deep/d.h5")
+    assert said.code == 0 and "10 classes" in said.out
+    data = DataFile("deep/d.h5")
+    assert data.sizes == {"train": 1438, "test": 359} and data.shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_data_idx(packed: bool, place: Path, dbnet: Command) -> None:
+    rng = np.random.default_rng(5)
+    arrays = {}
+    for part, n in (("train", 30), ("test", 12)):
+        arrays[part] = rng.integers(0, 256, (n, 4, 5)).astype("u1"), rng.integers(0, 3, n).astype("u1")
+        for name, array in zip(("images", "labels"), arrays[part], strict=True):
+            raw = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+            (place / f"{part}-{name}").write_bytes(gzip.compress(raw) if packed else raw)
+    words = [word for part in arrays for name in ("images", "labels") for word in (f"--{part}-{name}", f"{part}-{name}")]
+    assert dbnet("data", "idx", *words, "--name", "mine", "d.h5").code == 0
+    data = DataFile("d.h5")
+    assert (data.name, data.shape, data.classes, data.scale) == ("mine", (4, 5, 1), 3, 1 / 255)
+    for part, (x, y) in arrays.items():
+        assert np.array_equal(data.read(part).x, x.reshape(len(x), -1)) and np.array_equal(data.read(part).y, y)
+
+
+def commands(
+    top: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Yield every command, with its words, and its parser."""
+    yield words, top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from commands(inner, (*words, name))
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands(parser())], ids=" ".join)
+def test_help_mentions_every_option(words: tuple[str, ...], dbnet: Command) -> None:
+    said = dbnet(*words, "--help")
+    assert said.code == 0 and said.err == ""
+    for action in dict(commands(parser()))[words]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert all(name in said.out for name in action.choices)
+        else:
+            assert all(option in said.out for option in action.option_strings) and str(action.metavar or "") in said.out
+            assert action.help, f"{' '.join(words)}: {action.dest} has no help"
+
+
+def test_version(dbnet: Command) -> None:
+    assert dbnet("--version").out == f"dbnet {package.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "a.toml", "--nonsense"], ["inspect", "a.h5", "b.h5"]])
+def test_wrong_words(words: list[str], dbnet: Command) -> None:
+    said = dbnet(*words)
+    assert said.code == 2 and "dbnet" in said.err and "Traceback" not in said.err
+
+
+def test_as_a_module_from_anywhere(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dbnet", "train", "none.toml"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and done.stderr.startswith("dbnet: No run file 'none.toml'") and done.stderr.count("\n") == 1
+
+
+def test_main_takes_its_words_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["dbnet", "inspect", "none.h5"])
+    assert main() == 2
+    assert capsys.readouterr().err == "dbnet: No file 'none.h5'.\n"
