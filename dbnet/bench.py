@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from dbnet import jit, table
 from dbnet.batches import Batches
 from dbnet.data.base import Part
+from dbnet.direct import DirectStore
 from dbnet.errors import UserError, nearest
 from dbnet.layers.dense import Dense
 from dbnet.losses.softmax import Softmax
@@ -32,7 +33,6 @@ from dbnet.rules.adagrad import Adagrad
 from dbnet.rules.base import Rule
 from dbnet.rules.sgd import Sgd
 from dbnet.shard import Shard
-from dbnet.store import DirectStore
 
 
 class Row(NamedTuple):

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dbnet import jit, mpi
-from dbnet.model import Piece
+from dbnet.model import Footprint, Piece
 from dbnet.ranges import Range
 from dbnet.rules.adagrad import Adagrad
 from dbnet.rules.base import Rule
 from dbnet.rules.sgd import Sgd
 from dbnet.shard import Shard
-from dbnet.store import Inbox, WindowStore, routes, shard_fields
+from dbnet.store import Inbox, Rings, WindowStore, routes
 from dbnet.topology import Topology
 from dbnet.waiting import Turns
 from dbnet.window import Field, Layout, MpiWindow
@@ -46,14 +46,15 @@ def main(repeat: int) -> None:
     with mpi.abort_on_error(comm):
         world = Topology(1, 1)
         part, piece = Range(0, PARAMETERS), Piece(Range(0, PARAMETERS), 0)
-        fields = [*shard_fields(part, np.dtype("f4"), world, [0], SLOT, SLOTS), Field("bare", "float32", (PARAMETERS,))]
+        rings = Rings([part], [[0]], np.dtype("f4"), SLOT, SLOTS)
+        fields = [*rings.fields(0, world), Field("bare", "float32", (PARAMETERS,))]
         # The window's ranks are the world's of a run, 1 + S + R; here the coordinator is left out, so the shard is rank 0.
         layouts = [Layout(fields), Layout(())]
         window = Shifted(comm, layouts)
         if comm.rank == 0:
             serve(comm, window, world, part, routes([piece], [part])[0])
         else:
-            measure(comm, window, world, part, piece, repeat)
+            measure(comm, window, world, Footprint([piece], [piece], PARAMETERS), rings, repeat)
         window.free()
 
 
@@ -84,9 +85,9 @@ def serve(comm: object, window: MpiWindow, world: Topology, part: Range, route: 
                 time.sleep(2e-5)
 
 
-def measure(comm: object, window: MpiWindow, world: Topology, part: Range, piece: Piece, repeat: int) -> None:
+def measure(comm: object, window: MpiWindow, world: Topology, whole: Footprint, rings: Rings, repeat: int) -> None:
     """Time pushes and fetches in turn with bare transfers of the same size through the same window."""
-    store = WindowStore(window, world, (0, 0), [piece], PARAMETERS, np.dtype("f4"), [part], [[0]], (SLOT, SLOTS))
+    store = WindowStore(window, world, (0, 0), whole, rings)
     mine = np.ones(PARAMETERS, np.float32)
     comm.Barrier()
 

@@ -70,7 +70,7 @@ class MethodTable(Table):
 class TopologyTable(Table):
     shards: int = Field(default=1, gt=0, description="S, ranks that hold the parameters")
     replicas: int = Field(default=1, gt=0, description="R, copies of the network, each trained on its own subset")
-    partitions: int = Field(default=1, gt=0, le=1, description="P, ranks per replica")
+    partitions: int = Field(default=1, gt=0, description="P, ranks over which each copy of the network is cut")
 
     @property
     def world(self) -> int:

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from dbnet.batches import Batches
+from dbnet.build import EVALUATION_BATCH, make_model
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
 from dbnet.errors import UserError, writing
@@ -15,7 +16,6 @@ from dbnet.model import Model
 from dbnet.orders import Score
 from dbnet.ranges import Range
 from dbnet.replica import Replica
-from dbnet.run import EVALUATION_BATCH, make_model
 
 
 def load(checkpoint: Checkpoint) -> tuple[Model, np.ndarray]:

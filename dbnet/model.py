@@ -87,8 +87,24 @@ def shared_size(model: Model) -> int:
     return sum(prod(p.shape) for layer in model.parameters for p in layer.values() if not p.axes)
 
 
-def footprint(model: Model, boxes: list[Region], leads: bool) -> tuple[list[Piece], list[Piece], int]:
-    """Return which ranges of the global vector a partition uses, which of them it pushes, and how many parameters that is.
+class Footprint(NamedTuple):
+    """What one partition uses of the global vector, in order.
+
+    Attributes
+    ----------
+    used, pushed
+        The ranges that it fetches, and those whose gradient it pushes.
+    size
+        Parameters in all.
+    """
+
+    used: list[Piece]
+    pushed: list[Piece]
+    size: int
+
+
+def footprint(model: Model, boxes: list[Region], leads: bool) -> Footprint:
+    """Return what the owner of these boxes uses.
 
     Parameters that all partitions share are pushed by the one that `leads`, since their gradient is summed over the replica first.
     """
@@ -104,7 +120,7 @@ def footprint(model: Model, boxes: list[Region], leads: bool) -> tuple[list[Piec
                 if parameter.axes or leads:
                     _join(pushed, piece)
                 at += part.size
-    return used, pushed, at
+    return Footprint(used, pushed, at)
 
 
 def _join(pieces: list[Piece], piece: Piece) -> None:

@@ -66,7 +66,7 @@ class Network:
         self.model, self.batch, self.training = model, batch, training
         self.boxes = model.boxes() if boxes is None else boxes
         self.exchange: Exchange | None = None
-        self.size = footprint(model, self.boxes, True)[2]
+        self.size = footprint(model, self.boxes, True).size
         self._needs = [layer.needs(model.shapes[i], self.boxes[i + 1]) for i, layer in enumerate(model.layers)]
         self._y: list[np.ndarray] = []
         self._dy: list[np.ndarray | None] = []

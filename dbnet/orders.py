@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.link import Link
 from dbnet.topology import Topology
 from dbnet.window import Field, Window
 
@@ -110,10 +111,21 @@ class Desk:
 
 
 class Orders:
-    """A replica's half: reads its orders at most every `POLL` seconds, writes its status as often."""
+    """A replica's half: reads its orders at most every `POLL` seconds, writes its status as often.
 
-    def __init__(self, window: Window, replica: int, clock: Callable[[], float]) -> None:
-        self._window, self._replica, self._clock = window, replica, clock
+    Of a cut replica partition 0 does so and shares what it read; the status is its own.
+
+    Parameters
+    ----------
+    window, replica, clock
+        The coordinator's window, who this is, and the seconds of the run.
+    link
+        The replica's other partitions; None where there are none.
+    """
+
+    def __init__(self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None) -> None:
+        self._window, self._replica, self._clock, self._link = window, replica, clock, link
+        self._leads = link is None or link.rank == 0
         self._order = np.zeros(4, np.int64)
         self.status = np.zeros(len(STATUS))
         self._report = np.zeros(1 + len(Score._fields))
@@ -126,7 +138,18 @@ class Orders:
             self.status[_AT[name]] = value
 
     def poll(self, now: bool = False) -> None:
-        """Exchange status and orders, if it is time or `now`."""
+        """Exchange status and orders, if it is time or `now`; all partitions call this in step."""
+        if self._leads:
+            self._exchange(now)
+        if self._link is not None:
+            self._link.share(self._order)
+
+    def meet(self) -> None:
+        """Wait until all partitions of the replica have come here."""
+        if self._link is not None:
+            self._link.meet()
+
+    def _exchange(self, now: bool) -> None:
         time = self._clock()
         if time < self._next and not now:
             return
@@ -151,8 +174,10 @@ class Orders:
     def report(self, score: Score) -> None:
         """Hand in the evaluation that was asked for."""
         self._report[1:] = score
+        self._reported[0] = self._order[EVALUATE]
+        if not self._leads:
+            return
         self._window.put(0, "report", self._report, self._replica * self._report.size)
         self._window.flush(0)
-        self._reported[0] = self._order[EVALUATE]
         self._window.put(0, "reported", self._reported, self._replica)
         self._window.flush(0)

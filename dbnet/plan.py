@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from dbnet.build import EVALUATION_BATCH, Setup, window_layouts
 from dbnet.errors import UserError
-from dbnet.network import Network
-from dbnet.run import EVALUATION_BATCH, Setup, window_layouts
+from dbnet.model import Piece, footprint, nbytes
+from dbnet.partition import Cut
+from dbnet.ranges import Range, overlap, size_of
 from dbnet.topology import Role
 
 
@@ -20,16 +22,12 @@ class RankPlan(NamedTuple):
     memory: int
 
 
-def per_fetch(ready: Setup) -> int:
-    """Return the bytes of one fetch (and of one push) of one replica."""
-    return ready.model.layout.size * ready.model.dtype.itemsize
-
-
 def ranks(ready: Setup) -> list[RankPlan]:
     """Return the plan of every rank, in order."""
     world, model, method = ready.topology, ready.model, ready.config.method
     windows, out = window_layouts(ready), []
     rule, item = ready.config.members()[2], model.dtype.itemsize
+    parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
         name = world.name(rank)
         if world.role(rank) is Role.COORDINATE:
@@ -37,29 +35,67 @@ def ranks(ready: Setup) -> list[RankPlan]:
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
             state = part.size * item * len(rule.state)
-            moved = world.origins * part.size * item
-            bytes_per_step = moved // method.n_fetch + moved // method.n_push
-            out.append(RankPlan(rank, name, f"parameters {part.lo} .. {part.hi}", bytes_per_step, windows[rank].nbytes + state))
+            fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
+            pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
+            moved = fetched // method.n_fetch + pushed // method.n_push
+            out.append(RankPlan(rank, name, f"parameters {part.lo} .. {part.hi}", moved, windows[rank].nbytes + state))
         else:
-            replica = world.place(rank)[0]
+            replica, partition = world.place(rank)
             examples = ready.data.subset(replica, world.replicas, ready.config.run.seed).size
-            moved = per_fetch(ready)
-            bytes_per_step = moved // method.n_fetch + moved // method.n_push
-            out.append(RankPlan(rank, name, f"{examples} examples", bytes_per_step, replica_memory(ready, examples)))
+            mine, touched = parts[partition], [s for s, part in enumerate(ready.ranges) if _common(parts[partition].used, part)]
+            pushed = sum(piece.range.size for piece in mine.pushed)
+            moved = mine.size * item // method.n_fetch + pushed * item // method.n_push
+            owns = f"{mine.size} parameters, shards {_span(touched)}, {examples} examples"
+            out.append(RankPlan(rank, name, owns, moved, partition_memory(ready, partition, mine.size, examples)))
     return out
 
 
-def replica_memory(ready: Setup, examples: int) -> int:
-    """Return the bytes of one replica: parameters, gradients, activations, data."""
-    model, config = ready.model, ready.config
+def _common(pieces: list[Piece], part: Range) -> int:
+    return sum(overlap(piece.range, part).size for piece in pieces)
+
+
+def _span(numbers: list[int]) -> str:
+    """Write sorted numbers shortly, like 0-3 or 0 2."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return " ".join(map(str, numbers)) or "none"
+
+
+def partition_memory(ready: Setup, partition: int, parameters: int, examples: int) -> int:
+    """Return the bytes of one partition of a replica: parameters, gradients, activations, data."""
+    model, config, boxes = ready.model, ready.config, ready.cut.boxes[partition]
     method = config.method
     vectors = 3 + 2 * method.overlap + (method.n_push > 1 and method.n_fetch > 1)
-    activations = Network.nbytes(model, method.minibatch, True) + Network.nbytes(model, EVALUATION_BATCH, False)
-    row = 1
-    for n in ready.data.shape:
-        row *= n
+    activations = nbytes(model, boxes, method.minibatch, True) + nbytes(model, boxes, EVALUATION_BATCH, False)
     watched = ready.data.sizes.get("test", 0) + min(config.evaluate.train, ready.data.sizes["train"])
-    return vectors * per_fetch(ready) + activations + (examples + watched) * row * ready.data.dtype.itemsize
+    data = (examples + watched) * size_of(boxes[0]) * ready.data.dtype.itemsize
+    return vectors * parameters * model.dtype.itemsize + activations + data
+
+
+def cut_lines(ready: Setup) -> list[str]:
+    """Return what the plan says of a cut: grids, crossing values, predicted times."""
+    model, cut, batch = ready.model, ready.cut, ready.config.method.minibatch
+    item, lines = model.dtype.itemsize, []
+    if cut.partitions > 1:
+        lines += ["", f"Each replica is cut over {cut.partitions} partitions:"]
+        for i, layer in enumerate(model.layers):
+            crossing = cut.crossing(i)
+            grid = " x ".join(map(str, cut.chosen[i]))
+            lines.append(
+                f"  layer {i}: {layer.kind:<8} {grid:>7} parts   {crossing:>9,} values cross below it, "
+                f"{size(2 * crossing * item * batch)} per step up and down"
+            )
+        total = sum(cut.crossing(i) for i in range(len(model.layers)))
+        lines.append(f"  in all {total:,} values per example, {size(2 * total * item * batch)} per step of {batch}")
+    lines += ["", f"Predicted time of a step (gradient of {batch} examples; {cut.machine.rate / 1e9:.0f} GFLOP/s a rank assumed):"]
+    alone = Cut(model, 1, batch).seconds
+    for partitions in sorted({1, 2, 4, 8, 16, cut.partitions}):
+        try:
+            seconds = Cut(model, partitions, batch).seconds
+        except UserError:
+            continue
+        lines.append(f"  P = {partitions:>2}: {1e3 * seconds:9.2f} ms   {alone / seconds:5.2f} times as fast as one")
+    return lines
 
 
 def check_size(ready: Setup, n: int) -> None:
@@ -78,7 +114,7 @@ def check_size(ready: Setup, n: int) -> None:
 
 def describe(ready: Setup) -> str:
     """Return the plan as text."""
-    model, method = ready.model, ready.config.method
+    model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(model.layers):
         shape, n = (
@@ -87,14 +123,15 @@ def describe(ready: Setup) -> str:
         )
         lines.append(f"  layer {i}: {layer.kind:<8} {shape:>14} units {n:>14,} parameters")
     lines += [
+        *cut_lines(ready),
         "",
-        f"Per fetch and replica: {size(per_fetch(ready))} each {method.n_fetch} step(s); per push: {size(per_fetch(ready))} each "
+        f"Per replica a fetch moves {size(model.layout.size * item)} each {method.n_fetch} step(s), a push as much each "
         f"{method.n_push} step(s), in slices of at most {size(method.slot)}, {method.slots} per ring",
         "",
-        f"{'rank':>4}  {'role':<22} {'owns':<32} {'moved per step':>15} {'memory':>10}",
+        f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]
     rows = ranks(ready)
-    lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<32} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
+    lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<50} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
     lines += [
         "",
         f"Memory in all: {size(sum(r.memory for r in rows))}",

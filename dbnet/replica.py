@@ -7,10 +7,13 @@ from functools import cached_property
 import numpy as np
 
 from dbnet.batches import Batches, Cursor
+from dbnet.exchange import Exchange
 from dbnet.jit import kernel
+from dbnet.link import Link
 from dbnet.model import Model
 from dbnet.network import Network
 from dbnet.orders import Score
+from dbnet.partition import Cut
 from dbnet.rules.sgd import descend
 
 
@@ -36,13 +39,22 @@ class Replica:
         Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
     seed
         For layers that draw random numbers.
+    cut
+        The cut and the link to the other partitions; None: the network is whole.
     """
 
-    def __init__(self, model: Model, train: Batches, watched: dict[str, Batches], seed: int) -> None:
+    def __init__(
+        self, model: Model, train: Batches, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
+    ) -> None:
         self.model, self.train, self.watched, self.seed = model, train, watched, seed
-        self.network = Network(model, train.batch)
+        boxes = None if cut is None else cut[0].boxes[cut[1].rank]
         batch = next(iter(watched.values())).batch if watched else train.batch
-        self.judge = Network(model, batch, training=False)
+        self.link = None if cut is None else cut[1]
+        self.network = Network(model, train.batch, boxes)
+        self.judge = Network(model, batch, boxes, training=False)
+        if cut is not None:
+            for number, network in enumerate((self.network, self.judge)):
+                Exchange(cut[1], cut[0], network, tags=number * 2 * len(model.layers))
         self.steps = self.examples = self.right = 0
         self.loss = 0.0
 

@@ -13,7 +13,7 @@ A header is eight integers: push number, first element (counted in the origin's 
 clock at the fetch, gradients accrued, 0, 0. The clock is read before the parameters, so a measured staleness is never too small.
 Parameters may be read while they change: each number is some version, which Downpour allows.
 
-`DirectStore` is the same interface without a window: a push is applied where the shard's memory is, without a copy.
+`direct.DirectStore` is the same interface in the process of the shards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbnet.model import Piece
+from dbnet.model import Footprint, Piece
 from dbnet.mover import Job, Mover
 from dbnet.ranges import Range, overlap
 from dbnet.shard import Push, Shard
@@ -43,17 +43,17 @@ class Route(NamedTuple):
     ----------
     shard
         Index of the shard.
-    lo, hi
-        The part of the origin's own vector that belongs to this shard; contiguous, since pieces are in order.
-    starts, targets
-        For each piece of it, its first element counted from `lo`, and where that lies in the shard.
+    size
+        Parameters of the origin that this shard holds; elements of the part are counted 0 .. size - 1.
+    starts, targets, places
+        For each contiguous piece of it its first element, where that lies in the shard, and where in the origin's own vector.
     """
 
     shard: int
-    lo: int
-    hi: int
+    size: int
     starts: tuple[int, ...]
     targets: tuple[int, ...]
+    places: tuple[int, ...]
 
     def segments(self, first: int, n: int) -> list[tuple[int, int, int]]:
         """Return (element within the slice, place in the shard, length) for `n` elements from `first` on."""
@@ -65,6 +65,15 @@ class Route(NamedTuple):
             at, i = stop, i + 1
         return out
 
+    def slice(self, first: int, most: int) -> slice:
+        """Return where up to `most` elements from `first` on lie in the origin's vector: as many as lie there in one run."""
+        i = bisect_right(self.starts, first) - 1
+        place = self.places[i] + first - self.starts[i]
+        ends = (*self.starts[1:], self.size)
+        while ends[i] - first < most and ends[i] < self.size and self.places[i + 1] == place + ends[i] - first:
+            i += 1
+        return slice(place, place + min(ends[i] - first, most))
+
 
 def routes(footprint: Sequence[Piece], shard_ranges: Sequence[Range]) -> list[Route]:
     """Return the routes of an origin to every shard that holds some of its footprint."""
@@ -73,23 +82,42 @@ def routes(footprint: Sequence[Piece], shard_ranges: Sequence[Range]) -> list[Ro
         cut = [(overlap(piece.range, part), piece) for piece in footprint]
         cut = [(both, piece.at + both.lo - piece.range.lo) for both, piece in cut if both.size]
         if cut:
-            lo = cut[0][1]
-            hi = cut[-1][1] + cut[-1][0].size
-            out.append(Route(index, lo, hi, tuple(at - lo for _, at in cut), tuple(both.lo - part.lo for both, _ in cut)))
+            ends = np.cumsum([0, *(both.size for both, _ in cut)]).tolist()
+            targets, places = tuple(both.lo - part.lo for both, _ in cut), tuple(at for _, at in cut)
+            out.append(Route(index, ends[-1], tuple(ends[:-1]), targets, places))
     return out
 
 
-def shard_fields(part: Range, dtype: np.dtype, topology: Topology, users: Sequence[int], slot: int, slots: int) -> list[Field]:
-    """Return the window fields of a shard; `users` are the origins that have a ring there, `slot` is in bytes."""
-    n, name = topology.origins, np.dtype(dtype).name
-    return [
-        Field("params", name, (part.size,)),
-        Field("clock", "int64", (topology.partitions,)),
-        Field("head", "int64", (n,)),
-        Field("tail", "int64", (n,)),
-        Field("header", "int64", (len(users), slots, HEADER)),
-        Field("ring", name, (len(users), slots, elements(slot, dtype))),
-    ]
+class Rings(NamedTuple):
+    """The shards' side as all ranks know it.
+
+    Attributes
+    ----------
+    ranges, users
+        Each shard's range, and the origins that have a ring there.
+    dtype
+        Of the parameters.
+    slot, slots
+        Bytes of a slice, slices of a ring.
+    """
+
+    ranges: Sequence[Range]
+    users: Sequence[Sequence[int]]
+    dtype: np.dtype
+    slot: int
+    slots: int
+
+    def fields(self, shard: int, topology: Topology) -> list[Field]:
+        """Return the window fields of one shard."""
+        n, name, rows = topology.origins, np.dtype(self.dtype).name, len(self.users[shard])
+        return [
+            Field("params", name, (self.ranges[shard].size,)),
+            Field("clock", "int64", (topology.partitions,)),
+            Field("head", "int64", (n,)),
+            Field("tail", "int64", (n,)),
+            Field("header", "int64", (rows, self.slots, HEADER)),
+            Field("ring", name, (rows, self.slots, elements(self.slot, self.dtype))),
+        ]
 
 
 def elements(slot: int, dtype: np.dtype) -> int:
@@ -114,29 +142,26 @@ class WindowStore:
         The window and who is where.
     origin
         (replica, partition) of this rank.
-    footprint, size, dtype
-        The ranges of the flat vector that this partition uses, and its own vector.
-    shard_ranges, users
-        Each shard's range and the origins that have a ring there.
-    ring
-        (bytes of a slice, slices of a ring).
+    footprint
+        What this partition uses of the flat vector.
+    rings
+        The shards' ranges and rings.
     overlap
         Move data on a thread while the next gradient is computed.
     """
 
     def __init__(
-        self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Sequence[Piece], size: int, dtype: np.dtype,
-        shard_ranges: Sequence[Range], users: Sequence[Sequence[int]], ring: tuple[int, int], overlap: bool = False,
-    ) -> None:  # fmt: skip
+        self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Footprint, rings: Rings, overlap: bool = False
+    ) -> None:
         self._window, self._topology, (self._replica, self._partition) = window, topology, origin
-        self.routes = routes(footprint, shard_ranges)
+        self.sources, self.routes = routes(footprint.used, rings.ranges), routes(footprint.pushed, rings.ranges)
+        size, dtype = footprint.size, rings.dtype
         self._origin = self._replica * topology.partitions + self._partition
-        self._row = [users[route.shard].index(self._origin) for route in self.routes]
-        self._slot, self._slots = elements(ring[0], dtype), ring[1]
+        self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
+        self._slot, self._slots = elements(rings.slot, dtype), rings.slots
         self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)
         self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
-        self.clocks = np.zeros(len(self.routes), np.int64)
-        self._landing = np.zeros(len(self.routes), np.int64)
+        self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
         self._oldest: np.ndarray | None = None
         self._head, self._tail = np.zeros((2, len(self.routes), 1), np.int64)
         self._header = np.zeros((len(self.routes), HEADER), np.int64)
@@ -208,15 +233,15 @@ class WindowStore:
             self._mover.stop()
 
     def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
-        window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.routes]
-        for i, rank in enumerate(ranks):
-            window.get(rank, "clock", clocks[i : i + 1], self._partition)
+        window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
+        for route, rank in zip(self.sources, ranks, strict=True):
+            window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
         for rank in ranks:
             window.flush(rank)
-        for route, rank in zip(self.routes, ranks, strict=True):
-            for i, (start, target) in enumerate(zip(route.starts, route.targets, strict=True)):
-                stop = route.starts[i + 1] if i + 1 < len(route.starts) else route.hi - route.lo
-                window.get(rank, "params", w[route.lo + start : route.lo + stop], target)
+        for route, rank in zip(self.sources, ranks, strict=True):
+            ends = (*route.starts[1:], route.size)
+            for start, end, target, place in zip(route.starts, ends, route.targets, route.places, strict=True):
+                window.get(rank, "params", w[place : place + end - start], target)
         for rank in ranks:
             window.flush(rank)
         self.counts.fetches += 1
@@ -226,14 +251,14 @@ class WindowStore:
 
     def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: int) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
-        todo = [(i, route.lo) for i, route in enumerate(self.routes)]
+        todo = [(i, 0) for i in range(len(self.routes))]
         since = 0.0
         while todo:
             left = []
             for i, at in todo:
-                end = self.routes[i].hi
+                end = self.routes[i].size
                 while at < end and self._room(i):
-                    at = self._send_slice(i, g, at, (number, int(fetched[i]), steps))
+                    at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), steps))
                 if at < end:
                     left.append((i, at))
             if left and left == todo:
@@ -258,12 +283,13 @@ class WindowStore:
 
     def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int]) -> int:
         route, window = self.routes[i], self._window
-        rank, end = self._topology.shard_rank(route.shard), min(at + self._slot, route.hi)
+        rank, here = self._topology.shard_rank(route.shard), route.slice(at, self._slot)
+        end = at + here.stop - here.start
         place = self._row[i] * self._slots + int(self._head[i, 0]) % self._slots
         number, fetched, steps = about
-        self._header[i, :6] = (number, at - route.lo, end - at, end == route.hi, fetched, steps)
+        self._header[i, :6] = (number, at, end - at, end == route.size, fetched, steps)
         window.put(rank, "header", self._header[i], place * HEADER)
-        window.put(rank, "ring", g[at:end], place * self._slot)
+        window.put(rank, "ring", g[here], place * self._slot)
         window.flush(rank)
         self._head[i] += 1
         window.put(rank, "head", self._head[i], self._origin)
@@ -312,77 +338,3 @@ class Inbox:
             self._shard.apply(target, data[start : start + length], self._push[row])
         if last:
             self._shard.finish(Push(replica, partition, number, fetched, steps))
-
-
-class DirectStore:
-    """The replica's end in the process of the shards.
-
-    With n_fetch = 1 every gradient is computed right after a fetch, before anyone else runs, so `w` is the shards' own memory and
-    a fetch copies nothing.
-
-    Parameters
-    ----------
-    flat
-        The whole parameter vector, of which the shards' parameters are slices.
-    shards
-        All shards.
-    replica
-        Index of this replica.
-    share
-        Whether `w` may be the shards' memory.
-    """
-
-    def __init__(self, flat: np.ndarray, shards: Sequence[Shard], replica: int, share: bool) -> None:
-        self._flat, self._shards, self._replica = flat, shards, replica
-        self.w = flat if share else flat.copy()
-        self.g = np.zeros_like(flat)
-        self.counts, self.number = Counts(), 0
-        self._clocks = [0] * len(shards)
-        self._oldest = self._clocks
-
-    def resume(self, number: int) -> None:
-        """Go on counting pushes from `number`."""
-        self.number = number
-
-    def fetch(self) -> Turns:
-        self._clocks = [int(shard.clock[0]) for shard in self._shards]
-        if self.w is not self._flat:
-            self.w[:] = self._flat
-            self.counts.bytes_fetched += self.w.nbytes
-        self.counts.fetches += 1
-        return
-        yield
-
-    def arrive(self) -> Turns:
-        return
-        yield
-
-    def snapshot(self, out: np.ndarray) -> Turns:
-        out[:] = self._flat
-        return
-        yield
-
-    def accrued(self, first: bool) -> None:
-        if first:
-            self._oldest = self._clocks
-
-    def push(self, steps: int) -> Turns:
-        for shard, fetched in zip(self._shards, self._oldest, strict=True):
-            shard.apply(0, self.g[shard.range.slice], shard.begin(0))
-            shard.finish(Push(self._replica, 0, self.number, fetched, steps))
-        self.number += 1
-        self.counts.pushes += 1
-        return
-        yield
-
-    def settle(self) -> Turns:
-        return
-        yield
-
-    confirm = settle
-
-    def close(self) -> None:
-        """Nothing is under way here."""
-
-
-Store = WindowStore | DirectStore

@@ -82,6 +82,15 @@ class Topology:
         parts = f"1 coordinator + {self.shards} shards + {self.replicas} replicas x {self.partitions} partitions"
         return f"The run file asks for {parts} = {self.size} ranks"
 
+    def words(self) -> str:
+        """Say who takes part."""
+
+        def some(n: int, name: str) -> str:
+            return f"{n} {name}{'s' if n != 1 else ''}"
+
+        cut = f" of {some(self.partitions, 'partition')}" if self.partitions > 1 else ""
+        return f"1 coordinator, {some(self.shards, 'shard')}, {some(self.replicas, 'replica')}{cut}"
+
 
 @dataclass(frozen=True)
 class Communicators:

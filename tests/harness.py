@@ -9,12 +9,12 @@ import numpy as np
 
 from dbnet import config
 from dbnet.methods.downpour import Downpour
-from dbnet.model import Piece
+from dbnet.model import Footprint, Piece
 from dbnet.orders import GO, Orders, coordinator_fields
 from dbnet.ranges import Range
 from dbnet.registry import make
 from dbnet.shard import Shard
-from dbnet.store import Inbox, WindowStore, routes, shard_fields
+from dbnet.store import Inbox, Rings, WindowStore, routes
 from dbnet.topology import Topology
 from dbnet.window import Layout, Memory
 
@@ -93,9 +93,8 @@ class World:
         ways = {route.shard: route for route in routes(footprint, self.ranges)}
         self.users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
         table = self.config.method
-        fields = [
-            shard_fields(p, self.dtype, self.world, self.users[s], table.slot, table.slots) for s, p in enumerate(self.ranges)
-        ]
+        rings = Rings(self.ranges, self.users, self.dtype, table.slot, table.slots)
+        fields = [rings.fields(s, self.world) for s in range(shards)]
         layouts = [Layout(coordinator_fields(self.world)), *(Layout(f) for f in fields), *(Layout(()) for _ in range(replicas))]
         self.memory = Memory(layouts)
         self.memory.local["order"][:, GO] = 1
@@ -107,12 +106,9 @@ class World:
             self.inboxes.append(Inbox(end, shard, self.world, self.users[s], [ways[s]] * len(self.users[s]) if s in ways else []))
         self.replicas = [Gradients(r, size, steps, source) for r in range(replicas)]
         self.stores = [
-            WindowStore(
-                self.memory, self.world, (r, 0), footprint, size, self.dtype, self.ranges, self.users, (table.slot, table.slots),
-                table.overlap,
-            )
+            WindowStore(self.memory, self.world, (r, 0), Footprint(footprint, footprint, size), rings, table.overlap)
             for r in range(replicas)
-        ]  # fmt: skip
+        ]
         downpour = Downpour()
         self.turns = [
             downpour.work(replica, store, Orders(self.memory, r, lambda: 0.0), self.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dbnet import config, run
+from dbnet import build, config, run
 from dbnet.data.base import write
 from dbnet.ranges import Range
 
@@ -40,7 +40,7 @@ def settings(data, *overrides, **stop):
 
 def textbook(ready, steps):
     """Minibatch SGD in ten lines of NumPy, float64."""
-    layout, part = ready.model.layout, run.load_replica(ready, 0).train.part
+    layout, part = ready.model.layout, build.load_replica(ready, 0).train.part
     w = np.empty(layout.size)
     layout.draw(Range(0, w.size), ready.config.run.seed, w)
     p, at, epoch, order = layout.views(w), 0, -1, np.zeros(0, int)
@@ -66,14 +66,14 @@ def textbook(ready, steps):
 def test_one_replica_is_textbook_sgd(data, method, shards):
     cfg = settings(data, f'method.kind="{method}"', f"topology.shards={shards}", steps=40)
     done = run.train(cfg, quiet=True)
-    np.testing.assert_allclose(done.params, textbook(run.setup(cfg), 40), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(done.params, textbook(build.setup(cfg), 40), rtol=1e-11, atol=1e-13)
 
 
 def test_one_replica_is_the_same_kernels_in_a_plain_loop_to_the_bit(data):
     """n_fetch = n_push = R = S = P = 1: the protocol adds and loses nothing."""
     cfg = settings(data, steps=40)
-    ready = run.setup(cfg)
-    replica, w = run.load_replica(ready, 0), np.empty(ready.model.layout.size)
+    ready = build.setup(cfg)
+    replica, w = build.load_replica(ready, 0), np.empty(ready.model.layout.size)
     ready.model.layout.draw(Range(0, w.size), 5, w)
     g = np.empty_like(w)
     for _ in range(40):
@@ -96,8 +96,8 @@ def test_steps_between_fetches_are_local(data):
     done = run.train(cfg, quiet=True)
     # Pushes come at steps 0, 4, 8: the shards get the sums of gradients 0; 1..4; 5..8, all with the same rate as the local step, so
     # each fetch (steps 0, 4, 8) brings what the replica has anyway, but for gradients not pushed yet: 1..3 at step 4, 5..7 at step 8.
-    ready = run.setup(cfg)
-    replica, w = run.load_replica(ready, 0), np.empty(ready.model.layout.size)
+    ready = build.setup(cfg)
+    replica, w = build.load_replica(ready, 0), np.empty(ready.model.layout.size)
     ready.model.layout.draw(Range(0, w.size), 5, w)
     local, g, total = w.copy(), np.empty_like(w), np.zeros_like(w)
     for step in range(9):
@@ -163,10 +163,10 @@ def test_more_replicas_than_data_and_subsets_below_a_minibatch(data, replicas, m
 
 
 def test_every_example_is_used_once_per_epoch(data):
-    ready = run.setup(settings(data, "topology.replicas=4"))
+    ready = build.setup(settings(data, "topology.replicas=4"))
     seen = []
     for r in range(4):
-        batches = run.load_replica(ready, r).train
+        batches = build.load_replica(ready, r).train
         x = np.zeros((6, 7))
         while batches.cursor.epoch == 0:
             count = batches.next(x)

@@ -10,7 +10,7 @@ from partitioned import run
 
 from dbnet.errors import UserError
 from dbnet.layers.base import Layer
-from dbnet.model import Model, nbytes
+from dbnet.model import Model, footprint, nbytes
 from dbnet.partition import Cut, cut_boxes
 from dbnet.ranges import Range, intersect, relative, size_of, whole
 from dbnet.registry import make
@@ -194,10 +194,8 @@ def test_memory_of_all_partitions_is_about_one_rank():
 
     one = memory(model.boxes(), model.layout.size)
     for partitions in (2, 4, 8):
-        from dbnet.model import footprint
-
         cut = Cut(model, partitions, batch)
-        together = sum(memory(boxes, footprint(model, boxes, True)[2]) for boxes in cut.boxes)
+        together = sum(memory(boxes, footprint(model, boxes, True).size) for boxes in cut.boxes)
         assert together <= 1.15 * one, f"{partitions} partitions: {together / one:.3f}"
 
 

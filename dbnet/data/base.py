@@ -119,8 +119,10 @@ class DataFile:
                 )
         return len(x)
 
-    def read(self, part: str, rows: np.ndarray | None = None) -> Part:
+    def read(self, part: str, rows: np.ndarray | None = None, columns: list[Range] | None = None) -> Part:
         """Read the examples `rows` (sorted indices; None: all) of `part` in runs of rows, and refuse NaN and Inf.
+
+        Of each example only the units in `columns` are kept (None: all).
 
         Raises
         ------
@@ -131,11 +133,13 @@ class DataFile:
         rows = np.arange(n) if rows is None else rows
         with reading(self.path, "make it again"), h5py.File(self.path, "r") as file:
             source = file[f"{part}/x"]
-            x = np.empty((len(rows), prod(self.shape)), source.dtype)
+            width = prod(self.shape) if columns is None else sum(c.size for c in columns)
+            units = slice(None) if columns is None else np.concatenate([np.arange(*c) for c in columns] or [np.arange(0)])
+            x = np.empty((len(rows), width), source.dtype)
             for lo in range(0, n, _ROWS):
                 here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
                 if here.stop > here.start:
-                    x[here] = source[lo : lo + _ROWS].reshape(-1, x.shape[1])[rows[here] - lo]
+                    x[here] = source[lo : lo + _ROWS].reshape(-1, prod(self.shape))[rows[here] - lo][:, units]
             y = file[f"{part}/y"][:][rows]
         for name, values in (("x", x), ("y", y)):
             if values.dtype.kind == "f":

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from dbnet.channel import Channel
 from dbnet.config import Config
+from dbnet.direct import Store
 from dbnet.orders import Orders
 from dbnet.pace import Pace
 from dbnet.registry import Member
 from dbnet.replica import Replica
 from dbnet.shard import Shard
-from dbnet.store import Inbox, Store
+from dbnet.store import Inbox
 from dbnet.waiting import Turns
 
 

@@ -15,12 +15,13 @@ from typing import ClassVar
 
 from dbnet.channel import Channel
 from dbnet.config import Config
+from dbnet.direct import Store
 from dbnet.methods.base import Method
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
 from dbnet.replica import Replica
 from dbnet.shard import Shard
-from dbnet.store import Inbox, Store
+from dbnet.store import Inbox
 from dbnet.waiting import IDLE, Turns, Wait
 
 _SLICE = 1 << 20
@@ -54,6 +55,7 @@ class Downpour(Method):
         if accrued:
             yield from store.push(accrued)
         yield from store.settle()
+        orders.meet()
         orders.note(done=1)
         yield from report(replica, store, orders, now=True)
         yield from attend(replica, store, orders, END)

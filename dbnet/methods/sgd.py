@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dbnet.config import Config
+from dbnet.direct import Store
 from dbnet.errors import UserError
 from dbnet.methods.downpour import Downpour, attend, finished, report
 from dbnet.orders import END, GO, Orders
 from dbnet.replica import Replica
-from dbnet.store import Store
 from dbnet.waiting import Turns
 
 
@@ -35,6 +35,8 @@ class Sgd(Downpour):
             replica.accrue(store.w, store.g, 0, 0.0)
             yield from store.push(1)
             yield from store.confirm()
+            # All of a cut replica's pushes must be applied before any partition fetches again.
+            orders.meet()
             yield from report(replica, store, orders)
             yield None
         orders.note(done=1)

@@ -57,7 +57,14 @@ def on4(trainings: Callable[..., Path]) -> Path:
             "shards": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", *two_shards],
             "replicas": two_replicas,
             "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", *two_replicas],
-            "overlap-seldom": ["method.overlap=true", "method.n_push=4", "method.n_fetch=4", "rule.rate=0.02", *two_replicas],
+            "overlap-seldom": [
+                "method.overlap=true",
+                "method.n_push=4",
+                "method.n_fetch=4",
+                "rule.rate=0.02",
+                "stop.epochs=15",
+                *two_replicas,
+            ],
         },
     )
 
@@ -209,5 +216,5 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
 def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
     """Over TCP nothing moves unless the target helps."""
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
-    folder = trainings(4, {"tcp": ["stop.epochs=3", "topology.replicas=2"]}, **env)
+    folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2"]}, **env)
     assert opened(folder / "tcp.h5").accuracy > 0.8

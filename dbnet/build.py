@@ -1,0 +1,153 @@
+"""Build a rank's objects from a configuration: the model and its cut, window layouts, shards, replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dbnet.batches import Batches, Cursor
+from dbnet.checkpoint import Checkpoint
+from dbnet.config import Config
+from dbnet.data.base import DataFile
+from dbnet.errors import UserError
+from dbnet.link import Link
+from dbnet.model import Model, footprint
+from dbnet.orders import coordinator_fields
+from dbnet.partition import Cut
+from dbnet.ranges import Range, flatten
+from dbnet.registry import make
+from dbnet.replica import Replica
+from dbnet.shard import Shard
+from dbnet.store import Rings, Route, routes
+from dbnet.topology import Topology
+from dbnet.window import Layout
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every rank knows: the run, its data, its model, its world, and what it goes on from."""
+
+    config: Config
+    data: DataFile
+    model: Model
+    topology: Topology
+    checkpoint: Checkpoint | None
+
+    @property
+    def ranges(self) -> list[Range]:
+        return self.topology.shard_ranges(self.model.layout.size)
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The network over the partitions of a replica."""
+        return Cut(self.model, self.topology.partitions, self.config.method.minibatch)
+
+    @cached_property
+    def routes(self) -> list[dict[int, Route]]:
+        """By which route each origin pushes to each shard."""
+        out = []
+        for origin in range(self.topology.origins):
+            partition = origin % self.topology.partitions
+            pushed = footprint(self.model, self.cut.boxes[partition], leads=partition == 0).pushed
+            out.append({route.shard: route for route in routes(pushed, self.ranges)})
+        return out
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        """For each shard the origins that have a ring there."""
+        return [[o for o, way in enumerate(self.routes) if s in way] for s in range(self.topology.shards)]
+
+    @cached_property
+    def rings(self) -> Rings:
+        """The shards' ranges and rings."""
+        method = self.config.method
+        return Rings(self.ranges, self.users, self.model.dtype, method.slot, method.slots)
+
+    @property
+    def method(self) -> Any:
+        return make("methods", {"kind": self.config.method.kind}, "method")
+
+
+def setup(config: Config, resume: str | None = None) -> Setup:
+    """Check a configuration against its data and make the model; UserError where something does not fit."""
+    data = DataFile(config.data.path)
+    model = make_model(config, data.shape, data.targets or data.classes, bool(data.targets))
+    shape = config.topology
+    checkpoint = None
+    if resume is not None:
+        checkpoint = Checkpoint(config.output(".checkpoint.h5") if resume == "" else resume)
+        checkpoint.require(model)
+    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
+    out.method.check(config)
+    return out
+
+
+def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bool) -> Model:
+    """Return the model of a configuration for examples of this shape."""
+    layers, loss, _ = config.members()
+    if vectors and not loss.vectors:
+        raise UserError(f"The data have vector targets, which the {loss.kind} loss cannot use; set model.loss = 'squared'.")
+    return Model(layers, loss, shape, outputs, config.model.dtype, config.model.decay)
+
+
+def window_layouts(ready: Setup) -> list[Layout]:
+    """Return the window layout of every rank."""
+    world = ready.topology
+    shards = [Layout(ready.rings.fields(s, world)) for s in range(world.shards)]
+    return [Layout(coordinator_fields(world)), *shards, *(Layout(()) for _ in range(world.origins))]
+
+
+def make_shard(ready: Setup, index: int, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> Shard:
+    """Return a shard with its initial or loaded registers."""
+    part = ready.ranges[index]
+    shard = Shard(part, ready.config.members()[2], params, clock, seconds)
+    if ready.checkpoint is None:
+        ready.model.layout.draw(part, ready.config.run.seed, params)
+    else:
+        for name, register in shard.registers().items():
+            ready.checkpoint.read(name, part, register)
+        clock[:] = ready.checkpoint.clock_of(part, len(clock))
+    return shard
+
+
+def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None = None) -> Replica:
+    """Return one partition of a replica, with its part of the subset and of what it evaluates in memory.
+
+    Parameters
+    ----------
+    index, partition
+        Which one.
+    link
+        The replica's other partitions; None: the network is not cut.
+    """
+    config, data, model = ready.config, ready.data, ready.model
+    rows = data.subset(index, config.topology.replicas, config.run.seed)
+    seed, dtype = config.run.seed, model.dtype
+    columns = None if link is None else flatten(ready.cut.boxes[partition][0], data.shape)
+    minibatch = max(1, min(config.method.minibatch, len(rows)))
+    train = Batches(data.read("train", rows, columns), minibatch, data.scale, dtype, (seed, index))
+    watched = {}
+    if data.sizes.get("test"):
+        watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
+    portion = min(config.evaluate.train, data.sizes["train"])
+    if portion:
+        chosen = np.linspace(0, data.sizes["train"] - 1, portion).astype(np.int64)
+        watched["train"] = Batches(data.read("train", chosen, columns), EVALUATION_BATCH, data.scale, dtype, None)
+    return Replica(model, train, watched, seed, None if link is None else (ready.cut, link))
+
+
+def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
+    """Set a replica's counters and cursor from the checkpoint, if there is one for it; return its store."""
+    if ready.checkpoint is not None and index < len(ready.checkpoint.replicas):
+        row = ready.checkpoint.replicas[index]
+        replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
+        position = min(int(row["position"]), max(0, len(replica.train) - 1))
+        replica.train.seek(Cursor(int(row["epoch"]), position))
+        store.resume(int(row["pushes"]))
+    return store

@@ -1,0 +1,85 @@
+"""Fetch and push in the process of the shards: a push is applied where the shards' memory is, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dbnet.shard import Push, Shard
+from dbnet.store import Counts, WindowStore
+from dbnet.waiting import Turns
+
+
+class DirectStore:
+    """The replica's end in the process of the shards.
+
+    With n_fetch = 1 every gradient is computed right after a fetch, before anyone else runs, so `w` is the shards' own memory and
+    a fetch copies nothing.
+
+    Parameters
+    ----------
+    flat
+        The whole parameter vector, of which the shards' parameters are slices.
+    shards
+        All shards.
+    replica
+        Index of this replica.
+    share
+        Whether `w` may be the shards' memory.
+    """
+
+    def __init__(self, flat: np.ndarray, shards: Sequence[Shard], replica: int, share: bool) -> None:
+        self._flat, self._shards, self._replica = flat, shards, replica
+        self.w = flat if share else flat.copy()
+        self.g = np.zeros_like(flat)
+        self.counts, self.number = Counts(), 0
+        self._clocks = [0] * len(shards)
+        self._oldest = self._clocks
+
+    def resume(self, number: int) -> None:
+        """Go on counting pushes from `number`."""
+        self.number = number
+
+    def fetch(self) -> Turns:
+        self._clocks = [int(shard.clock[0]) for shard in self._shards]
+        if self.w is not self._flat:
+            self.w[:] = self._flat
+            self.counts.bytes_fetched += self.w.nbytes
+        self.counts.fetches += 1
+        return
+        yield
+
+    def arrive(self) -> Turns:
+        return
+        yield
+
+    def snapshot(self, out: np.ndarray) -> Turns:
+        out[:] = self._flat
+        return
+        yield
+
+    def accrued(self, first: bool) -> None:
+        if first:
+            self._oldest = self._clocks
+
+    def push(self, steps: int) -> Turns:
+        for shard, fetched in zip(self._shards, self._oldest, strict=True):
+            shard.apply(0, self.g[shard.range.slice], shard.begin(0))
+            shard.finish(Push(self._replica, 0, self.number, fetched, steps))
+        self.number += 1
+        self.counts.pushes += 1
+        return
+        yield
+
+    def settle(self) -> Turns:
+        return
+        yield
+
+    confirm = settle
+
+    def close(self) -> None:
+        """Nothing is under way here."""
+
+
+Store = WindowStore | DirectStore

@@ -1,0 +1,75 @@
+"""How the partitions of one replica reach each other: point to point along a cut, and small collectives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dbnet.errors import UserError
+
+
+class Link(Protocol):
+    """How the partitions of one replica reach each other."""
+
+    rank: int
+    size: int
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any: ...
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any: ...
+    def start(self, transfers: Sequence[Any]) -> None: ...
+    def wait(self, transfers: Sequence[Any]) -> None: ...
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None: ...
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None: ...
+    def share(self, values: np.ndarray) -> None: ...
+    def meet(self) -> None: ...
+
+
+class MpiLink:
+    """Persistent requests and non-blocking collectives on the replica's communicator, waited for with a deadline."""
+
+    def __init__(self, comm: Any, deadline: float) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self._deadline = MPI, comm, deadline
+        self.rank, self.size = comm.rank, comm.size
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
+        return self._comm.Send_init(buffer, to, tag)
+
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any:
+        return self._comm.Recv_init(buffer, source, tag)
+
+    def start(self, transfers: Sequence[Any]) -> None:
+        self._mpi.Prequest.Startall(transfers)
+
+    def wait(self, transfers: Sequence[Any]) -> None:
+        self._poll(lambda: self._mpi.Request.Testall(transfers), "another partition's values")
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        self._poll(self._comm.Iallgather(mine, everyone).Test, "the other partitions' outputs")
+
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
+        self._poll(self._comm.Iallreduce(mine, total).Test, "the other partitions' share of a gradient")
+
+    def share(self, values: np.ndarray) -> None:
+        self._poll(self._comm.Ibcast(values, 0).Test, "partition 0 of its replica to lead")
+
+    def meet(self) -> None:
+        self._poll(self._comm.Ibarrier().Test, "all partitions to finish")
+
+    def _poll(self, done: Callable[[], bool], what: str) -> None:
+        turns, since = 0, time.perf_counter()
+        while not done():
+            turns += 1
+            if turns > 64:
+                # With more ranks than cores the one that is waited for may need this core.
+                os.sched_yield() if turns < 4096 else time.sleep(5e-5)
+            if turns % 1024 == 0 and time.perf_counter() - since > self._deadline:
+                raise UserError(
+                    f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
+                    "run.deadline."
+                )
