@@ -5,6 +5,7 @@ With MPI every rank is one role. In one process all roles take turns; pushes are
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -202,8 +203,9 @@ def _work(
 
 def _start(role: Turns, ready: Setup, comms: Communicators) -> None:
     """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
+    crowded = comms.node.size > len(os.sched_getaffinity(0))
     comms.world.Barrier()
-    drive(role, ready.config.run.deadline)
+    drive(role, ready.config.run.deadline, crowded)
 
 
 _ROLES: dict[Role, Callable[..., Outcome | None]] = {Role.COORDINATE: _coordinate, Role.SERVE: _serve, Role.WORK: _work}

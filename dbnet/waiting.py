@@ -7,6 +7,7 @@ who waits for whom. Within one process all roles take turns (`take_turns`), alwa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
@@ -25,12 +26,28 @@ Turns = Generator[Wait | None, None, None]
 _SHORTEST, _LONGEST = 2e-5, 1e-3
 
 
-def drive(role: Turns, deadline: float, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Run one rank's role to its end; UserError when one wait lasts longer than `deadline` seconds."""
+def drive(role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Run one rank's role to its end.
+
+    Parameters
+    ----------
+    deadline
+        Seconds that one wait may last.
+    crowded
+        Whether there are more ranks than cores: then a rank lets others run after each piece of work, or a replica would fill its
+        rings in one of the system's time slices while the shard that is to empty them waits for the core.
+
+    Raises
+    ------
+    UserError
+        A wait lasted longer; the message says who waits for whom.
+    """
     pause, since, reason = _SHORTEST, 0.0, ""
     for wait in role:
         if wait is None:
             pause, reason = _SHORTEST, ""
+            if crowded:
+                os.sched_yield()
             continue
         if wait.reason and wait.reason != reason:
             since, reason = clock(), wait.reason
