@@ -150,11 +150,13 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def _use(commands: Any) -> None:
-    made = _command(commands, "evaluate", evaluate, "loss and accuracy of a checkpoint on a data file")
+    made = _command(
+        commands, "evaluate", evaluate, "loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network"
+    )
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     made.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
     made.add_argument("--part", default="test", help="train or test (default: test)")
-    made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file")
+    made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file; mpirun -n P cuts the network")
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
     made.add_argument("out", metavar="OUT", help="OUT.csv (example, class) or OUT.h5 (class and all output units)")
@@ -164,15 +166,21 @@ def _use(commands: Any) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from dbnet import infer
 
-    score, n = infer.evaluate(options.checkpoint, options.data, options.part)
-    print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}")
+    comm = mpi.world()
+    with mpi.abort_on_error(comm):
+        score, n = infer.evaluate(options.checkpoint, options.data, options.part, comm)
+        if comm is None or comm.rank == 0:
+            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}")
 
 
 def predict(options: argparse.Namespace) -> None:
     from dbnet import infer
 
-    n = infer.predict(options.checkpoint, options.data, options.part, options.out)
-    print(f"{n} predictions written to {options.out}")
+    comm = mpi.world()
+    with mpi.abort_on_error(comm):
+        n = infer.predict(options.checkpoint, options.data, options.part, options.out, comm)
+        if n is not None:
+            print(f"{n} predictions written to {options.out}")
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from dbnet import jit
 from dbnet.batches import Batches, Cursor
 from dbnet.checkpoint import Checkpoint
 from dbnet.config import Config
@@ -19,7 +21,7 @@ from dbnet.model import Model, footprint
 from dbnet.orders import coordinator_fields
 from dbnet.partition import Cut
 from dbnet.ranges import Range, flatten
-from dbnet.registry import make
+from dbnet.registry import make, reached
 from dbnet.replica import Replica
 from dbnet.shard import Shard
 from dbnet.store import Rings, Route, routes
@@ -82,7 +84,7 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     checkpoint = None
     if resume is not None:
         checkpoint = Checkpoint(config.output(".checkpoint.h5") if resume == "" else resume)
-        checkpoint.require(model)
+        checkpoint.require(model, config.members()[2].state)
     out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
     out.method.check(config)
     return out
@@ -151,3 +153,12 @@ def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
         replica.train.seek(Cursor(int(row["epoch"]), position))
         store.resume(int(row["pushes"]))
     return store
+
+
+def use(config: Config, threads: int) -> None:
+    """Give BLAS and the kernels their threads, and have the kernels that this run needs compiled or loaded."""
+    threadpool_limits(limits=threads, user_api="blas")
+    jit.set_threads(threads)
+    layers, loss, rule = config.members()
+    used = reached({"dbnet.replica", *(type(member).__module__ for member in (*layers, loss, rule))})
+    jit.warm(config.model.dtype, used.__contains__)

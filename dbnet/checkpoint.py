@@ -104,8 +104,14 @@ class Checkpoint:
         clocks = self.clock[touching] if any(touching) else self.clock
         return np.resize(clocks.max(axis=0), partitions)
 
-    def require(self, model: Model) -> None:
-        """Raise UserError where the checkpoint is of another network."""
+    def require(self, model: Model, state: tuple[str, ...] = ()) -> None:
+        """Raise UserError where the checkpoint is of another network, or lacks registers that the rule keeps."""
+        lacking = [name for name in state if f"state.{name}" not in self.registers]
+        if lacking:
+            raise UserError(
+                f"'{self.path}' was made with rule.kind = '{self.config.rule['kind']}' and has no register '{lacking[0]}'; resume "
+                "with that rule."
+            )
         mine = [[e.name, e.offset, list(e.shape)] for e in model.layout.entries]
         if mine != self.layout:
             raise UserError(f"'{self.path}' holds another network than the run file describes; use the run file it came from.")

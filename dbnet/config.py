@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dbnet.errors import UserError
-from dbnet.registry import explain, make
+from dbnet.registry import explain, load_file, make
 
 
 class Table(BaseModel):
@@ -47,6 +47,7 @@ class ModelTable(Table):
     layers: tuple[dict[str, Any], ...] = Field(
         min_length=1, description="the layers, input side first; each has a kind and its options"
     )
+    modules: tuple[str, ...] = Field(default=(), description="your own Python files that define layers, losses or rules")
     loss: str = Field(default="softmax", description="softmax, squared or logistic (one-vs-all)")
     dtype: Literal["float32", "float64"] = "float32"
     decay: float = Field(default=0.0, ge=0, description="weight decay: decay/2 sum w^2 is added to the loss; biases are left out")
@@ -168,6 +169,8 @@ def build(tree: dict[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error, Config)) from None
+    for path in config.model.modules:
+        load_file(path)
     make("methods", {"kind": config.method.kind}, "method")
     layers, _, rule = config.members()
     model = config.model.model_copy(update={"layers": tuple(layer.options() for layer in layers)})

@@ -1,63 +1,136 @@
-"""Use a checkpoint: loss and accuracy on a data file, or predictions written to a file."""
+"""Use a checkpoint: loss and accuracy on a data file, or predictions written to a file; under mpirun the network is cut."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from dbnet import mpi
 from dbnet.batches import Batches
-from dbnet.build import EVALUATION_BATCH, make_model
+from dbnet.build import EVALUATION_BATCH, make_model, use
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
 from dbnet.errors import UserError, writing
-from dbnet.model import Model
+from dbnet.link import MpiLink
+from dbnet.model import footprint
 from dbnet.orders import Score
-from dbnet.ranges import Range
+from dbnet.partition import Cut
+from dbnet.ranges import flatten, size_of
 from dbnet.replica import Replica
+from dbnet.topology import cores_for
 
 
-def load(checkpoint: Checkpoint) -> tuple[Model, np.ndarray]:
-    """Return the model of a checkpoint and its parameters [parameters]."""
-    about = checkpoint.data
-    model = make_model(checkpoint.config, tuple(about["shape"]), about["outputs"], about["vectors"])
-    checkpoint.require(model)
-    w = np.empty(checkpoint.size, checkpoint.dtype)
-    checkpoint.read("params", Range(0, checkpoint.size), w)
-    return model, w
+class Judge:
+    """A network with the parameters of a checkpoint, on one rank or cut over all ranks of `comm`.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    comm
+        MPI's world communicator, every rank of it a partition; None: this process alone.
+
+    Attributes
+    ----------
+    columns
+        The input units that this rank needs; None: all.
+    """
+
+    def __init__(self, path: str, comm: Any = None) -> None:
+        self.checkpoint, self.comm = Checkpoint(path), comm
+        about, config = self.checkpoint.data, self.checkpoint.config
+        self.model = make_model(config, tuple(about["shape"]), about["outputs"], about["vectors"])
+        self.checkpoint.require(self.model)
+        use(config, cores_for(comm, True)[0])
+        self.cut = Cut(self.model, 1 if comm is None else comm.size, EVALUATION_BATCH)
+        self.boxes = self.cut.boxes[0 if comm is None else comm.rank]
+        self.columns = None if comm is None else flatten(self.boxes[0], self.model.shapes[0])
+        used, _, size = footprint(self.model, self.boxes, leads=True)
+        self.w = np.empty(size, self.checkpoint.dtype)
+        for piece in used:
+            self.checkpoint.read("params", piece.range, self.w[piece.at : piece.at + piece.range.size])
+
+    @contextmanager
+    def replica(self, batches: Batches) -> Iterator[Replica]:
+        """Give a replica that evaluates these examples."""
+        if self.comm is None:
+            yield Replica(self.model, batches, {"test": batches}, 0)
+            return
+        link = MpiLink(self.comm, self.checkpoint.config.run.deadline)
+        yield Replica(self.model, batches, {"test": batches}, 0, (self.cut, link))
+        link.close()
+
+    def gather(self, values: np.ndarray) -> np.ndarray | None:
+        """Return all output units [n, outputs] from every rank's own [n, units]; None on all ranks but the first."""
+        if self.comm is None:
+            return values
+        parts = self.comm.gather((flatten(self.boxes[-1], self.model.shapes[-1]), values))
+        if parts is None:
+            return None
+        out = np.zeros((len(values), self.checkpoint.data["outputs"]), values.dtype)
+        for ranges, part in parts:
+            at = 0
+            for r in ranges:
+                out[:, r.slice] = part[:, at : at + r.size]
+                at += r.size
+        return out
 
 
-def evaluate(path: str, data_path: str | None, part: str) -> tuple[Score, int]:
+def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> tuple[Score, int]:
     """Return the score (its test fields) and the number of examples of one part of a data file, by default the run's own."""
-    checkpoint = Checkpoint(path)
-    model, w = load(checkpoint)
-    data = DataFile(data_path or checkpoint.config.data.path)
-    if part not in data.sizes:
-        raise UserError(f"'{data.path}' has no part '{part}'; it has {', '.join(data.sizes)}.")
-    if data.shape != model.shapes[0]:
-        raise UserError(f"'{data.path}' holds examples of shape {data.shape}, the network takes {model.shapes[0]}.")
-    if (data.targets or data.classes) != checkpoint.data["outputs"]:
-        raise UserError(f"'{data.path}' has {data.targets or data.classes} classes, the network {checkpoint.data['outputs']}.")
-    batches = Batches(data.read(part), EVALUATION_BATCH, data.scale, model.dtype, None)
-    return Replica(model, batches, {"test": batches}, 0).evaluate(w), len(batches)
+
+    def prepare() -> tuple[Judge, Batches]:
+        judge = Judge(path, comm)
+        data, model = DataFile(data_path or judge.checkpoint.config.data.path), judge.model
+        outputs = judge.checkpoint.data["outputs"]
+        if part not in data.sizes:
+            raise UserError(f"'{data.path}' has no part '{part}'; it has {', '.join(data.sizes)}.")
+        if data.shape != model.shapes[0]:
+            raise UserError(f"'{data.path}' holds examples of shape {data.shape}, the network takes {model.shapes[0]}.")
+        if (data.targets or data.classes) != outputs:
+            raise UserError(f"'{data.path}' has {data.targets or data.classes} classes, the network {outputs}.")
+        return judge, Batches(data.read(part, None, judge.columns), EVALUATION_BATCH, data.scale, model.dtype, None)
+
+    judge, batches = mpi.together(comm, prepare)
+    with judge.replica(batches) as replica:
+        return replica.evaluate(judge.w), len(batches)
 
 
-def predict(path: str, data_path: str, part: str, out: str) -> int:
-    """Write each example's class to `out` (.csv), with the output units in a .h5; return the number of examples."""
-    checkpoint = Checkpoint(path)
-    model, w = load(checkpoint)
-    x, scale = read_inputs(data_path, part, model.shapes[0])
-    n, outputs = len(x), checkpoint.data["outputs"]
-    blank = np.zeros((n, outputs), model.dtype) if checkpoint.data["vectors"] else np.zeros(n, np.int64)
-    batches = Batches(Part(x, blank), EVALUATION_BATCH, scale, model.dtype, None)
-    network = Replica(model, batches, {"test": batches}, 0).judge
-    answers, values = np.zeros(n, np.int64), np.zeros((n, outputs), model.dtype)
-    for lo in range(0, n, EVALUATION_BATCH):
-        count = batches.next(network.x)
-        cells = network.forward(w, batches.target)
-        values[lo : lo + count] = cells[-1].y.reshape(outputs, -1)[:, :count].T
-    answers[:] = values.argmax(axis=1)
+def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) -> int | None:
+    """Write each example's class to `out` (.csv), with the output units in a .h5.
+
+    Returns
+    -------
+    The number of examples; None on all ranks but the first.
+    """
+
+    def prepare() -> tuple[Judge, Batches]:
+        judge = Judge(path, comm)
+        x, scale = read_inputs(data_path, part, judge.model.shapes[0])
+        if judge.columns is not None:
+            x = x[:, np.concatenate([np.arange(*r) for r in judge.columns] or [np.arange(0)])]
+        about = judge.checkpoint.data
+        blank = np.zeros((len(x), about["outputs"]), judge.model.dtype) if about["vectors"] else np.zeros(len(x), np.int64)
+        return judge, Batches(Part(np.ascontiguousarray(x), blank), EVALUATION_BATCH, scale, judge.model.dtype, None)
+
+    judge, batches = mpi.together(comm, prepare)
+    n = len(batches)
+    mine = np.zeros((n, size_of(judge.boxes[-1])), judge.model.dtype)
+    with judge.replica(batches) as replica:
+        network = replica.judge
+        for lo in range(0, n, EVALUATION_BATCH):
+            count = batches.next(network.x)
+            cells = network.forward(judge.w, batches.target)
+            mine[lo : lo + count] = cells[-1].y.reshape(-1, EVALUATION_BATCH)[:, :count].T
+    values = judge.gather(mine)
+    if values is None:
+        return None
+    answers = values.argmax(axis=1)
     target = Path(out)
     with writing(target) as partial:
         if target.suffix in (".h5", ".hdf5"):

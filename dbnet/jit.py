@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+
+from dbnet.errors import UserError
 
 
 def cache_folder() -> Path:
@@ -41,15 +44,16 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except OSError as error:
         if root:
-            raise
+            raise UserError(f"Cannot write to DBNET_CACHE '{root}': {error.strerror}; set it to another folder.") from None
     return Path(tempfile.gettempdir()) / f"dbnet-{os.getuid()}" / folder.name
 
 
 # Read whenever a kernel is declared, so it holds also where something else imported Numba first.
 numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
 
+_PATIENCE = 300
 KERNELS: list[tuple[str, Any]] = []
 _NAMES = {"f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u1": types.uint8, "b1": types.boolean}
 
@@ -107,7 +111,18 @@ def _lock() -> Iterator[None]:
     folder = Path(numba.config.CACHE_DIR)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        patience = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise UserError(
+                        f"Another process has been compiling into '{folder}' for {_PATIENCE} s; wait for it, or set DBNET_CACHE to "
+                        "another folder."
+                    ) from None
+                time.sleep(0.02)
         yield
 
 

@@ -26,6 +26,7 @@ class Link(Protocol):
     def total(self, mine: np.ndarray, total: np.ndarray) -> None: ...
     def share(self, values: np.ndarray) -> None: ...
     def meet(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class MpiLink:
@@ -36,12 +37,17 @@ class MpiLink:
 
         self._mpi, self._comm, self._deadline = MPI, comm, deadline
         self.rank, self.size = comm.rank, comm.size
+        self._requests: list[Any] = []
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
-        return self._comm.Send_init(buffer, to, tag)
+        return self._keep(self._comm.Send_init(buffer, to, tag))
 
     def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any:
-        return self._comm.Recv_init(buffer, source, tag)
+        return self._keep(self._comm.Recv_init(buffer, source, tag))
+
+    def _keep(self, request: Any) -> Any:
+        self._requests.append(request)
+        return request
 
     def start(self, transfers: Sequence[Any]) -> None:
         self._mpi.Prequest.Startall(transfers)
@@ -60,6 +66,11 @@ class MpiLink:
 
     def meet(self) -> None:
         self._poll(self._comm.Ibarrier().Test, "all partitions to finish")
+
+    def close(self) -> None:
+        """Give back the persistent requests; the link is of no use afterwards."""
+        while self._requests:
+            self._requests.pop().Free()
 
     def _poll(self, done: Callable[[], bool], what: str) -> None:
         turns, since = 0, time.perf_counter()

@@ -8,8 +8,11 @@ a new member is one new file. A member from a user's own file is registered in t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import sys
+import zlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -43,6 +46,29 @@ def family(name: str) -> dict[str, type[Member]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"dbnet.{name}.{module.name}")
     return FAMILIES.setdefault(name, {})
+
+
+def load_file(path: str) -> None:
+    """Define the members of a user's own Python file, once.
+
+    Raises
+    ------
+    UserError
+        No such file, or it fails.
+    """
+    source = Path(path).resolve()
+    name = f"dbnet_user_{source.stem}_{zlib.crc32(str(source).encode()):08x}"
+    if name in sys.modules:
+        return
+    if not source.is_file():
+        raise UserError(f"model.modules: there is no file '{path}'; paths are relative to the folder the command is given in.")
+    spec = importlib.util.spec_from_file_location(name, source)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"model.modules: '{path}' fails with {type(error).__name__}: {error}.") from error
 
 
 def make(name: str, entry: dict[str, Any], where: str) -> Any:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dbnet import config as configuration
-from dbnet import jit, monitor, mpi, topology
-from dbnet.build import Setup, load_replica, make_shard, resumed, setup, window_layouts
+from dbnet import monitor, mpi, topology
+from dbnet.build import Setup, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
 from dbnet.checkpoint import Writer
 from dbnet.config import Config
@@ -29,7 +28,6 @@ from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders, coordinator_fields
 from dbnet.pace import Pace
-from dbnet.registry import reached
 from dbnet.replica import Replica
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role
@@ -105,7 +103,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     threads, cores = topology.cores_for(None, True)
     parts = [load_replica(ready, r) for r in range(world.replicas)]
     config = monitor.free_name(config)
-    _use(ready, threads)
+    use(ready.config, threads)
     ready = replace(ready, config=config, topology=world)
     clock = _stopwatch()
     flat = np.zeros(ready.model.layout.size, ready.model.dtype)
@@ -151,7 +149,7 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     # One rank of each node fills the cache of compiled kernels, the others load it.
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
-            _use(ready, threads)
+            use(ready.config, threads)
         comms.node.Barrier()
     ready = replace(ready, config=config)
     hosts = comm.gather(socket.gethostname())
@@ -162,8 +160,8 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
-            f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for the kernels of each "
-            f"working rank. {mpi.library_version()}."
+            f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working rank's "
+            f"kernels. {mpi.library_version()}."
         )
     window = MpiWindow(comms.world, window_layouts(ready))
     clock = _stopwatch()
@@ -199,6 +197,8 @@ def _work(
     store = WindowStore(window, ready.topology, (number, partition), mine, ready.rings, ready.config.method.overlap)
     orders = Orders(window, number, clock, replica.link)
     _start(ready.method.work(replica, resumed(ready, store, replica, number), orders, ready.config), ready, comms)
+    if replica.link is not None:
+        replica.link.close()
 
 
 def _start(role: Turns, ready: Setup, comms: Communicators) -> None:
@@ -242,15 +242,6 @@ def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outco
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
     return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params)
-
-
-def _use(ready: Setup, threads: int) -> None:
-    """Give BLAS and the kernels their threads and have the kernels this run needs ready."""
-    threadpool_limits(limits=threads, user_api="blas")
-    jit.set_threads(threads)
-    layers, loss, rule = ready.config.members()
-    used = reached({"dbnet.replica", *(type(member).__module__ for member in (*layers, loss, rule))})
-    jit.warm(ready.config.model.dtype, used.__contains__)
 
 
 def _stopwatch() -> Callable[[], float]:
