@@ -250,7 +250,9 @@ def _bench(commands: Any) -> None:
     made = _command(
         commands, "bench", bench, "measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed"
     )
-    made.add_argument("parts", nargs="*", metavar="PART", help="any of apply, step, overhead, wire (default: all)")
+    made.add_argument(
+        "parts", nargs="*", metavar="PART", help="any of apply, layers, overhead, partitions, step, wire (default: all)"
+    )
     made.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
     made.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")
 

@@ -1,4 +1,4 @@
-"""Two ranks for `dbnet bench wire`: rank 0 is a shard that drains its rings, rank 1 a replica that pushes and fetches.
+"""Two ranks for the benchmark `wire`: rank 0 is a shard that drains its rings, rank 1 a replica that pushes and fetches.
 
 Rank 1 prints one line per figure: name, bytes, what it is compared with, the bar, and both lists of seconds.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from dbnet import jit, mpi
+from dbnet.benches.base import alternate
 from dbnet.model import Footprint, Piece
 from dbnet.ranges import Range
 from dbnet.rules.adagrad import Adagrad
@@ -117,21 +118,9 @@ def measure(comm: object, window: MpiWindow, world: Topology, whole: Footprint, 
         comm.Send(np.zeros(1, np.int64), 0)
 
 
-def alternate(repeat: int, *functions: Callable[[], object]) -> list[list[float]]:
-    """Time functions in turns, after one unmeasured round."""
-    out: list[list[float]] = [[] for _ in functions]
-    for i in range(repeat + 1):
-        for times, function in zip(out, functions, strict=True):
-            start = time.perf_counter()
-            function()
-            if i:
-                times.append(time.perf_counter() - start)
-    return out
-
-
-def report(name: str, against: str, bar: str, times: Sequence[Sequence[float]]) -> None:
+def report(name: str, against: str, bar: str, times: Sequence[np.ndarray]) -> None:
     """Print one figure for the process that started this."""
-    columns = [name, str(4 * PARAMETERS), against, bar, *(" ".join(f"{t:.6g}" for t in one) for one in times)]
+    columns = [name, "GB/s", str(4e-9 * PARAMETERS), against, bar, *(" ".join(f"{t:.6g}" for t in one) for one in times)]
     print("row\t" + "\t".join(columns), flush=True)
 
 
