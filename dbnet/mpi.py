@@ -66,7 +66,8 @@ def library_version() -> str:
     """Return the MPI library's own name and version, on one line."""
     from mpi4py import MPI
 
-    return MPI.Get_library_version().strip("\x00 \n").split("\n")[0].replace("\t", " ").split(",")[0].strip()
+    first = MPI.Get_library_version().strip("\x00 \n").split("\n")[0].split(",")[0]
+    return " ".join(first.replace("Version:", " ").split())
 
 
 @contextmanager

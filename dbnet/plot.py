@@ -37,8 +37,11 @@ def draw(run: Run, path: str | Path) -> None:
             axes.legend(frameon=False, fontsize=8)
     shares = run.staleness / np.maximum(run.staleness.sum(), 1)
     width = 0.8 / len(shares.columns)
+    # A few very late updates would squeeze all others into a corner.
+    most = int((shares.cumsum() < 0.999).sum().max()) + 1
     for index, name in enumerate(shares.columns):
         right.bar(shares.index + (index - (len(shares.columns) - 1) / 2) * width, shares[name], width, label=name)
+    right.set_xlim(-0.6, most + 0.6)
     right.set(title="staleness of the updates", xlabel="updates between fetch and apply", ylabel="share")
     if len(shares.columns) <= 8:
         right.legend(frameon=False, fontsize=8)
