@@ -76,3 +76,25 @@ def test_softmax_survives_large_outputs():
     loss.delta(y, label, 0, stats, 2, dy)
     assert np.isfinite(dy).all()
     assert loss.score(stats, label, 2) == (2e4, 1)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "squared", "logistic"])
+def test_losses_agree_with_pytorch(kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra 'torch')")
+    rng = np.random.default_rng(12)
+    y, label = (4 * rng.standard_normal((30, 16))).astype(np.float32), rng.integers(0, 30, 16)
+    loss = family("losses")[kind]()
+    stats, dy = np.zeros((loss.width, 16), np.float32), np.zeros_like(y)
+    loss.reduce(y.copy(), label, 0, stats, dy)
+    loss.combine(stats[None].copy(), stats)
+    loss.delta(y.copy(), label, 0, stats, 16, dy)
+    z, wanted = torch.tensor(y.T, requires_grad=True), torch.tensor(label)
+    onehot = torch.nn.functional.one_hot(wanted, 30).float()
+    total = {
+        "softmax": lambda: torch.nn.functional.cross_entropy(z, wanted, reduction="sum"),
+        "squared": lambda: 0.5 * ((z - onehot) ** 2).sum(),
+        "logistic": lambda: torch.nn.functional.binary_cross_entropy_with_logits(z, onehot, reduction="sum"),
+    }[kind]()
+    (total / 16).backward()
+    assert loss.score(stats, label, 16)[0] == pytest.approx(total.item(), rel=1e-5)
+    np.testing.assert_allclose(dy.T, z.grad.numpy(), rtol=1e-5, atol=1e-7)
