@@ -64,6 +64,10 @@ class Descent(Member):
     iterations: int = Field(default=100, ge=0)
 
     @abstractmethod
+    def registers(self) -> tuple[str, ...]:
+        """Return the registers that are needed beside params and gradient."""
+
+    @abstractmethod
     def steps(self, space: Space, state: State) -> Requests:
         """Run the method."""
 
@@ -107,6 +111,9 @@ class Smooth(FullBatch):
     @abstractmethod
     def memory(self, state: State) -> Memory:
         """Return the memory that proposes the directions."""
+
+    def registers(self) -> tuple[str, ...]:
+        return self.memory(State()).registers
 
     def steps(self, space: Space, state: State) -> Requests:
         memory = self.memory(state)

@@ -53,9 +53,12 @@ class MultiBatch(Descent):
         lo = iteration * period
         return Range(lo, lo + self.overlap), Range(lo + self.overlap, lo + period), Range(lo + period, lo + self.batch)
 
+    def registers(self) -> tuple[str, ...]:
+        return (*History(State(), self.history, self.curvature).registers, "total")
+
     def steps(self, space: Space, state: State) -> Requests:
         memory = History(state, self.history, self.curvature, gradient="total")
-        yield from space.run([Create((*memory.registers, "total"))])
+        yield from space.run([Create(self.registers())])
         if not state.memory:
             memory.forget()
         while state.iteration < self.iterations and not state.ending:

@@ -41,9 +41,12 @@ class OWLQN(FullBatch):
     decrease: float = Field(default=1e-4, gt=0, lt=1)
     trials: int = Field(default=30, gt=0)
 
+    def registers(self) -> tuple[str, ...]:
+        return (*History(State(), self.history, self.curvature).registers, "pseudo", "moved")
+
     def steps(self, space: Space, state: State) -> Requests:
         memory = History(state, self.history, self.curvature, gradient="pseudo")
-        yield from space.run([Create((*memory.registers, "pseudo", "moved"))])
+        yield from space.run([Create(self.registers())])
         pseudo = PseudoGradient(self.strength, self.mask, "pseudo")
         if state.loss is None:
             loss = yield from evaluate(state)
