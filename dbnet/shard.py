@@ -44,7 +44,7 @@ class Receiver(Protocol):
     range: Range
     clock: np.ndarray
 
-    def begin(self, partition: int, fetched: int) -> int: ...
+    def begin(self, partition: int, fetched: int = 0) -> int: ...
     def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
     def finish(self, push: Push) -> None: ...
 
@@ -72,7 +72,7 @@ class Shard:
         self._events = np.zeros(1024, EVENT)
         self._count = 0
 
-    def begin(self, partition: int, fetched: int) -> int:
+    def begin(self, partition: int, fetched: int = 0) -> int:
         """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
         self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
         return int(self._begun[partition])

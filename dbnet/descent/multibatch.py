@@ -28,7 +28,7 @@ class MultiBatch(Descent):
     batch
         Examples per batch.
     overlap
-        Examples shared with the next batch.
+        Examples shared with the next batch; 0 stands for a quarter of the batch.
     rate, decay
         The step, and after how many iterations it has halved; 0 means it stays.
     history, curvature
@@ -37,7 +37,7 @@ class MultiBatch(Descent):
 
     kind: ClassVar[str] = "multibatch_lbfgs"
     batch: int = Field(gt=0)
-    overlap: int = Field(gt=0)
+    overlap: int = Field(default=0, ge=0)
     rate: float = Field(default=1.0, gt=0)
     decay: float = Field(default=0.0, ge=0)
     history: int = Field(default=10, gt=0)
@@ -47,11 +47,15 @@ class MultiBatch(Descent):
         if 2 * self.overlap > self.batch:
             raise ValueError(f"overlap = {self.overlap} must be at most half of batch = {self.batch}")
 
+    @property
+    def shared(self) -> int:
+        return self.overlap or -(-self.batch // 4)
+
     def parts(self, iteration: int) -> tuple[Range, Range, Range]:
         """Return the batch of an iteration as positions in the stream: shared with the last, own, shared with the next."""
-        period = self.batch - self.overlap
+        period = self.batch - self.shared
         lo = iteration * period
-        return Range(lo, lo + self.overlap), Range(lo + self.overlap, lo + period), Range(lo + period, lo + self.batch)
+        return Range(lo, lo + self.shared), Range(lo + self.shared, lo + period), Range(lo + period, lo + self.batch)
 
     def registers(self) -> tuple[str, ...]:
         return (*History(State(), self.history, self.curvature).registers, "total")

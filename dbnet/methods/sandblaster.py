@@ -28,7 +28,7 @@ from dbnet.network import Model
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
 from dbnet.portions import Blocks, Portion, Reader
-from dbnet.ranges import Range, overlap
+from dbnet.ranges import Range
 from dbnet.registry import make
 from dbnet.replica import Replica
 from dbnet.shard import Shard
@@ -75,7 +75,7 @@ class Sandblaster(Downpour):
 
     def receiver(self, shard: Shard, model: Model, config: Config, origins: Sequence[int], saved: Callable[[], Registers]) -> Any:
         shard.state.clear()
-        constant = {"weights": weights(model, shard.range)} if config.model.decay or config.descent.get("mask") else {}
+        constant = {"weights": model.layout.weights(shard.range, model.dtype)} if config.model.decay or config.descent.get("mask") else {}
         return Accrual(shard, [divmod(o, config.topology.partitions) for o in origins], saved(), constant)
 
     # --- the replica ----------------------------------------------------------------------------------------------------------
@@ -111,16 +111,6 @@ class Sandblaster(Downpour):
             driver.ledger.turn()
             yield Wait("the coordinator waits for the replicas to end")
         yield from finish(pace)
-
-
-def weights(model: Model, part: Range) -> np.ndarray:
-    """Return 1 for the parameters of a range that decay and 0 for the others."""
-    out = np.zeros(part.size, model.dtype)
-    for entry in model.layout.entries:
-        both = overlap(entry.range, part)
-        if entry.decays and both.size:
-            out[both.shift(-part.lo).slice] = 1
-    return out
 
 
 # --- the replica's side -------------------------------------------------------------------------------------------------------
