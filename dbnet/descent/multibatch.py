@@ -36,7 +36,7 @@ class MultiBatch(Descent):
     """
 
     kind: ClassVar[str] = "multibatch_lbfgs"
-    batch: int = Field(gt=0)
+    batch: int = Field(gt=1)
     overlap: int = Field(default=0, ge=0)
     rate: float = Field(default=1.0, gt=0)
     decay: float = Field(default=0.0, ge=0)
