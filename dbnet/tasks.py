@@ -33,11 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.link import Link
 from dbnet.portions import Portion
 from dbnet.ranges import Range, split
 from dbnet.window import Field, Window
 
-DEPTH, SPANS, COPIES = 2, 4, 2
+DEPTH, SPANS, COPIES, POLL = 2, 4, 2, 0.02
 _BITS = 20
 LIMIT = 1 << _BITS  # portions in a pass
 
@@ -232,7 +233,14 @@ class Ledger:
 
 
 class Tasks:
-    """A replica's half.
+    """A replica's half. Of a cut replica partition 0 reads and writes; the others do what it shares, in step.
+
+    Parameters
+    ----------
+    window, replica, clock
+        The coordinator's window, who this is, and the seconds of the run.
+    link
+        The replica's other partitions; None where there are none.
 
     Attributes
     ----------
@@ -242,30 +250,38 @@ class Tasks:
         Its next task in this pass.
     """
 
-    def __init__(self, window: Window, replica: int) -> None:
-        self._window, self._replica = window, replica
-        self._words, self._word = np.zeros(DEPTH, np.int64), np.zeros(1, np.int64)
-        self._verdict, self._offered = np.zeros((2, 1), np.int64)
+    def __init__(self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None) -> None:
+        self._window, self._replica, self._clock, self._link = window, replica, clock, link
+        self._leads = link is None or link.rank == 0
+        self._seen = np.zeros(DEPTH + 3, np.int64)
+        self._words, self._verdict = self._seen[:DEPTH], self._seen[DEPTH : DEPTH + 1]
+        self._span = self._seen[DEPTH + 1 :]
+        self._word, self._offered = np.zeros((2, 1), np.int64)
         self._offer = np.zeros(5)
-        self._span = np.zeros(2, np.int64)
+        self._next = -np.inf
         self.number = self.index = 0
 
     @property
     def span(self) -> Range:
         return Range(*self._span.tolist())
 
-    def look(self) -> bool:
-        """Read tasks and verdict; return whether a new pass has begun."""
-        self._window.get(0, "task", self._words, self._replica * DEPTH)
-        self._window.get(0, "verdict", self._verdict, self._replica)
-        self._window.flush(0)
-        newest = max(unpack(int(word)).number for word in self._words)
-        if newest <= self.number:
-            return False
-        self.number, self.index = newest, 0
-        self._window.get(0, "span", self._span, newest % SPANS * 2)
-        self._window.flush(0)
-        return True
+    def look(self, now: bool = True) -> None:
+        """Read tasks and verdict, if it is time or `now`; a new pass changes `number`."""
+        if self._leads and (now or self._clock() >= self._next):
+            self._next = self._clock() + POLL
+            self._window.get(0, "task", self._words, self._replica * DEPTH)
+            self._window.get(0, "verdict", self._verdict, self._replica)
+            self._window.flush(0)
+            if self._newest() > self.number:
+                self._window.get(0, "span", self._span, self._newest() % SPANS * 2)
+                self._window.flush(0)
+        if self._link is not None:
+            self._link.share(self._seen)
+        if self._newest() > self.number:
+            self.number, self.index = self._newest(), 0
+
+    def _newest(self) -> int:
+        return max(unpack(int(word)).number for word in self._words)
 
     def task(self, ahead: int = 0) -> Task | None:
         """Return the next task, or the one after it, if it has been given."""
@@ -277,15 +293,19 @@ class Tasks:
         """Say that the next task has been computed."""
         self.index += 1
         self._word[0] = pack(self.number, self.index)
+        if not self._leads:
+            return
         self._window.put(0, "finished", self._word, self._replica)
         self._window.flush(0)
 
     def offer(self, first: int, loss: float, right: int) -> None:
         """Offer a bundle: the tasks from `first` to the one computed last."""
         self._offer[:] = self.number, first, self.index - first, loss, right
+        self._offered += 1
+        if not self._leads:
+            return
         self._window.put(0, "offer", self._offer, self._replica * self._offer.size)
         self._window.flush(0)
-        self._offered += 1
         self._window.put(0, "offered", self._offered, self._replica)
         self._window.flush(0)
 

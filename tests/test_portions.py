@@ -17,7 +17,7 @@ from dbnet.channel import Mailboxes
 from dbnet.data.base import Part
 from dbnet.descent.base import Pass
 from dbnet.methods.sandblaster import Driver, Sandblaster, Worker
-from dbnet.network import Piece
+from dbnet.model import Footprint, Piece
 from dbnet.orders import Desk, Orders, coordinator_fields
 from dbnet.pace import Pace
 from dbnet.portions import Blocks, Portion, Reader
@@ -25,7 +25,7 @@ from dbnet.ranges import Range
 from dbnet.registry import make
 from dbnet.shard import Shard
 from dbnet.space import Fill
-from dbnet.store import Inbox, WindowStore, routes, shard_fields
+from dbnet.store import Inbox, Rings, WindowStore, routes
 from dbnet.tasks import Task, pack, task_fields, unpack
 from dbnet.topology import Topology
 from dbnet.waiting import IDLE, Turns
@@ -79,8 +79,9 @@ class World:
         footprint = [Piece(Range(0, examples), 0)]
         ways = {route.shard: route for route in routes(footprint, self.ranges)}
         users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
-        fields = [shard_fields(p, dtype, world, users[s], 64, 2) for s, p in enumerate(self.ranges)]
-        layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)]), *map(Layout, fields)]
+        rings = Rings(self.ranges, users, dtype, 64, 2)
+        layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)])]
+        layouts += [Layout(rings.fields(s, world)) for s in range(shards)]
         memory, boxes = Memory([*layouts, *(Layout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
         record = SimpleNamespace(events=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None)
         display = SimpleNamespace(say=lambda *_: None)
@@ -98,7 +99,7 @@ class World:
         self.workers = [
             Worker(
                 Ones(Blocks(portion, examples)),  # type: ignore[arg-type]
-                WindowStore(memory, world, (r, 0), footprint, examples, dtype, self.ranges, users, (64, 2)),
+                WindowStore(memory, world, (r, 0), Footprint(footprint, footprint, examples), rings),
                 Orders(memory, r, self.clock),
             )
             for r in range(replicas)
@@ -289,7 +290,9 @@ def test_portions_are_the_span_cut_at_blocks(size, examples, lo, n):
     blocks = Blocks(size, examples)
     rows = [blocks(p.block).lo + i for p in blocks.portions(Range(lo, lo + n)) for i in range(p.lo, p.hi)]
     assert rows == [e % examples for e in range(lo, lo + n)]
-    assert all(0 < p.hi - p.lo <= size and blocks(p.block).lo + p.hi <= blocks(p.block).hi for p in blocks.portions(Range(lo, lo + n)))
+    assert all(
+        0 < p.hi - p.lo <= size and blocks(p.block).lo + p.hi <= blocks(p.block).hi for p in blocks.portions(Range(lo, lo + n))
+    )
 
 
 @pytest.mark.parametrize("kind", ["u1", "f4", "f8"])

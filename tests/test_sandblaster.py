@@ -18,6 +18,7 @@ from dbnet.descent.base import solve
 from dbnet.errors import UserError
 from dbnet.history import State
 from dbnet.monitor import Run, RunFile
+from dbnet.ranges import Range
 from dbnet.space import LocalSpace
 
 A9A = Path(__file__).resolve().parents[2] / "shared" / "data" / "a9a" / "a9a"
@@ -77,7 +78,7 @@ def cfg(data: Path, folder: Path, *changes: str) -> config.Config:
 def params(path: Path) -> np.ndarray:
     point = Checkpoint(path)
     out = np.zeros(point.size, point.dtype)
-    point.read("params", run.Range(0, point.size), out)
+    point.read("params", Range(0, point.size), out)
     return out
 
 
@@ -91,7 +92,7 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
     """Run the same method on whole vectors with the formula's loss, from the run's initial parameters."""
     ready, f = run.setup(cfg), objective(cfg)
     start = np.zeros(ready.model.layout.size)
-    ready.model.layout.draw(run.Range(0, start.size), cfg.run.seed, start)
+    ready.model.layout.draw(Range(0, start.size), cfg.run.seed, start)
     space, state, losses = LocalSpace({"params": start, "gradient": np.zeros_like(start)}), State(), []
 
     def evaluate(w: np.ndarray, g: np.ndarray, examples: object) -> float:
@@ -110,7 +111,11 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
 def test_optimum_is_scipys(a9a_file: Path, tmp_path: Path) -> None:
     f = objective(cfg(a9a_file, tmp_path))
     best = optimize.minimize(
-        f, np.zeros(f.classes * (f.x.shape[1] + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9}
+        f,
+        np.zeros(f.classes * (f.x.shape[1] + 1)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9},
     ).fun
     done = run.train(
         cfg(a9a_file, tmp_path, "stop.iterations=400", "sandblaster.portion=2048", "descent.gradient_norm=1e-6"), quiet=True
@@ -187,7 +192,11 @@ def test_start_takes_the_parameters_of_any_checkpoint(digits, tmp_path) -> None:
     moved = run.train(cfg(digits, tmp_path, DENSE, f"run.start={warm.checkpoint}", "run.name=on"), quiet=True)
     assert Run(moved.run_file).iterations.loss.iloc[-1] < objective(cfg(digits, tmp_path, DENSE))(params(warm.checkpoint))[0]
     with pytest.raises(UserError, match="another network"):
-        run.setup(cfg(digits, tmp_path, "model.layers=[{kind='dense', units=5}, {kind='dense', units=10}]", f"run.start={warm.checkpoint}"))
+        run.setup(
+            cfg(
+                digits, tmp_path, "model.layers=[{kind='dense', units=5}, {kind='dense', units=10}]", f"run.start={warm.checkpoint}"
+            )
+        )
 
 
 def test_a_run_of_another_method_goes_on_from_the_parameters(digits, tmp_path) -> None:
@@ -211,7 +220,8 @@ def test_multibatch_needs_no_whole_pass(digits, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "most"), [("{epochs=5}", 5), ("{accuracy=0.5}", 40), ("{seconds=0.3, iterations=100000}", 99999), ("{iterations=3}", 3)]
+    ("stop", "most"),
+    [("{epochs=5}", 5), ("{accuracy=0.5}", 40), ("{seconds=0.3, iterations=100000}", 99999), ("{iterations=3}", 3)],
 )
 def test_it_ends(digits, tmp_path, stop, most) -> None:
     done = run.train(cfg(digits, tmp_path, DENSE, f"stop={stop}", "evaluate.epochs=1.0"), quiet=True)

@@ -19,21 +19,21 @@ import numpy as np
 from dbnet.accrual import Accrual, ShardSpace
 from dbnet.channel import Channel, Message
 from dbnet.config import Config
-from dbnet.data.base import DataFile
+from dbnet.data.base import DataFile, Part
 from dbnet.descent.base import Descent, Pass, Requests, minimize
+from dbnet.direct import Store
 from dbnet.errors import UserError
 from dbnet.history import State
 from dbnet.methods.downpour import Downpour, attend, finish, reached, report
-from dbnet.network import Model
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
+from dbnet.parameters import Layout
 from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.registry import make
 from dbnet.replica import Replica
 from dbnet.shard import Shard
 from dbnet.space import Command, Decay, Registers, Scale
-from dbnet.store import Store
 from dbnet.tasks import LIMIT, Ledger, Task, Tasks, task_fields
 from dbnet.topology import Topology
 from dbnet.waiting import IDLE, Turns, Wait
@@ -59,11 +59,11 @@ class Sandblaster(Downpour):
     def fields(self, topology: Topology) -> list[Field]:
         return task_fields(topology.replicas)
 
-    def model(self, model: Model) -> Model:
-        """The shards add the decay: once per pass, whatever the portions are."""
-        return Model(model.layers, model.loss, model.shapes[0], int(np.prod(model.shapes[-1])), model.dtype.name)
+    def decay(self, config: Config) -> float:
+        """The shards add it: once per pass, whatever the portions are."""
+        return 0.0
 
-    def examples(self, data: DataFile, config: Config, replica: int) -> Reader:
+    def examples(self, data: DataFile, config: Config, replica: int, columns: list[Range] | None) -> Reader:
         blocks = Blocks(config.sandblaster.portion, data.sizes["train"])
         count = -(-blocks.examples // blocks.size)
         if count > LIMIT:
@@ -71,12 +71,19 @@ class Sandblaster(Downpour):
         minibatch = max(1, min(config.method.minibatch, blocks.size, blocks.examples))
         # Twice a replica's share, so that what moves between replicas does not push out what stays.
         keep = 2 * -(-count // config.topology.replicas)
-        return Reader(lambda rows: data.read("train", np.arange(*rows)), blocks, minibatch, data.scale, config.model.dtype, keep)
 
-    def receiver(self, shard: Shard, model: Model, config: Config, origins: Sequence[int], saved: Callable[[], Registers]) -> Any:
+        def read(rows: Range) -> Part:
+            return data.read("train", np.arange(*rows), columns)
+
+        return Reader(read, blocks, minibatch, data.scale, config.model.dtype, keep)
+
+    def receiver(
+        self, shard: Shard, layout: Layout, config: Config, origins: Sequence[tuple[int, int]], saved: Callable[[], Registers]
+    ) -> Accrual:
         shard.state.clear()
-        constant = {"weights": model.layout.weights(shard.range, model.dtype)} if config.model.decay or config.descent.get("mask") else {}
-        return Accrual(shard, [divmod(o, config.topology.partitions) for o in origins], saved(), constant)
+        masked = config.model.decay or config.descent.get("mask")
+        constant = {"weights": layout.weights(shard.range, shard.params.dtype)} if masked else {}
+        return Accrual(shard, origins, saved(), constant)
 
     # --- the replica ----------------------------------------------------------------------------------------------------------
 
@@ -84,6 +91,7 @@ class Sandblaster(Downpour):
         yield from attend(replica, store, orders, GO)
         yield from Worker(replica, store, orders).work()
         yield from store.settle()
+        orders.meet()
         orders.note(done=1)
         yield from report(replica, store, orders, now=True)
         yield from attend(replica, store, orders, END)
@@ -134,7 +142,7 @@ class Worker:
 
     def __init__(self, replica: Replica, store: Store, orders: Orders) -> None:
         self.replica, self.store, self.orders = replica, store, orders
-        self.tasks = Tasks(orders.window, orders.replica)
+        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link)
         self._spare = np.zeros_like(store.g)
         self._batch: list[Portion] = []
         self._bundle, self._offered = Bundle(), Bundle()
@@ -183,11 +191,10 @@ class Worker:
                 break
             loss, right, fresh = loss + more, right + good, False
             yield None
-            if self.orders.due:
-                yield from self._report()
-                self.tasks.look()
-                if self.tasks.number != bundle.number:
-                    return
+            yield from self._report()
+            self.tasks.look(now=False)
+            if self.tasks.number != bundle.number:
+                return
         self.computed += 1
         self.tasks.finish()
         self._bundle, self._ends = Bundle(bundle.number, bundle.first, bundle.count + 1, loss, right), task.ends
