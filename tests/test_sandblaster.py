@@ -110,13 +110,9 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
 
 def test_optimum_is_scipys(a9a_file: Path, tmp_path: Path) -> None:
     f = objective(cfg(a9a_file, tmp_path))
-    best = optimize.minimize(
-        f,
-        np.zeros(f.classes * (f.x.shape[1] + 1)),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9},
-    ).fun
+    tight = {"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9}
+    start = np.zeros(f.classes * (f.x.shape[1] + 1))
+    best = optimize.minimize(f, start, jac=True, method="L-BFGS-B", options=tight).fun
     done = run.train(
         cfg(a9a_file, tmp_path, "stop.iterations=400", "sandblaster.portion=2048", "descent.gradient_norm=1e-6"), quiet=True
     )

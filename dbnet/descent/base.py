@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from dbnet.errors import UserError
 from dbnet.history import Memory, State
 from dbnet.linesearch import Point, Search, Wolfe, strong_wolfe
 from dbnet.ranges import Range
@@ -205,6 +206,26 @@ def minimize(space: Space, options: Descent, state: State | None = None) -> Requ
     A generator that yields `Pass` and expects the loss, yields notices and waits, and returns the reason why it ended.
     """
     return options.steps(space, state if state is not None else State())
+
+
+def resumed(saved: dict[str, Any], options: Descent) -> State:
+    """Return the state to go on from: that of a checkpoint, {"descent": options, "state": state}, or a fresh one if it has none.
+
+    Raises
+    ------
+    UserError
+        It belongs to another method or another length of the history.
+    """
+    if "descent" not in saved:
+        return State()
+    mine, old = options.options(), saved["descent"]
+    for name in ("kind", "history"):
+        if mine.get(name) != old.get(name):
+            raise UserError(
+                f"The checkpoint was made with descent.{name} = {old.get(name)!r}, the run file says {mine.get(name)!r}; "
+                "resume with the former, or start a new run from its parameters with run.start."
+            )
+    return State(**saved["state"])
 
 
 Objective = Callable[[Any, Any, Range | None], float]

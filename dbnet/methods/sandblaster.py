@@ -20,17 +20,15 @@ from dbnet.accrual import Accrual, ShardSpace
 from dbnet.channel import Channel, Message
 from dbnet.config import Config
 from dbnet.data.base import DataFile, Part
-from dbnet.descent.base import Descent, Pass, Requests, minimize
+from dbnet.descent.base import Pass, Requests, minimize, resumed
 from dbnet.direct import Store
 from dbnet.errors import UserError
-from dbnet.history import State
 from dbnet.methods.downpour import Downpour, attend, finish, reached, report
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
 from dbnet.parameters import Layout
 from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
-from dbnet.registry import make
 from dbnet.replica import Replica
 from dbnet.shard import Shard
 from dbnet.space import Command, Decay, Registers, Scale
@@ -232,7 +230,8 @@ class Driver:
 
     def __init__(self, pace: Pace) -> None:
         self.pace, table = pace, pace.config.sandblaster
-        self.options = options_of(pace.config)
+        options, limit = pace.config.batch_method(), pace.config.stop.iterations
+        self.options = options if limit is None else options.model_copy(update={"iterations": limit})
         self.state = resumed(pace.resumed, self.options)
         self.space = ShardSpace(pace.shards, pace.channel, pace.tick)
         self.blocks = Blocks(table.portion, pace.examples)
@@ -332,23 +331,3 @@ class Driver:
             pace.tick()
             self.ledger.hear(pace.beats)
             yield Wait(f"the coordinator waits for replica {chosen} to fetch what it evaluates")
-
-
-def options_of(config: Config) -> Descent:
-    """Return the batch method with the run's number of iterations."""
-    options = make("descent", config.descent, "descent")
-    return options if config.stop.iterations is None else options.model_copy(update={"iterations": config.stop.iterations})
-
-
-def resumed(saved: dict[str, Any], options: Descent) -> State:
-    """Return the state to go on from: a checkpoint's, or a fresh one where it is of another method."""
-    if "descent" not in saved:
-        return State()
-    mine, old = options.options(), saved["descent"]
-    for name in ("kind", "history"):
-        if mine.get(name) != old.get(name):
-            raise UserError(
-                f"The checkpoint was made with descent.{name} = {old.get(name)!r}, the run file says {mine.get(name)!r}; "
-                "resume with the former, or start a new run from its parameters with run.start."
-            )
-    return State(**saved["state"])
