@@ -37,6 +37,14 @@ class Method(Member):
         """Return the decay that the replicas add to their gradients."""
         return config.model.decay
 
+    def vectors(self, config: Config) -> int:
+        """Return how many registers a shard holds beside the parameters."""
+        return len(config.members()[2].state)
+
+    def intervals(self, config: Config, examples: int) -> tuple[int, int]:
+        """Return the steps of a replica from fetch to fetch and from push to push, with `examples` to train on."""
+        return config.method.n_fetch, config.method.n_push
+
     def fields(self, topology: Topology) -> list[Field]:
         """Return more window fields of the coordinator."""
         return []

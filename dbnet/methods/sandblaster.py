@@ -54,6 +54,14 @@ class Sandblaster(Downpour):
         if mask not in ("", "weights"):
             raise UserError(f"descent.mask = {mask!r} is no register; 'weights' is 1 on all weights and 0 on biases.")
 
+    def vectors(self, config: Config) -> int:
+        return 1 + len(config.batch_method().registers()) + bool(config.model.decay or config.descent.get("mask"))
+
+    def intervals(self, config: Config, examples: int) -> tuple[int, int]:
+        table, minibatch = config.sandblaster, config.method.minibatch
+        share = -(-examples // config.topology.replicas)
+        return -(-share // minibatch), table.push_every * -(-table.portion // minibatch)
+
     def fields(self, topology: Topology) -> list[Field]:
         return task_fields(topology.replicas)
 
