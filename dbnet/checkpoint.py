@@ -57,7 +57,7 @@ class Writer:
         self._file[name][lo : lo + values.size] = values
 
     def commit(
-        self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float, state: dict[str, Any]
+        self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float, state: dict[str, Any] | None = None
     ) -> None:
         """Add what belongs to no register, make the file durable and give it its name."""
         self._file["clock"], self._file["ranges"], self._file["replicas"] = clocks, np.array(ranges), replicas

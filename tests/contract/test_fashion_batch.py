@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 256 sigmoid units, all 60000 examples per pass: after 30 iterations the loss is that of SciPy's L-BFGS or below."""
+"""Fashion-MNIST, 256 sigmoid units, full batches: after 30 iterations the loss is that of SciPy's L-BFGS or below."""
 
 from __future__ import annotations
 
