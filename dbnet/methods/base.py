@@ -39,7 +39,11 @@ class Method(Member):
 
     def vectors(self, config: Config) -> int:
         """Return how many registers a shard holds beside the parameters."""
-        return len(config.members()[2].state)
+        return len(self.rule_state(config))
+
+    def rule_state(self, config: Config) -> tuple[str, ...]:
+        """Return the registers of the update rule that a checkpoint must hold."""
+        return config.members()[2].state
 
     def intervals(self, config: Config, examples: int) -> tuple[int, int]:
         """Return the steps of a replica from fetch to fetch and from push to push, with `examples` to train on."""

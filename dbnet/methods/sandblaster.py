@@ -57,6 +57,9 @@ class Sandblaster(Downpour):
     def vectors(self, config: Config) -> int:
         return 1 + len(config.batch_method().registers()) + bool(config.model.decay or config.descent.get("mask"))
 
+    def rule_state(self, config: Config) -> tuple[str, ...]:
+        return ()
+
     def intervals(self, config: Config, examples: int) -> tuple[int, int]:
         table, minibatch = config.sandblaster, config.method.minibatch
         share = -(-examples // config.topology.replicas)
