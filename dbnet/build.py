@@ -84,7 +84,9 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     checkpoint = None
     if resume is not None:
         checkpoint = Checkpoint(config.output(".checkpoint.h5") if resume == "" else resume)
-        checkpoint.require(model, config.members()[2].state)
+        checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
+    if config.run.start is not None:
+        Checkpoint(config.run.start).require(model)
     out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
     out.method.check(config)
     return out
@@ -95,27 +97,45 @@ def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bo
     layers, loss, _ = config.members()
     if vectors and not loss.vectors:
         raise UserError(f"The data have vector targets, which the {loss.kind} loss cannot use; set model.loss = 'squared'.")
-    return Model(layers, loss, shape, outputs, config.model.dtype, config.model.decay)
+    decay = make("methods", {"kind": config.method.kind}, "method").decay(config)
+    return Model(layers, loss, shape, outputs, config.model.dtype, decay)
+
+
+def coordinator_layout(ready: Setup) -> Layout:
+    """Return the coordinator's window layout."""
+    return Layout([*coordinator_fields(ready.topology), *ready.method.fields(ready.topology)])
 
 
 def window_layouts(ready: Setup) -> list[Layout]:
     """Return the window layout of every rank."""
     world = ready.topology
     shards = [Layout(ready.rings.fields(s, world)) for s in range(world.shards)]
-    return [Layout(coordinator_fields(world)), *shards, *(Layout(()) for _ in range(world.origins))]
+    return [coordinator_layout(ready), *shards, *(Layout(()) for _ in range(world.origins))]
 
 
-def make_shard(ready: Setup, index: int, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> Shard:
-    """Return a shard with its initial or loaded registers."""
+def make_shard(ready: Setup, index: int, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> Any:
+    """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
     part = ready.ranges[index]
     shard = Shard(part, ready.config.members()[2], params, clock, seconds)
-    if ready.checkpoint is None:
-        ready.model.layout.draw(part, ready.config.run.seed, params)
-    else:
+    point = ready.checkpoint
+    if point is not None:
         for name, register in shard.registers().items():
-            ready.checkpoint.read(name, part, register)
-        clock[:] = ready.checkpoint.clock_of(part, len(clock))
-    return shard
+            point.read(name, part, register)
+        clock[:] = point.clock_of(part, len(clock))
+    elif ready.config.run.start is not None:
+        Checkpoint(ready.config.run.start).read("params", part, params)
+    else:
+        ready.model.layout.draw(part, ready.config.run.seed, params)
+
+    def saved() -> dict[str, np.ndarray]:
+        names = [name for name in (point.registers if point is not None else ()) if name.startswith("vector.")]
+        out = {name.removeprefix("vector."): np.zeros_like(params) for name in names}
+        for name, register in out.items():
+            point.read(f"vector.{name}", part, register)
+        return out
+
+    origins = [divmod(origin, ready.topology.partitions) for origin in ready.users[index]]
+    return ready.method.receiver(shard, ready.model.layout, ready.config, origins, saved)
 
 
 def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None = None) -> Replica:
@@ -129,11 +149,9 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
         The replica's other partitions; None: the network is not cut.
     """
     config, data, model = ready.config, ready.data, ready.model
-    rows = data.subset(index, config.topology.replicas, config.run.seed)
     seed, dtype = config.run.seed, model.dtype
     columns = None if link is None else flatten(ready.cut.boxes[partition][0], data.shape)
-    minibatch = max(1, min(config.method.minibatch, len(rows)))
-    train = Batches(data.read("train", rows, columns), minibatch, data.scale, dtype, (seed, index))
+    train = ready.method.examples(data, config, index, columns)
     watched = {}
     if data.sizes.get("test"):
         watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)

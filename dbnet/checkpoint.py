@@ -1,6 +1,7 @@
 """Checkpoints: the whole restartable state in one HDF5 file, written whole or not at all.
 
     /params, /state.<name>   [parameters] the flat vector and the rule's registers
+    /vector.<name>, /state   [parameters] the registers of a batch method, and what its coordinator knows (JSON)
     /clock                   [shards, partitions] count of updates, with /ranges [shards, 2]
     /replicas                one row per replica: steps, examples, pushes, epoch, position (the cursor of its subset)
     attributes               config (JSON), layout (names, offsets, shapes), model input shape, run seconds
@@ -55,10 +56,15 @@ class Writer:
             self._file.create_dataset(name, (self._size,), values.dtype)
         self._file[name][lo : lo + values.size] = values
 
-    def commit(self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float) -> None:
+    def commit(
+        self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float, state: dict[str, Any] | None = None
+    ) -> None:
         """Add what belongs to no register, make the file durable and give it its name."""
         self._file["clock"], self._file["ranges"], self._file["replicas"] = clocks, np.array(ranges), replicas
         self._file.attrs["seconds"] = seconds
+        if state:
+            # Not an attribute: a long history's Gram matrix may be too large for one.
+            self._file["state"] = json.dumps(state)
         self._file.close()
         with open(self._part, "rb") as file:
             os.fsync(file.fileno())
@@ -90,7 +96,8 @@ class Checkpoint:
             self.size, self.dtype = file["params"].shape[0], file["params"].dtype
             self.clock, self.ranges = file["clock"][:], file["ranges"][:]
             self.replicas: np.ndarray = file["replicas"][:].astype(REPLICA)
-            self.registers = [name for name in file if name == "params" or name.startswith("state.")]
+            self.registers = [name for name in file if name == "params" or name.startswith(("state.", "vector."))]
+            self.state: dict[str, Any] = json.loads(file["state"][()]) if "state" in file else {}
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of a register into `out` [part.size]."""

@@ -1,8 +1,8 @@
 """A run as one typed, complete, frozen value: read from TOML, changed by `table.key=value`, stored in every output.
 
 The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
-[evaluate] and [checkpoint]; every key has a default but the data's path and the layers. Relative paths in a run file are relative
-to the folder that the command is given in.
+[evaluate], [checkpoint], and for batch methods [sandblaster] and [descent]; every key has a default but the data's path and the
+layers. Relative paths in a run file are relative to the folder that the command is given in.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class RunTable(Table):
     name: str = Field(default="run", min_length=1, description="name of the outputs")
     folder: str = Field(default="runs", description="folder of the outputs: NAME.h5, NAME.checkpoint.h5, NAME.png")
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
+    start: str | None = Field(default=None, description="checkpoint whose parameters the run starts from; default: random ones")
     deadline: float = Field(default=60.0, gt=0, description="seconds that any rank waits for another before it gives up")
 
     @field_validator("name", "folder")
@@ -54,7 +55,7 @@ class ModelTable(Table):
 
 
 class MethodTable(Table):
-    kind: str = Field(default="downpour", description="downpour or sgd")
+    kind: str = Field(default="downpour", description="downpour, sgd or sandblaster")
     minibatch: int = Field(default=32, gt=0, description="examples per step")
     n_fetch: int = Field(default=1, gt=0, description="steps between fetches of the parameters")
     n_push: int = Field(default=1, gt=0, description="steps between pushes of the accrued gradient")
@@ -86,11 +87,12 @@ class StopTable(Table):
     steps: int | None = Field(default=None, ge=0, description="steps of each replica")
     seconds: float | None = Field(default=None, gt=0, description="time budget, start-up not counted")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy")
+    iterations: int | None = Field(default=None, ge=0, description="iterations of a batch method")
 
     @model_validator(mode="after")
     def _some(self) -> StopTable:
-        if self.epochs is self.steps is self.seconds is self.accuracy is None:
-            raise ValueError("the table [stop] is empty; give epochs, steps, seconds or accuracy.")
+        if all(value is None for value in self.model_dump().values()):
+            raise ValueError("the table [stop] is empty; give epochs, steps, seconds, accuracy or iterations.")
         return self
 
 
@@ -99,6 +101,17 @@ class WarmstartTable(Table):
 
     steps: int = Field(default=0, ge=0, description="steps of replica 0 alone")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy that replica 0 reaches alone")
+
+
+class SandblasterTable(Table):
+    """How a batch is handed out to the replicas."""
+
+    portion: int = Field(default=512, gt=0, description="examples of a portion; best a multiple of method.minibatch")
+    push_every: int = Field(default=4, gt=0, description="portions whose gradients are summed before they are pushed")
+    backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")
+    patience: float = Field(
+        default=10.0, gt=0, description="seconds without a sign of life after which a replica's portions are handed to others"
+    )
 
 
 class EvaluateTable(Table):
@@ -119,6 +132,8 @@ class Config(Table):
     model: ModelTable
     method: MethodTable = MethodTable()
     rule: dict[str, Any] = Field(default={}, description="the update rule: its kind, by default adagrad, and its options")
+    sandblaster: SandblasterTable = SandblasterTable()
+    descent: dict[str, Any] = Field(default={}, description="the batch method: its kind, by default lbfgs, and its options")
     topology: TopologyTable = TopologyTable()
     stop: StopTable
     warmstart: WarmstartTable = WarmstartTable()
@@ -133,6 +148,10 @@ class Config(Table):
             make("losses", {"kind": self.model.loss}, "model.loss"),
             make("rules", {"kind": "adagrad", **self.rule}, "rule"),
         )
+
+    def batch_method(self) -> Any:
+        """Return the member of `descent` that the table asks for."""
+        return make("descent", {"kind": "lbfgs", **self.descent}, "descent")
 
     def output(self, ending: str) -> Path:
         """Return the path of one of the run's outputs."""
@@ -174,7 +193,8 @@ def build(tree: dict[str, Any]) -> Config:
     make("methods", {"kind": config.method.kind}, "method")
     layers, _, rule = config.members()
     model = config.model.model_copy(update={"layers": tuple(layer.options() for layer in layers)})
-    return config.model_copy(update={"model": model, "rule": rule.options()})
+    tables = {"model": model, "rule": rule.options(), "descent": config.batch_method().options()}
+    return config.model_copy(update=tables)
 
 
 def stored(text: str) -> Config:
@@ -210,11 +230,18 @@ def to_toml(config: Config) -> str:
     lines: list[str] = []
     for table, content in json.loads(config.text()).items():
         layers = content.pop("layers", ()) if table == "model" else ()
-        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in content.items() if value is not None), ""]
+        lines += [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in content.items() if value is not None), ""]
         for layer in layers:
             lines += [
                 "[[model.layers]]",
-                *(f"{key} = {json.dumps(value)}" for key, value in layer.items() if value is not None),
+                *(f"{key} = {_toml(value)}" for key, value in layer.items() if value is not None),
                 "",
             ]
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items() if inner is not None) + "}"
+    return json.dumps(value)

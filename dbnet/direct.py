@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dbnet.shard import Push, Shard
+from dbnet.shard import Push, Receiver
 from dbnet.store import Counts, WindowStore
 from dbnet.waiting import Turns
 
@@ -29,7 +29,7 @@ class DirectStore:
         Whether `w` may be the shards' memory.
     """
 
-    def __init__(self, flat: np.ndarray, shards: Sequence[Shard], replica: int, share: bool) -> None:
+    def __init__(self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool) -> None:
         self._flat, self._shards, self._replica = flat, shards, replica
         self.w = flat if share else flat.copy()
         self.g = np.zeros_like(flat)
@@ -65,7 +65,7 @@ class DirectStore:
 
     def push(self, steps: int) -> Turns:
         for shard, fetched in zip(self._shards, self._oldest, strict=True):
-            shard.apply(0, self.g[shard.range.slice], shard.begin(0))
+            shard.apply(0, self.g[shard.range.slice], shard.begin(0, fetched))
             shard.finish(Push(self._replica, 0, self.number, fetched, steps))
         self.number += 1
         self.counts.pushes += 1

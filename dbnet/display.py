@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dbnet.orders import Score
 
 _HEAD = "  seconds   epochs      steps   loss   test acc  train acc  examples/s  staleness"
+
+
+_ITERATIONS = "  seconds  iteration          loss  gradient      step  passes  rounds  backups  discarded   test acc"
 
 
 class Display:
@@ -13,6 +18,7 @@ class Display:
     def __init__(self, quiet: bool = False, interval: float = 5.0) -> None:
         self._quiet, self._interval, self._last = quiet, interval, 0.0
         self._headed = False
+        self._shown: Score | None = None
 
     def say(self, text: str) -> None:
         """Print a sentence."""
@@ -41,3 +47,16 @@ class Display:
             f"{staleness:10.2f}" if staleness == staleness else "         -",
         )
         self.say(" ".join(cells))
+
+    def iteration(self, values: Sequence[float], score: Score | None) -> None:
+        """Print a row for an iteration of a batch method: the columns of the run file's table, and a new score's accuracy."""
+        if not self._headed:
+            self.say(_ITERATIONS)
+            self._headed = True
+        seconds, number, loss, gradient, step, passes, rounds, backups, discarded = values
+        accuracy = "" if score is None or score is self._shown else f"{score.test_accuracy:10.4f}".replace("nan", "-")
+        self._shown = score
+        self.say(
+            f"{seconds:9.1f} {number:10d} {loss:13.6g} {gradient:9.2e} {step:9.2e} {passes:7d} {rounds:7d} {backups:8d} "
+            f"{discarded:10d} {accuracy:>10}".rstrip()
+        )

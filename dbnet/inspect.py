@@ -40,10 +40,13 @@ def _run(path: str) -> str:
         f"run file, {'finished' if run.finished else 'not finished'}, started {run.about['started']}",
         f"  topology     1 coordinator + {world.shards} shards + {world.replicas} replicas x {world.partitions} partitions",
         f"  network      {run.about['parameters']:,} parameters, {', '.join(layer['kind'] for layer in run.config.model.layers)}",
-        f"  method       {run.config.method.kind}, rule {run.config.rule['kind']}",
+        f"  method       {run.config.method.kind}, {_how(run)}",
         f"  source       revision {run.about['revision']}; {run.about['mpi']}; hosts {', '.join(sorted(set(run.about['hosts'])))}",
         f"  recorded     {len(run.progress)} progress rows, {len(run.evaluation)} evaluations, {len(run.events)} updates",
     ]
+    if len(run.iterations):
+        last = run.iterations.iloc[-1]
+        lines.append(f"  iterations   {last.iteration:.0f}, loss {last.loss:.6g}, gradient norm {last.gradient_norm:.2e}")
     if "resumed_from" in run.about:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):
@@ -53,6 +56,11 @@ def _run(path: str) -> str:
     lines += ["  staleness    (updates of each shard by staleness)"]
     lines += ["    " + line for line in run.staleness.to_string().split("\n")]
     return "\n".join(lines)
+
+
+def _how(run: Run) -> str:
+    """Return what moves the parameters."""
+    return run.config.batch_method().kind if len(run.iterations) else f"rule {run.config.rule['kind']}"
 
 
 def _checkpoint(path: str) -> str:

@@ -1,13 +1,13 @@
 """Line search for the strong Wolfe conditions (Nocedal & Wright 2006, algorithms 3.5 and 3.6).
 
 Along phi(a) = f(x + a d) a step is accepted when phi(a) <= phi(0) + c1 a phi'(0) and |phi'(a)| <= c2 |phi'(0)|. Each trial
-point costs a pass over the data, so the search is a generator: it yields a step and is sent phi(step). The slope of the step just
-yielded is asked for only where the algorithm needs it, and never where the loss alone rejects the step.
+point costs a pass over the data, so the search is a generator: it yields a step and is sent phi(step); it yields None and is sent
+the slope at that step. The slope is asked for only where the algorithm needs it, never where the loss alone rejects the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from math import inf, isfinite, nan, sqrt
 from typing import NamedTuple
 
@@ -20,6 +20,9 @@ class Point(NamedTuple):
     step: float
     loss: float
     slope: float = nan
+
+
+Search = Generator[float | None, float, Point | None]
 
 
 class Wolfe(BaseModel):
@@ -47,8 +50,8 @@ class Wolfe(BaseModel):
 class _Search:
     """One search: its conditions, its origin, and how many trials are left."""
 
-    def __init__(self, wolfe: Wolfe, origin: Point, slope: Callable[[], float]) -> None:
-        self.wolfe, self.origin, self.slope, self.left = wolfe, origin, slope, wolfe.trials
+    def __init__(self, wolfe: Wolfe, origin: Point) -> None:
+        self.wolfe, self.origin, self.left = wolfe, origin, wolfe.trials
         self.slack = wolfe.noise * abs(origin.loss)
 
     def decreases(self, point: Point) -> bool:
@@ -59,18 +62,18 @@ class _Search:
         """Test the second condition."""
         return abs(point.slope) <= -self.wolfe.curvature * self.origin.slope
 
-    def trial(self, step: float) -> Generator[float, float, Point]:
+    def trial(self, step: float) -> Generator[float | None, float, Point]:
         self.left -= 1
         return Point(step, (yield step))
 
-    def bracket(self, step: float) -> Generator[float, float, Point | None]:
+    def bracket(self, step: float) -> Search:
         """Algorithm 3.5: lengthen the step until an interval holds an acceptable one."""
         last = self.origin
         while self.left > 0:
             here = yield from self.trial(step)
             if not self.decreases(here) or (last.step > 0 and here.loss >= last.loss + self.slack):
                 return (yield from self.zoom(last, here))
-            here = here._replace(slope=self.slope())
+            here = here._replace(slope=(yield None))
             if self.flat(here):
                 return here
             if here.slope >= 0:
@@ -79,7 +82,7 @@ class _Search:
             last, step = here, min(max(further, 2 * step), 10 * step) if isfinite(further) else 2 * step
         return (yield from self.settle(last))
 
-    def zoom(self, lo: Point, hi: Point) -> Generator[float, float, Point | None]:
+    def zoom(self, lo: Point, hi: Point) -> Search:
         """Algorithm 3.6: shrink an interval that holds an acceptable step; `lo` is its end with the lower loss."""
         third = None
         while self.left > 0 and abs(hi.step - lo.step) > 1e-12 * max(hi.step, lo.step):
@@ -87,7 +90,7 @@ class _Search:
             if not self.decreases(here) or here.loss >= lo.loss + self.slack:
                 third, hi = hi, here
                 continue
-            here = here._replace(slope=self.slope())
+            here = here._replace(slope=(yield None))
             if self.flat(here):
                 return here
             if here.slope * (hi.step - lo.step) >= 0:
@@ -97,16 +100,16 @@ class _Search:
             lo = here
         return (yield from self.settle(lo))
 
-    def settle(self, best: Point) -> Generator[float, float, Point | None]:
+    def settle(self, best: Point) -> Search:
         """Return to the best step that decreased the loss, if there was one."""
         if best.step == 0:
             return None
         loss = yield best.step
-        return Point(best.step, loss, self.slope())
+        return Point(best.step, loss, (yield None))
 
 
-def strong_wolfe(wolfe: Wolfe, origin: Point, step: float, slope: Callable[[], float]) -> Generator[float, float, Point | None]:
-    """Search for a step; yield trial steps and expect the loss at each.
+def strong_wolfe(wolfe: Wolfe, origin: Point, step: float) -> Search:
+    """Search for a step; yield trial steps and expect the loss at each, or None and expect the slope there.
 
     Parameters
     ----------
@@ -114,15 +117,13 @@ def strong_wolfe(wolfe: Wolfe, origin: Point, step: float, slope: Callable[[], f
         Step 0, with its loss and its (negative) slope.
     step
         First step to try.
-    slope
-        Returns the slope at the step yielded last.
 
     Returns
     -------
     The accepted point, which is the one yielded last. When the trials ran out, the best point that decreased the loss; None if
     there was none.
     """
-    return (yield from _Search(wolfe, origin, slope).bracket(step))
+    return (yield from _Search(wolfe, origin).bracket(step))
 
 
 def _between(lo: Point, hi: Point, third: Point | None) -> float:

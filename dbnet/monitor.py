@@ -2,6 +2,7 @@
 
 /progress     a row per replica and report: seconds, replica, steps, examples, loss, accuracy, examples/s, bytes, waiting
 /evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
+/iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
 /events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished
@@ -55,6 +56,19 @@ EVALUATION = np.dtype(
         ("test_accuracy", "f8"),
         ("train_loss", "f8"),
         ("train_accuracy", "f8"),
+    ]
+)
+ITERATIONS = np.dtype(
+    [
+        ("seconds", "f8"),
+        ("iteration", "i4"),
+        ("loss", "f8"),
+        ("gradient_norm", "f8"),
+        ("step", "f8"),
+        ("passes", "i4"),
+        ("rounds", "i4"),
+        ("backups", "i4"),
+        ("discarded", "i4"),
     ]
 )
 EVENTS = np.dtype(
@@ -153,7 +167,7 @@ class RunFile:
                 **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
             }
         )
-        for name, dtype in (("progress", PROGRESS), ("evaluation", EVALUATION), ("events", EVENTS)):
+        for name, dtype in (("progress", PROGRESS), ("evaluation", EVALUATION), ("iterations", ITERATIONS), ("events", EVENTS)):
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
@@ -173,6 +187,9 @@ class RunFile:
 
     def evaluation(self, *values: float) -> None:
         self._append("evaluation", np.array([values], EVALUATION))
+
+    def iteration(self, *values: float) -> None:
+        self._append("iterations", np.array([values], ITERATIONS))
 
     def events(self, shard: int, events: np.ndarray) -> None:
         """Append the updates of one shard and count their staleness."""
@@ -208,7 +225,7 @@ class Run:
         The effective configuration.
     about
         Versions, revision, MPI library, hosts.
-    progress, evaluation, events, staleness
+    progress, evaluation, iterations, events, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
     finished
         Whether the run came to its own end.
@@ -231,6 +248,8 @@ class Run:
             self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
             self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
             self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
+            rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
+            self.iterations: pd.DataFrame = pd.DataFrame(rows)
             self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
             counts = file["staleness"][:].T
             self.finished = bool(file["state"][()])

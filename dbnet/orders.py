@@ -31,6 +31,9 @@ STATUS = (
     "waited",
     "epoch",
     "position",
+    "snapshot",
+    "computed",
+    "dropped",
 )
 _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
@@ -60,7 +63,7 @@ class Desk:
     """The coordinator's half: writes orders, reads what has been reported."""
 
     def __init__(self, window: Window, topology: Topology) -> None:
-        self._window, self.topology = window, topology
+        self.window, self.topology = window, topology
         self._order, self._status = window.local["order"], window.local["status"]
         self._report, self._reported = window.local["report"], window.local["reported"]
         self._wanted = 0
@@ -94,9 +97,14 @@ class Desk:
         self._evaluator = replica
         self._order[replica, EVALUATE] = self._wanted
 
+    @property
+    def snapshot_taken(self) -> bool:
+        """Whether the replica that evaluates has its own copy of the parameters."""
+        return self._evaluator is None or self._status[self._evaluator, _AT["snapshot"]] == self._wanted
+
     def collect(self) -> Score | None:
         """Return the evaluation that was asked for, once, when it has been reported."""
-        self._window.sync()
+        self.window.sync()
         if self._evaluator is None or self._reported[self._evaluator] != self._wanted:
             return None
         report = self._report[self._evaluator]
@@ -105,7 +113,7 @@ class Desk:
 
     def status(self) -> dict[str, np.ndarray]:
         """Return a copy of every replica's status, [replicas] by name."""
-        self._window.sync()
+        self.window.sync()
         now = self._status.copy()
         return {name: now[:, i] for name, i in _AT.items()}
 
@@ -124,8 +132,8 @@ class Orders:
     """
 
     def __init__(self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None) -> None:
-        self._window, self._replica, self._clock, self._link = window, replica, clock, link
-        self._leads = link is None or link.rank == 0
+        self.window, self.replica, self.clock, self.link = window, replica, clock, link
+        self.leads = link is None or link.rank == 0
         self._order = np.zeros(4, np.int64)
         self.status = np.zeros(len(STATUS))
         self._report = np.zeros(1 + len(Score._fields))
@@ -139,25 +147,25 @@ class Orders:
 
     def poll(self, now: bool = False) -> None:
         """Exchange status and orders, if it is time or `now`; all partitions call this in step."""
-        if self._leads:
+        if self.leads:
             self._exchange(now)
-        if self._link is not None:
-            self._link.share(self._order)
+        if self.link is not None:
+            self.link.share(self._order)
 
     def meet(self) -> None:
         """Wait until all partitions of the replica have come here."""
-        if self._link is not None:
-            self._link.meet()
+        if self.link is not None:
+            self.link.meet()
 
     def _exchange(self, now: bool) -> None:
-        time = self._clock()
+        time = self.clock()
         if time < self._next and not now:
             return
         self._next = time + POLL
         self.status[0] += 1
-        self._window.put(0, "status", self.status, self._replica * len(STATUS))
-        self._window.get(0, "order", self._order, self._replica * 4)
-        self._window.flush(0)
+        self.window.put(0, "status", self.status, self.replica * len(STATUS))
+        self.window.get(0, "order", self._order, self.replica * 4)
+        self.window.flush(0)
 
     @property
     def stop(self) -> bool:
@@ -171,13 +179,19 @@ class Orders:
         """Return whether the coordinator has set GO, STOP or END."""
         return bool(self._order[flag])
 
+    def copied(self) -> None:
+        """Say that the parameters to evaluate have been fetched, so that they may change."""
+        self.meet()
+        self.note(snapshot=int(self._order[EVALUATE]))
+        self.poll(now=True)
+
     def report(self, score: Score) -> None:
         """Hand in the evaluation that was asked for."""
         self._report[1:] = score
         self._reported[0] = self._order[EVALUATE]
-        if not self._leads:
+        if not self.leads:
             return
-        self._window.put(0, "report", self._report, self._replica * self._report.size)
-        self._window.flush(0)
-        self._window.put(0, "reported", self._reported, self._replica)
-        self._window.flush(0)
+        self.window.put(0, "report", self._report, self.replica * self._report.size)
+        self.window.flush(0)
+        self.window.put(0, "reported", self._reported, self.replica)
+        self.window.flush(0)

@@ -46,7 +46,7 @@ class Pace:
         begin_checkpoint: Callable[[], Writer], clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self._examples, self._begin, self.clock = examples, begin_checkpoint, clock
+        self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
         self.shards = config.topology.shards
         self.before = np.zeros(desk.topology.replicas, REPLICA)
         self.seconds_before = 0.0
@@ -54,16 +54,22 @@ class Pace:
         self._shown = {name: values.copy() for name, values in self._status.items()}
         self._next_progress = self._next_checkpoint = 0.0
         self.drained: set[int] = set()
-        self._turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
+        self.turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
         self._writer: Writer | None = None
         self._parts: dict[int, tuple[Range, np.ndarray]] = {}
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
+        # What a method adds: handlers of messages from shards, its own state for checkpoints, its own rows on the display.
+        self.handlers: dict[str, Callable[[int, Any], None]] = {}
+        self.state: Callable[[], dict[str, Any]] = dict
+        self.resumed: dict[str, Any] = {}
+        self.rows = True
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
         self.before = np.resize(checkpoint.replicas, self.before.shape)
         self.seconds_before = checkpoint.seconds
+        self.resumed = checkpoint.state
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
@@ -74,12 +80,22 @@ class Pace:
     @property
     def epochs(self) -> float:
         """Passes over the training set by all replicas together."""
-        return float(self._status["examples"].sum()) / self._examples
+        return float(self._status["examples"].sum()) / self.examples
 
     @property
     def steps(self) -> np.ndarray:
         """Steps of each replica."""
         return self._status["steps"]
+
+    @property
+    def beats(self) -> np.ndarray:
+        """A number of each replica that changes while it lives."""
+        return self._status["heartbeat"]
+
+    @property
+    def dropped(self) -> int:
+        """Portions that were computed in vain, so far."""
+        return int(self._status["dropped"].sum())
 
     @property
     def all_done(self) -> bool:
@@ -98,13 +114,14 @@ class Pace:
     def tick(self) -> None:
         """Take in what has arrived; record and show it."""
         while (message := self.channel.receive()) is not None:
-            getattr(self, f"_on_{message.kind}")(message.source - 1, message.content)
+            handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
+            handle(message.source - 1, message.content)
         self._status = self.desk.status()
         score = self.desk.collect()
         if score is not None:
             self.last_score = score
             self._evaluated_at, self._evaluated_epochs = self.seconds, self.epochs
-            self.record.evaluation(self.seconds, self._turn, int(self.steps.sum()), self.epochs, *score)
+            self.record.evaluation(self.seconds, self.turn, int(self.steps.sum()), self.epochs, *score)
             self._show(score)
         elif self.clock() >= self._next_progress:
             self._show(None)
@@ -129,9 +146,9 @@ class Pace:
             self._loss = float((now["loss"] - then["loss"])[fresh].sum() / done[fresh].sum())
             self._rate = float(rows["throughput"].sum())
         self._shown = {name: values.copy() for name, values in now.items()}
-        self.display.row(
-            self.seconds, self.epochs, int(self.steps.sum()), self._loss, self._rate, self.record.mean_staleness, score
-        )
+        if self.rows:
+            steps = int(self.steps.sum())
+            self.display.row(self.seconds, self.epochs, steps, self._loss, self._rate, self.record.mean_staleness, score)
 
     def _on_events(self, shard: int, events: np.ndarray) -> None:
         self.record.events(shard, events)
@@ -149,9 +166,9 @@ class Pace:
 
     def evaluate(self, replica: int | None = None) -> None:
         """Ask a replica, by default the next in turn."""
-        self._turn = (self._turn + 1) % self.desk.topology.replicas if replica is None else replica
+        self.turn = (self.turn + 1) % self.desk.topology.replicas if replica is None else replica
         self._evaluated_epochs = self.epochs
-        self.desk.evaluate(self._turn)
+        self.desk.evaluate(self.turn)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
@@ -171,7 +188,7 @@ class Pace:
             self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
             return
         self._parts = {}
-        self._replicas = self._cursors()
+        self._replicas, self._state = self._cursors(), self.state()
         for shard in range(self.shards):
             self.channel.send(1 + shard, "checkpoint")
 
@@ -188,7 +205,7 @@ class Pace:
         self._parts[shard] = content
         if len(self._parts) == self.shards:
             ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
-            self._writer.commit(np.array(clocks), list(ranges), self._replicas, self.seconds)
+            self._writer.commit(np.array(clocks), list(ranges), self._replicas, self.seconds, self._state)
             self._writer = None
 
     def close(self) -> None:

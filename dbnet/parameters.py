@@ -52,6 +52,15 @@ class Layout:
         """Return each array as a view into the flat vector [size]."""
         return {e.name: flat[e.range.slice].reshape(e.shape) for e in self.entries}
 
+    def weights(self, part: Range, dtype: np.dtype) -> np.ndarray:
+        """Return 1 where the flat range `part` holds weights, which decay, and 0 where it holds others, such as biases."""
+        out = np.zeros(part.size, dtype)
+        for entry in self.entries:
+            mine = overlap(part, entry.range)
+            if entry.decays and mine.size:
+                out[mine.shift(-part.lo).slice] = 1
+        return out
+
     def draw(self, part: Range, seed: int, out: np.ndarray) -> None:
         """Write the initial values of the flat range `part` into `out` [part.size]."""
         for index, entry in enumerate(self.entries):

@@ -24,9 +24,9 @@ class RankPlan(NamedTuple):
 
 def ranks(ready: Setup) -> list[RankPlan]:
     """Return the plan of every rank, in order."""
-    world, model, method = ready.topology, ready.model, ready.config.method
+    world, model = ready.topology, ready.model
     windows, out = window_layouts(ready), []
-    rule, item = ready.config.members()[2], model.dtype.itemsize
+    item, (n_fetch, n_push) = model.dtype.itemsize, ready.method.intervals(ready.config, ready.data.sizes["train"])
     parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
         name = world.name(rank)
@@ -34,17 +34,17 @@ def ranks(ready: Setup) -> list[RankPlan]:
             out.append(RankPlan(rank, name, "no parameters", 0, windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
-            state = part.size * item * len(rule.state)
+            state = part.size * item * ready.method.vectors(ready.config)
             fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
-            moved = fetched // method.n_fetch + pushed // method.n_push
+            moved = fetched // n_fetch + pushed // n_push
             out.append(RankPlan(rank, name, f"parameters {part.lo} .. {part.hi}", moved, windows[rank].nbytes + state))
         else:
             replica, partition = world.place(rank)
             examples = ready.data.subset(replica, world.replicas, ready.config.run.seed).size
             mine, touched = parts[partition], [s for s, part in enumerate(ready.ranges) if _common(parts[partition].used, part)]
             pushed = sum(piece.range.size for piece in mine.pushed)
-            moved = mine.size * item // method.n_fetch + pushed * item // method.n_push
+            moved = mine.size * item // n_fetch + pushed * item // n_push
             owns = f"{mine.size} parameters, shards {_span(touched)}, {examples} examples"
             out.append(RankPlan(rank, name, owns, moved, partition_memory(ready, partition, mine.size, examples)))
     return out
@@ -115,6 +115,7 @@ def check_size(ready: Setup, n: int) -> None:
 def describe(ready: Setup) -> str:
     """Return the plan as text."""
     model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
+    n_fetch, n_push = ready.method.intervals(ready.config, ready.data.sizes["train"])
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(model.layers):
         shape, n = (
@@ -125,8 +126,8 @@ def describe(ready: Setup) -> str:
     lines += [
         *cut_lines(ready),
         "",
-        f"Per replica a fetch moves {size(model.layout.size * item)} each {method.n_fetch} step(s), a push as much each "
-        f"{method.n_push} step(s), in slices of at most {size(method.slot)}, {method.slots} per ring",
+        f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
+        f"{n_push} step(s), in slices of at most {size(method.slot)}, {method.slots} per ring",
         "",
         f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]

@@ -21,6 +21,8 @@ def draw(run: Run, path: str | Path) -> None:
     for replica, rows in run.progress.groupby("replica"):
         if run.config.topology.replicas <= 8:
             left.plot(rows.seconds, rows.loss, lw=1, label=f"replica {replica}")
+    if len(run.iterations):
+        left.plot(run.iterations.seconds, run.iterations.loss, "r.-", lw=1, label="iterations")
     points = run.evaluation
     if len(points):
         left.plot(points.seconds, points.test_loss, "k.-", label="test set")

@@ -14,7 +14,9 @@ from dbnet.model import Model
 from dbnet.network import Network
 from dbnet.orders import Score
 from dbnet.partition import Cut
+from dbnet.portions import Reader
 from dbnet.rules.sgd import descend
+from dbnet.vector import axpy, fill
 
 
 @kernel("T[:];T[:];T[:];f8")
@@ -34,7 +36,7 @@ class Replica:
     model
         The network's description.
     train
-        Minibatches of the replica's subset.
+        Minibatches of the replica's subset, or of the portions that it is given.
     watched
         Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
     seed
@@ -44,7 +46,7 @@ class Replica:
     """
 
     def __init__(
-        self, model: Model, train: Batches, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
+        self, model: Model, train: Batches | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
     ) -> None:
         self.model, self.train, self.watched, self.seed = model, train, watched, seed
         boxes = None if cut is None else cut[0].boxes[cut[1].rank]
@@ -97,6 +99,34 @@ class Replica:
         self.loss += loss
         self.right += right
         return loss / count
+
+    def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
+        """Take the portion's next minibatch and add its gradient, weighted by its share of a full minibatch, to `g`.
+
+        Parameters
+        ----------
+        w, g
+            Parameters and the weighted sum so far, [size]; if `fresh`, it is overwritten.
+
+        Returns
+        -------
+        Number of examples (0: the portion has no more), summed loss, right answers.
+        """
+        count = self.train.next(self.network.x)
+        if not count:
+            return 0, 0.0, 0
+        full = count == self.train.batch
+        into, target = g if full else self._own, self.train.target
+        loss, right = self.network.loss_and_gradient(w, into, target, count, full and not fresh, self.steps, self.seed)
+        if not full:
+            if fresh:
+                fill(g, 0.0)
+            axpy(count / self.train.batch, into, g)
+        self.steps += 1
+        self.examples += count
+        self.loss += loss
+        self.right += right
+        return count, loss, right
 
     def evaluate(self, w: np.ndarray) -> Score:
         """Return mean loss and accuracy on the test set and on the watched portion of the training set."""

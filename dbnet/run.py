@@ -17,7 +17,7 @@ import numpy as np
 
 from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
-from dbnet.build import Setup, load_replica, make_shard, resumed, setup, use, window_layouts
+from dbnet.build import Setup, coordinator_layout, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
 from dbnet.checkpoint import Writer
 from dbnet.config import Config
@@ -26,13 +26,13 @@ from dbnet.display import Display
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
-from dbnet.orders import Desk, Orders, coordinator_fields
+from dbnet.orders import Desk, Orders
 from dbnet.pace import Pace
 from dbnet.replica import Replica
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role
 from dbnet.waiting import Turns, drive, take_turns
-from dbnet.window import Layout, Memory, MpiWindow, Window
+from dbnet.window import Memory, MpiWindow, Window
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     flat = np.zeros(ready.model.layout.size, ready.model.dtype)
     boxes = Mailboxes(1 + world.shards)
     shards = [make_shard(ready, s, flat[part.slice], np.zeros(1, np.int64), clock) for s, part in enumerate(ready.ranges)]
-    memory = Memory([Layout(coordinator_fields(world))])
+    memory = Memory([coordinator_layout(ready)])
     record = open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
     display.say(f"One process, all roles taking turns: {world.words()}; {threads} of {cores} cores for the kernels.")
     pace = make_pace(ready, memory, boxes.at(0), record, display, clock)

@@ -8,7 +8,7 @@ push, so clocks and staleness mean the same for any number of partitions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,6 +38,17 @@ class Push(NamedTuple):
     steps: int
 
 
+class Receiver(Protocol):
+    """What takes pushes at a shard."""
+
+    range: Range
+    clock: np.ndarray
+
+    def begin(self, partition: int, fetched: int = 0) -> int: ...
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
+    def finish(self, push: Push) -> None: ...
+
+
 class Shard:
     """The state of one shard.
 
@@ -61,7 +72,7 @@ class Shard:
         self._events = np.zeros(1024, EVENT)
         self._count = 0
 
-    def begin(self, partition: int) -> int:
+    def begin(self, partition: int, fetched: int = 0) -> int:
         """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
         self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
         return int(self._begun[partition])
@@ -74,12 +85,16 @@ class Shard:
 
     def finish(self, push: Push) -> None:
         """Count a push whose last slice has been applied."""
+        applied = int(self.clock[push.partition])
+        self.record(push, applied)
+        self.clock[push.partition] = applied + 1
+
+    def record(self, push: Push, applied: int) -> None:
+        """Make an event of a push that was applied when the clock was `applied`."""
         if self._count == len(self._events):
             self._events = np.resize(self._events, 2 * self._count)
-        applied = int(self.clock[push.partition])
         self._events[self._count] = (*push[:4], applied, push.steps, self._seconds())
         self._count += 1
-        self.clock[push.partition] = applied + 1
 
     def take_events(self) -> np.ndarray:
         """Return the events since the last call, in the order of the updates."""

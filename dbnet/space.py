@@ -4,19 +4,21 @@ A batch method runs in a coordinator that holds no vector. It sees registers by 
 the scalars that commands return. A command is a small value; `perform` executes it on one range of the registers. Its scalars
 are sums over elements, so the sum over the shards of what they return is the result for the whole vectors.
 
-A round is one list of commands sent together and answered together; commands of a round run in their order.
+A round is one list of commands sent together and answered together; commands of a round run in their order. It is a generator that
+yields while others carry it out: ``products = yield from space.run([...])``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from dbnet import vector
+from dbnet.waiting import Wait
 
 Registers = dict[str, np.ndarray]
 Terms = tuple[tuple[float, str], ...]  # coefficient and register
@@ -157,6 +159,21 @@ class Norm1(Command):
 
 
 @dataclass(frozen=True)
+class Decay(Command):
+    """Add the gradient of strength/2 |x|^2, taken where `mask` is 1, to `gradient`; return that penalty."""
+
+    strength: float
+    x: str
+    gradient: str
+    mask: str
+    scalars: ClassVar[int] = 1
+
+    def apply(self, r: Registers) -> list[float]:
+        square = vector.decay(float(self.strength), r[self.x], r[self.mask], r[self.gradient])
+        return [self.strength / 2 * square]
+
+
+@dataclass(frozen=True)
 class PseudoGradient(Command):
     """to = the steepest element of the subdifferential of loss + strength |params|."""
 
@@ -225,15 +242,15 @@ class Space(ABC):
     def __init__(self) -> None:
         self.rounds = 0
 
-    def run(self, commands: Iterable[Command]) -> list[list[float]]:
+    def run(self, commands: Iterable[Command]) -> Generator[Wait, None, list[list[float]]]:
         """Run one round; return the scalars of those commands that have any, in order."""
         commands = list(commands)
         self.rounds += 1
-        scalars = iter(self.totals(commands))
+        scalars = iter((yield from self.totals(commands)))
         return [[next(scalars) for _ in range(command.scalars)] for command in commands if command.scalars]
 
     @abstractmethod
-    def totals(self, commands: Sequence[Command]) -> Sequence[float]:
+    def totals(self, commands: Sequence[Command]) -> Generator[Wait, None, Sequence[float]]:
         """Execute the commands on all ranges in order; return all their scalars, each summed over the ranges in float64."""
 
 
@@ -250,5 +267,6 @@ class LocalSpace(Space):
         super().__init__()
         self.registers = registers
 
-    def totals(self, commands: Sequence[Command]) -> list[float]:
+    def totals(self, commands: Sequence[Command]) -> Generator[Wait, None, list[float]]:
         return [scalar for command in commands for scalar in perform(self.registers, command)]
+        yield

@@ -28,7 +28,7 @@ import numpy as np
 from dbnet.model import Footprint, Piece
 from dbnet.mover import Job, Mover
 from dbnet.ranges import Range, overlap
-from dbnet.shard import Push, Shard
+from dbnet.shard import Push, Receiver
 from dbnet.topology import Topology
 from dbnet.waiting import Turns, Wait
 from dbnet.window import Field, Window
@@ -310,7 +310,7 @@ class Inbox:
         Who is where, which origins have a ring here, and each one's route to this shard.
     """
 
-    def __init__(self, window: Window, shard: Shard, topology: Topology, users: Sequence[int], routes: Sequence[Route]) -> None:
+    def __init__(self, window: Window, shard: Receiver, topology: Topology, users: Sequence[int], routes: Sequence[Route]) -> None:
         self._window, self._shard, self._topology = window, shard, topology
         self._users, self._routes, self._push = list(users), list(routes), [0] * len(users)
         local = window.local
@@ -332,7 +332,7 @@ class Inbox:
         number, first, n, last, fetched, steps = (int(v) for v in self._headers[row, slot, :6])
         replica, partition = divmod(origin, self._topology.partitions)
         if first == 0:
-            self._push[row] = self._shard.begin(partition)
+            self._push[row] = self._shard.begin(partition, fetched)
         data = self._ring[row, slot]
         for start, target, length in self._routes[row].segments(first, n):
             self._shard.apply(target, data[start : start + length], self._push[row])

@@ -66,6 +66,17 @@ def dot(x: np.ndarray, y: np.ndarray) -> float:
     return total
 
 
+@kernel("f8;T[:];T[:];T[:]", fast=True)
+def decay(a: float, x: np.ndarray, mask: np.ndarray, g: np.ndarray) -> float:
+    """Add a x to g where the mask is 1; return the sum of x^2 there."""
+    c, total = x.dtype.type(a), 0.0
+    for i in range(x.size):
+        kept = mask[i] * x[i]
+        g[i] += c * kept
+        total += np.float64(kept) * np.float64(kept)
+    return total
+
+
 # --- many vectors in one pass over memory -------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("rule.kind=adagrat", "(did you mean 'adagrad'?)"),
         ("rule.rat=1", "Unknown key 'rule.rat' (did you mean 'rate'?)"),
         ("method.kind=downpoor", "(did you mean 'downpour'?)"),
-        ("stop={}", "the table [stop] is empty; give epochs, steps, seconds or accuracy."),
+        ("stop={}", "the table [stop] is empty; give epochs, steps, seconds, accuracy or iterations."),
         ("run.name=a/b", "run.name"),
         ("run.name=..", "run.name"),
         ("stop.seconds=nan", "stop.seconds"),

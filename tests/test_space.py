@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Generator
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dbnet import space, vector
 from dbnet.ranges import split
 from dbnet.space import LocalSpace, Space, perform
+from dbnet.waiting import Wait
 
 DTYPES = ["float32", "float64"]
 MASKS = ["everywhere", "some"]
@@ -23,14 +25,25 @@ class SplitSpace(Space):
         ranges = split(registers["params"].size, parts)
         self.parts = [{name: v[r.slice] for name, v in registers.items()} for r in ranges]
 
-    def totals(self, commands: list[space.Command]) -> list[float]:
+    def totals(self, commands: list[space.Command]) -> Generator[None, None, list[float]]:
         # Through pickle, as a command that is sent would go.
         commands = pickle.loads(pickle.dumps(commands))
         answers = [[x for command in commands for x in perform(part, command)] for part in self.parts]
+        yield Wait("the answers of the other ranges")
         return [sum(column) for column in zip(*answers, strict=True)]
 
     def whole(self, name: str) -> np.ndarray:
         return np.concatenate([part[name] for part in self.parts])
+
+
+def run(space: Space, commands: list[space.Command]) -> list[list[float]]:
+    """Run a round to its end."""
+    round = space.run(commands)
+    while True:
+        try:
+            next(round)
+        except StopIteration as end:
+            return end.value
 
 
 def vectors(count: int, n: int, dtype: str, seed: int = 0) -> list[np.ndarray]:
@@ -76,6 +89,11 @@ def test_sums_are_float64(dtype: str) -> None:
     x, y = vectors(2, 1001, dtype)
     for dot in both(vector.dot):
         assert dot(x, y) == pytest.approx(x.astype("f8") @ y.astype("f8"), rel=1e-13)
+    mask = (np.arange(1001) % 3 > 0).astype(dtype)
+    for decay in both(vector.decay):
+        g = y.copy()
+        assert decay(0.5, x, mask, g) == pytest.approx((mask * x.astype("f8") ** 2).sum(), rel=1e-13)
+        close(g, y + 0.5 * mask * x.astype("f8"), dtype)
     for norm1 in both(vector.norm1):
         assert norm1(x, x[:0]) == pytest.approx(np.abs(x.astype("f8")).sum(), rel=1e-13)
 
@@ -161,6 +179,7 @@ COMMANDS = [
     space.Align("direction", "pseudo"),
     space.ProjectOrthant(0.7, "direction", "pseudo", "mask"),
     space.Gram(("params",), ("params", "pseudo")),
+    space.Decay(0.3, "params", "gradient", "mask"),
 ]
 
 
@@ -176,8 +195,8 @@ def registers(n: int, dtype: str) -> space.Registers:
 @pytest.mark.parametrize("n", [3, 1003])
 def test_ranges_agree_with_the_whole(dtype: str, parts: int, n: int) -> None:
     whole, cut = LocalSpace(registers(n, dtype)), SplitSpace(registers(n, dtype), parts)
-    a, b = whole.run(COMMANDS), cut.run(COMMANDS)
-    assert [len(x) for x in a] == [6, 1, 1, 1, 2]
+    a, b = run(whole, COMMANDS), run(cut, COMMANDS)
+    assert [len(x) for x in a] == [6, 1, 1, 1, 2, 1]
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
     for name, values in whole.registers.items():
@@ -195,10 +214,10 @@ def test_commands_are_values() -> None:
 
 def test_unknown_register_is_named() -> None:
     with pytest.raises(KeyError, match="Dot uses register 'nowhere'; there are only gradient, params"):
-        LocalSpace({"params": np.zeros(2), "gradient": np.zeros(2)}).run([space.Dot("params", "nowhere")])
+        run(LocalSpace({"params": np.zeros(2), "gradient": np.zeros(2)}), [space.Dot("params", "nowhere")])
 
 
 def test_create_keeps_what_exists() -> None:
     r = {"params": np.ones(3, "f4"), "s_0": np.full(3, 2.0, "f4")}
-    assert LocalSpace(r).run([space.Create(("s_0", "y_0"))]) == []
+    assert run(LocalSpace(r), [space.Create(("s_0", "y_0"))]) == []
     assert r["s_0"].tolist() == [2, 2, 2] and r["y_0"].tolist() == [0, 0, 0] and r["y_0"].dtype == np.float32

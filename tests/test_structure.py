@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
-FAMILIES = ("layers", "losses", "rules", "methods", "data")
+FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
     ("errors", "ranges", "jit"),
     ("registry", "mpi", "waiting", "vector", "gemm", "activations", "patches", "filters", "parameters", "linesearch", "table"),
     ("config", "mover", "space", "rules", "losses", "layers", "data", "topology", "window", "channel"),
-    ("model", "batches", "shard", "monitor", "orders", "descent"),
-    ("partition", "network", "checkpoint", "lbfgs", "display"),
-    ("store", "exchange", "pace", "plot", "inspect"),
+    ("model", "batches", "shard", "monitor", "orders", "history"),
+    ("partition", "network", "checkpoint", "display", "portions", "descent", "accrual"),
+    ("store", "exchange", "pace", "plot", "inspect", "tasks"),
     ("replica",),
     ("methods",),
     ("run",),

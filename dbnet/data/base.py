@@ -136,11 +136,12 @@ class DataFile:
             width = prod(self.shape) if columns is None else sum(c.size for c in columns)
             units = slice(None) if columns is None else np.concatenate([np.arange(*c) for c in columns] or [np.arange(0)])
             x = np.empty((len(rows), width), source.dtype)
-            for lo in range(0, n, _ROWS):
+            first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+            for lo in range(first, last, _ROWS):
                 here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
                 if here.stop > here.start:
-                    x[here] = source[lo : lo + _ROWS].reshape(-1, prod(self.shape))[rows[here] - lo][:, units]
-            y = file[f"{part}/y"][:][rows]
+                    x[here] = source[lo : min(lo + _ROWS, last)].reshape(-1, prod(self.shape))[rows[here] - lo][:, units]
+            y = file[f"{part}/y"][first:last][rows - first]
         for name, values in (("x", x), ("y", y)):
             if values.dtype.kind == "f":
                 bad = np.argwhere(~np.isfinite(values))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+from dbnet.batches import Batches
 from dbnet.channel import Channel
 from dbnet.config import Config
+from dbnet.data.base import DataFile
 from dbnet.direct import Store
 from dbnet.orders import Orders
 from dbnet.pace import Pace
+from dbnet.parameters import Layout
+from dbnet.portions import Reader
+from dbnet.ranges import Range
 from dbnet.registry import Member
 from dbnet.replica import Replica
 from dbnet.shard import Shard
+from dbnet.space import Registers
 from dbnet.store import Inbox
+from dbnet.topology import Topology
 from dbnet.waiting import Turns
+from dbnet.window import Field
 
 
 class Method(Member):
@@ -24,6 +32,46 @@ class Method(Member):
 
     def check(self, config: Config) -> None:
         """Raise UserError where the run file asks for what the method cannot do."""
+
+    def decay(self, config: Config) -> float:
+        """Return the decay that the replicas add to their gradients."""
+        return config.model.decay
+
+    def vectors(self, config: Config) -> int:
+        """Return how many registers a shard holds beside the parameters."""
+        return len(self.rule_state(config))
+
+    def rule_state(self, config: Config) -> tuple[str, ...]:
+        """Return the registers of the update rule that a checkpoint must hold."""
+        return config.members()[2].state
+
+    def intervals(self, config: Config, examples: int) -> tuple[int, int]:
+        """Return the steps of a replica from fetch to fetch and from push to push, with `examples` to train on."""
+        return config.method.n_fetch, config.method.n_push
+
+    def fields(self, topology: Topology) -> list[Field]:
+        """Return more window fields of the coordinator."""
+        return []
+
+    def examples(self, data: DataFile, config: Config, replica: int, columns: list[Range] | None) -> Batches | Reader:
+        """Return what a replica trains on, of each example the units `columns`; here: its subset, in memory."""
+        rows = data.subset(replica, config.topology.replicas, config.run.seed)
+        minibatch, key = max(1, min(config.method.minibatch, len(rows))), (config.run.seed, replica)
+        return Batches(data.read("train", rows, columns), minibatch, data.scale, config.model.dtype, key)
+
+    def receiver(
+        self, shard: Shard, layout: Layout, config: Config, origins: Sequence[tuple[int, int]], saved: Callable[[], Registers]
+    ) -> Any:
+        """Return what takes the pushes at a shard; here: the shard.
+
+        Parameters
+        ----------
+        origins
+            The (replica, partition) pairs that push to it.
+        saved
+            Reads the registers that a checkpoint holds beside the shard's own.
+        """
+        return shard
 
     def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
         """Run one partition of one replica."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from dbnet.channel import Channel
+from dbnet.channel import Channel, Message
 from dbnet.config import Config
 from dbnet.direct import Store
 from dbnet.methods.base import Method
@@ -67,6 +67,7 @@ class Downpour(Method):
         while True:
             busy = drain(inbox, clock)
             message = channel.receive()
+            busy = self.answer(shard, message, channel) or busy
             if message is not None:
                 draining = draining or message.kind == "drain"
                 if message.kind == "checkpoint":
@@ -86,6 +87,10 @@ class Downpour(Method):
             yield None if busy or sending else IDLE
         while channel.pending():
             yield IDLE
+
+    def answer(self, shard: Shard, message: Message | None, channel: Channel) -> bool:
+        """Do what else a coordinator asks of its shards; return whether there was something to do."""
+        return False
 
     def coordinate(self, pace: Pace) -> Turns:
         desk, everyone = pace.desk, range(pace.desk.topology.replicas)
@@ -125,6 +130,7 @@ def report(replica: Replica, store: Store, orders: Orders, now: bool = False) ->
     orders.poll(now)
     if orders.evaluation_wanted:
         yield from store.snapshot(replica.snapshot)
+        orders.copied()
         orders.report(replica.evaluate(replica.snapshot))
 
 

@@ -1,0 +1,132 @@
+"""Portions: the pieces that a batch is handed out in, and the reader that has their examples ready.
+
+The data file is cut into blocks of `portion` examples, in the order of the file. A batch is a range of an endless stream that
+repeats the file; its portions are what this range has in common with the blocks. A replica keeps the blocks that it read: the
+coordinator gives it the same ones again, one after another, and the next one is read while the present one is computed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.batches import Cursor, gather, gather_bytes
+from dbnet.data.base import Part
+from dbnet.ranges import Range
+
+
+class Portion(NamedTuple):
+    """Examples lo ... hi - 1 of a block, counted within it."""
+
+    block: int
+    lo: int
+    hi: int
+
+
+class Blocks(NamedTuple):
+    """The data file in blocks: examples per block and in all."""
+
+    size: int
+    examples: int
+
+    def __call__(self, block: int) -> Range:
+        """Return the examples of a block."""
+        return Range(block * self.size, min((block + 1) * self.size, self.examples))
+
+    def portions(self, span: Range) -> list[Portion]:
+        """Cut the stream's positions `span` at the bounds of the blocks."""
+        out, at = [], span.lo
+        while at < span.hi:
+            row = at % self.examples
+            block = row // self.size
+            start, end = self(block)
+            n = min(end - row, span.hi - at)
+            out.append(Portion(block, row - start, row - start + n))
+            at += n
+        return out
+
+
+class Reader:
+    """Fills a network's input with the minibatches of a portion.
+
+    Parameters
+    ----------
+    read, blocks
+        Reads a range of examples; how they lie in blocks.
+    batch, scale, dtype
+        Columns of the input, what x is multiplied with, and the input's type.
+    keep
+        Blocks that stay in memory.
+
+    Attributes
+    ----------
+    target
+        Labels [batch] or vectors [units, batch] of the present minibatch.
+    cursor
+        How many portions were opened, for reports.
+    reads
+        Blocks that were read from the file.
+    """
+
+    def __init__(self, read: Callable[[Range], Part], blocks: Blocks, batch: int, scale: float, dtype: np.dtype, keep: int) -> None:
+        self._read, self.blocks, self.batch, self._scale = read, blocks, batch, scale
+        self._dtype, self._keep = np.dtype(dtype), max(2, keep)
+        self._blocks: OrderedDict[int, Future[Part]] = OrderedDict()
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self.target = np.zeros(batch, np.int64)
+        self._part = Part(np.zeros((0, 0)), np.zeros(0))
+        self._at = self._end = self._taken = 0
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(0, self._taken)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Go on counting from a cursor."""
+        self._taken = cursor.position
+
+    def prefetch(self, block: int) -> None:
+        """Begin to read a block that will be wanted."""
+        if block in self._blocks:
+            self._blocks.move_to_end(block)
+            return
+        self._blocks[block] = self._ahead.submit(self._load, block)
+        while len(self._blocks) > self._keep:
+            self._blocks.popitem(last=False)
+
+    def _load(self, block: int) -> Part:
+        self.reads += 1
+        part = self._read(self.blocks(block))
+        x = part.x if part.x.dtype == np.uint8 else np.ascontiguousarray(part.x, self._dtype)
+        return Part(x, part.y.astype(self._dtype) if part.y.ndim == 2 else part.y)
+
+    def open(self, portion: Portion) -> None:
+        """Go to the first minibatch of a portion."""
+        self.prefetch(portion.block)
+        self._part = self._blocks[portion.block].result()
+        self._at, self._end = portion.lo, portion.hi
+        self._taken += 1
+        if self._part.y.ndim == 2 and self.target.ndim == 1:
+            self.target = np.zeros((self._part.y.shape[1], self.batch), self._dtype)
+
+    def next(self, x: np.ndarray) -> int:
+        """Fill `x` [units, batch] and `self.target` with the next minibatch; return its number of examples, 0 at the end."""
+        count = min(self.batch, self._end - self._at)
+        here = slice(self._at, self._at + count)
+        if count:
+            fill = gather_bytes if self._part.x.dtype == np.uint8 else gather
+            fill(self._part.x, np.arange(here.start, here.stop), count, self._scale, x)
+            self.target[..., :count] = self._part.y[here].T
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._ahead.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,350 @@
+"""Every example counts once: a whole world in one process over window memory, advanced by scripts with silence and return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbnet import config
+from dbnet.accrual import Accrual
+from dbnet.channel import Mailboxes
+from dbnet.data.base import Part
+from dbnet.descent.base import Pass
+from dbnet.methods.sandblaster import Driver, Sandblaster, Worker
+from dbnet.model import Footprint, Piece
+from dbnet.orders import Desk, Orders, coordinator_fields
+from dbnet.pace import Pace
+from dbnet.portions import Blocks, Portion, Reader
+from dbnet.ranges import Range
+from dbnet.registry import make
+from dbnet.shard import Shard
+from dbnet.space import Fill
+from dbnet.store import Inbox, Rings, WindowStore, routes
+from dbnet.tasks import Task, pack, task_fields, unpack
+from dbnet.topology import Topology
+from dbnet.waiting import IDLE, Turns
+from dbnet.window import Layout, Memory
+
+
+class Ones:
+    """Stands for a replica: the gradient of example e is w[0] at place e and 0 elsewhere, its loss 1 + e."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks, self.train = blocks, self
+        self.steps = self.examples = self.right = 0
+        self.loss, self.cursor, self.snapshot = 0.0, SimpleNamespace(epoch=0, position=0), np.zeros(blocks.examples)
+        self._left: list[int] = []
+
+    def open(self, portion: Portion) -> None:
+        start = portion.block * self.blocks.size
+        self._left = list(range(start + portion.lo, start + portion.hi))
+
+    def prefetch(self, block: int) -> None:
+        assert 0 <= block * self.blocks.size < self.blocks.examples
+
+    def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
+        if not self._left:
+            return 0, 0.0, 0
+        if fresh:
+            g[:] = 0
+        e = self._left.pop(0)
+        g[e] += w[0]
+        self.steps += 1
+        return 1, 1.0 + e, 1
+
+
+class World:
+    """A coordinator that makes passes, S shards and R replicas with one example per minibatch."""
+
+    def __init__(self, examples: int, portion: int, shards: int, replicas: int, spans: list[Range], table: str = "") -> None:
+        self.now = 0.0
+        self.config = config.build(
+            {
+                "data": {"path": "none"},
+                "model": {"layers": [{"kind": "dense", "units": 1}]},
+                "method": {"kind": "sandblaster", "minibatch": 1, "slot": 64, "slots": 2},
+                "sandblaster": {"portion": portion, "patience": 1.0, **{k: v for k, v in [t.split("=") for t in table.split()]}},
+                "topology": {"shards": shards, "replicas": replicas},
+                "stop": {"iterations": 1},
+            }
+        )
+        world, dtype = Topology(shards, replicas), np.dtype("f8")
+        self.ranges = world.shard_ranges(examples)
+        footprint = [Piece(Range(0, examples), 0)]
+        ways = {route.shard: route for route in routes(footprint, self.ranges)}
+        users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
+        rings = Rings(self.ranges, users, dtype, 64, 2)
+        layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)])]
+        layouts += [Layout(rings.fields(s, world)) for s in range(shards)]
+        memory, boxes = Memory([*layouts, *(Layout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
+        record = SimpleNamespace(events=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None)
+        display = SimpleNamespace(say=lambda *_: None)
+        self.pace = Pace(
+            Desk(memory, world), boxes.at(0), record, display, self.config, examples, lambda: None, self.clock,  # type: ignore
+        )  # fmt: skip
+        self.driver = Driver(self.pace)
+        self.accruals, serving = [], []
+        for s, part in enumerate(self.ranges):
+            end = memory.at(1 + s)
+            shard = Shard(part, make("rules", {"kind": "sgd"}, "rule"), end.local["params"], end.local["clock"], self.clock)
+            self.accruals.append(Accrual(shard, [(o, 0) for o in users[s]], {}, {}))
+            inbox = Inbox(end, self.accruals[-1], world, users[s], [ways[s]] * len(users[s]) if s in ways else [])
+            serving.append(Sandblaster().serve(self.accruals[-1], inbox, boxes.at(1 + s), self.clock))
+        self.workers = [
+            Worker(
+                Ones(Blocks(portion, examples)),  # type: ignore[arg-type]
+                WindowStore(memory, world, (r, 0), Footprint(footprint, footprint, examples), rings),
+                Orders(memory, r, self.clock),
+            )
+            for r in range(replicas)
+        ]
+        self.replicas, self.shards = [w.work() for w in self.workers], serving
+        self.results: list[tuple[float, np.ndarray]] = []
+        self.coordinator = self.passes(spans)
+        self.done = False
+
+    def clock(self) -> float:
+        return self.now
+
+    def passes(self, spans: list[Range]) -> Turns:
+        for k, span in enumerate(spans, start=1):
+            yield from self.driver.space.run([Fill("params", k)])
+            loss = yield from self.driver.sum_up(Pass(span))
+            self.results.append((loss, np.concatenate([a.vectors["gradient"] for a in self.accruals])))
+        self.pace.desk.stop()
+        self.done = True
+        while True:
+            self.pace.tick()
+            self.driver.ledger.turn()
+            yield IDLE
+
+    def move(self, role: int) -> None:
+        """Advance the coordinator (0), a shard or a replica by one turn."""
+        turns = [self.coordinator, *self.shards, *self.replicas]
+        next(turns[role % len(turns)], None)
+
+    def finish(self, replicas: Callable[[int], bool] = lambda turn: True) -> int:
+        """Everyone in turn until all passes are made and all replicas have stopped; return the number of turns."""
+        turn, alive = 0, set(range(len(self.replicas)))
+        while not self.done or alive:
+            turn += 1
+            assert turn < 20000, "no end"
+            self.now += 0.001
+            for part in (self.coordinator, *self.shards):
+                next(part)
+            for r in sorted(alive):
+                if next(self.replicas[r], "end") == "end":
+                    alive.remove(r)
+        for _ in range(50):
+            self.move(0)
+            for shard in self.shards:
+                next(shard)
+        return turn
+
+    def check(self, spans: list[Range], examples: int) -> None:
+        assert len(self.results) == len(spans)
+        for k, ((loss, gradient), span) in enumerate(zip(self.results, spans, strict=True), start=1):
+            seen = np.bincount(np.arange(span.lo, span.hi) % examples, minlength=examples)
+            np.testing.assert_array_equal(gradient, seen * k * (1.0 / span.size))
+            assert loss == seen @ (1.0 + np.arange(examples)) / span.size
+        # What was computed was pushed or dropped; what was pushed was applied, or its pass began again.
+        pushed = sum(w.computed - w.dropped for w in self.workers)
+        tally = self.driver.ledger.tally
+        assert sum(w.computed for w in self.workers) >= tally.accepted - sum(w.dropped for w in self.workers)
+        wanted = sum(len(self.workers[0].replica.blocks.portions(span)) for span in spans)
+        assert pushed == wanted if not tally.restarts else pushed >= wanted
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    examples=st.integers(1, 24),
+    portion=st.integers(1, 6),
+    shards=st.integers(1, 3),
+    replicas=st.integers(1, 4),
+    push_every=st.integers(1, 4),
+    backups=st.booleans(),
+    passes=st.integers(1, 4),
+    data=st.data(),
+)
+def test_every_example_counts_once(examples, portion, shards, replicas, push_every, backups, passes, data):
+    """Random turns with jumps of the clock, so that replicas fall silent at any moment and come back."""
+    draw = data.draw
+    spans = []
+    for _ in range(passes):
+        lo = draw(st.integers(0, 2 * examples))
+        spans.append(Range(0, examples) if draw(st.booleans()) else Range(lo, lo + draw(st.integers(1, examples))))
+    world = World(examples, portion, shards, replicas, spans, f"push_every={push_every} backups={backups}")
+    roles = 1 + shards + replicas
+    # A stretch of turns in which some roles never move, then a jump of the clock.
+    for _ in range(draw(st.integers(0, 8))):
+        awake = draw(st.lists(st.integers(0, roles - 1), min_size=1, max_size=roles, unique=True))
+        seed = draw(st.integers(0, 1 << 16))
+        for role in np.random.default_rng(seed).choice(awake, draw(st.integers(1, 120))):
+            world.now += 0.003
+            world.move(int(role))
+        world.now += draw(st.sampled_from([0.0, 0.0, 0.5, 2.0]))
+    world.finish()
+    world.check(spans, examples)
+
+
+def silent_after(world: World, replica: int, when: Callable[[World], bool]) -> None:
+    """Everyone in turn until `when`; then all but one replica until all passes are made; then it returns."""
+    for turn in range(20000):
+        if when(world):
+            break
+        world.now += 0.0002
+        world.move(turn)
+    else:
+        pytest.fail("the moment never came")
+    for _ in range(4000):
+        if world.done:
+            break
+        world.now += 0.01
+        for role in range(1 + len(world.shards) + len(world.replicas)):
+            if role != 1 + len(world.shards) + replica:
+                world.move(role)
+    assert world.done, "the others wait for the silent replica"
+
+
+MOMENTS = {
+    "at once": lambda w: True,
+    "computing": lambda w: w.workers[0].replica.steps == 3,
+    "bundle full": lambda w: w.workers[0]._bundle.count == 2,
+    "offered": lambda w: w.workers[0]._offered.count > 0,
+    "second pass": lambda w: w.workers[0].tasks.number == 2 and w.workers[0]._bundle.count == 1,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("backups", [True, False])
+def test_a_silent_replica_is_replaced_and_may_return(moment, backups):
+    spans = [Range(0, 48)] * 3
+    world = World(48, 2, 2, 3, spans, f"push_every=3 backups={backups}")
+    silent_after(world, 0, MOMENTS[moment])
+    world.finish()
+    world.check(spans, 48)
+
+
+def test_silence_between_verdict_and_push_begins_the_pass_again():
+    spans = [Range(0, 24)] * 2
+    world = World(24, 1, 2, 3, spans, "push_every=2")
+    silent_after(world, 0, lambda w: w.driver.ledger.bundles[0] == 1)
+    assert world.driver.ledger.tally.restarts == 1
+    world.finish()
+    world.check(spans, 24)
+
+
+def test_half_a_bundle_is_taken_back():
+    """The replica falls silent with some slices of a bundle in the gradient: the pass that began again is exact."""
+    spans = [Range(0, 64)] * 2
+    world = World(64, 8, 1, 2, spans, "push_every=2")
+    # A slot holds 8 numbers and a ring 2 slots, so a bundle of 64 numbers takes several turns.
+    silent_after(world, 0, lambda w: w.workers[0].store.counts.pushes == 0 and w.accruals[0].vectors["gradient"][:8].any())
+    assert world.driver.ledger.tally.restarts == 1
+    world.finish()
+    world.check(spans, 64)
+    assert world.accruals[0].dropped > 0, "the rest of the old bundle came and was dropped"
+
+
+def test_words_hold_what_they_are_given():
+    for task in (Task(1, 0, 0, False), Task((1 << 22) - 1, (1 << 20) - 1, (1 << 20) - 1, True), Task(7, 3, 11, True)):
+        assert unpack(pack(*task)) == task and 0 < pack(*task) < 1 << 63
+
+
+# --- how fast -----------------------------------------------------------------------------------------------------------------
+
+
+def turns_of(slow: int, backups: bool, portions: int = 200, push_every: int = 2) -> int:
+    """Return the turns of one pass by four replicas of which one needs `slow` turns for what the others do in one."""
+    world = World(portions * 2, 2, 1, 4, [Range(0, portions * 2)], f"push_every={push_every} backups={backups} patience=1e9")
+    turn = 0
+    while not world.done:
+        turn += 1
+        assert turn < 100000
+        world.move(0)
+        next(world.shards[0])
+        for r, replica in enumerate(world.replicas):
+            if r or turn % slow == 0:
+                next(replica)
+        world.move(0)
+    return turn
+
+
+def test_backup_portions_pay():
+    fast, with_backups, without = turns_of(1, True), turns_of(10, True), turns_of(10, False)
+    print(f"turns of a pass: all fast {fast}, one of four slowed ten times {with_backups} with backups, {without} without")
+    assert with_backups <= 1.35 * fast < without
+
+
+# --- blocks and their reader --------------------------------------------------------------------------------------------------
+
+
+@given(size=st.integers(1, 9), examples=st.integers(1, 40), lo=st.integers(0, 100), n=st.integers(0, 90))
+def test_portions_are_the_span_cut_at_blocks(size, examples, lo, n):
+    blocks = Blocks(size, examples)
+    rows = [blocks(p.block).lo + i for p in blocks.portions(Range(lo, lo + n)) for i in range(p.lo, p.hi)]
+    assert rows == [e % examples for e in range(lo, lo + n)]
+    assert all(
+        0 < p.hi - p.lo <= size and blocks(p.block).lo + p.hi <= blocks(p.block).hi for p in blocks.portions(Range(lo, lo + n))
+    )
+
+
+@pytest.mark.parametrize("kind", ["u1", "f4", "f8"])
+@pytest.mark.parametrize("vectors", [False, True])
+def test_reader_gives_every_example_of_a_portion(kind, vectors):
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 255, (23, 4)).astype(kind)
+    y = rng.standard_normal((23, 3)) if vectors else rng.integers(0, 5, 23)
+    asked: list[Range] = []
+
+    def read(rows: Range) -> Part:
+        asked.append(rows)
+        return Part(x[rows.slice], y[rows.slice])
+
+    reader = Reader(read, Blocks(8, 23), 3, 0.5, np.dtype("f8"), keep=2)
+    out = np.zeros((4, 3))
+    for portion in (Portion(0, 0, 8), Portion(2, 1, 6), Portion(0, 2, 8)):
+        reader.open(portion)
+        got, targets = [], []
+        while count := reader.next(out):
+            got.append(out[:, :count].T.copy())
+            targets.append(reader.target[..., :count].T.copy())
+        rows = slice(portion.block * 8 + portion.lo, portion.block * 8 + portion.hi)
+        np.testing.assert_array_equal(np.concatenate(got), 0.5 * x[rows].astype("f8"))
+        np.testing.assert_array_equal(np.concatenate(targets), y[rows])
+    assert asked == [Range(0, 8), Range(16, 23)], "a block that was read stays"
+    reader.prefetch(1)
+    reader.open(Portion(1, 0, 1))
+    assert asked[2:] == [Range(8, 16)]
+    reader.open(Portion(0, 0, 1))
+    reader.open(Portion(2, 0, 1))
+    assert asked[3:] == [Range(16, 23)], "what was not used for longest goes first"
+    reader.close()
+
+
+def blocks_read(world: World) -> Iterator[Any]:
+    """Yield what each replica was given in the present pass, as blocks."""
+    ledger = world.driver.ledger
+    for given_here in ledger._given:
+        yield [ledger._portions[p].block for p in given_here]
+
+
+def test_portions_go_where_their_examples_are():
+    spans = [Range(0, 60)] * 4
+    world = World(60, 3, 1, 4, spans, "push_every=1 backups=False")
+    seen: list[list[list[int]]] = []
+    while not world.done:
+        world.now += 0.001
+        for role in range(6):
+            world.move(role)
+        if world.driver.ledger.complete and len(seen) < len(world.results):
+            seen.append(list(blocks_read(world)))
+    world.finish()
+    assert seen[0] == [list(range(5 * r, 5 * r + 5)) for r in range(4)], "neighbors, in order"
+    assert all(later == seen[0] for later in seen)
