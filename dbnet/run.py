@@ -160,8 +160,8 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
-            f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working rank's "
-            f"kernels. {mpi.library_version()}."
+            f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working "
+            f"rank's kernels. {mpi.library_version()}."
         )
     window = MpiWindow(comms.world, window_layouts(ready))
     clock = _stopwatch()

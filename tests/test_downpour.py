@@ -94,8 +94,8 @@ def test_steps_between_fetches_are_local(data):
     """With n_fetch = n_push = 4: within a period the replica goes its own way, the shards change once."""
     cfg = settings(data, "method.n_fetch=4", "method.n_push=4", "method.local_rate=0.25", steps=9)
     done = run.train(cfg, quiet=True)
-    # Pushes come at steps 0, 4, 8: the shards get the sums of gradients 0; 1..4; 5..8, all with the same rate as the local step, so
-    # each fetch (steps 0, 4, 8) brings what the replica has anyway, but for gradients not pushed yet: 1..3 at step 4, 5..7 at step 8.
+    # Pushes come at steps 0, 4, 8: the shards get the sums of gradients 0; 1..4; 5..8. A fetch brings what the replica has anyway,
+    # but for the gradients that were not pushed yet: 1..3 at step 4, 5..7 at step 8.
     ready = build.setup(cfg)
     replica, w = build.load_replica(ready, 0), np.empty(ready.model.layout.size)
     ready.model.layout.draw(Range(0, w.size), 5, w)

@@ -53,7 +53,7 @@ def test_a_run_file_names_its_file(run_file: Path, dbnet: Callable) -> None:
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model.modules: there is no file"):
+    with pytest.raises(UserError, match=r"model\.modules: there is no file"):
         load_file(str(tmp_path / "none.py"))
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match="fails with ModuleNotFoundError"):

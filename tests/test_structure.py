@@ -12,28 +12,27 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
-FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent")
+FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "jit"),
-    ("registry", "mpi", "waiting", "vector", "gemm", "activations", "patches", "filters", "parameters", "linesearch", "table"),
-    ("config", "mover", "space", "rules", "losses", "layers", "data", "topology", "window", "channel"),
-    ("model", "batches", "shard", "monitor", "orders", "history"),
-    ("partition", "network", "checkpoint", "display", "portions", "descent", "accrual"),
-    ("store", "exchange", "pace", "plot", "inspect", "tasks"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "window"),
+    ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
+    ("config", "vector", "activations", "filters", "losses", "rules", "data", "orders", "mover"),
+    ("layers", "batches", "shard", "space", "monitor", "display"),
+    ("model", "accrual", "history", "portions", "plot"),
+    ("network", "partition", "checkpoint", "store", "tasks", "descent"),
+    ("exchange", "direct", "pace", "inspect"),
     ("replica",),
-    ("methods",),
-    ("run",),
-    ("infer", "plan", "bench_wire"),
-    ("bench",),
+    ("build", "methods", "benches"),
+    ("run", "infer", "plan", "bench"),
     ("__init__", "__main__"),
 )
 LIBRARIES = {
-    "mpi4py": {"mpi", "topology", "window", "exchange"},
+    "mpi4py": {"mpi", "topology", "window", "link"},
     "numba": {"jit"},
     "llvmlite": {"jit"},
-    "h5py": {"checkpoint", "monitor", "data.base", "infer", "table"},
-    "torch": {"bench", "bench_wire"},
+    "h5py": {"checkpoint", "monitor", "data.base", "inspect", "infer", "table"},
+    "torch": {"benches.layers", "benches.step"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -57,7 +57,7 @@ def alternate(repeat: int, *functions: Callable[[], object]) -> list[np.ndarray]
 
 
 def row(part: str, name: str, times: np.ndarray, against: str, other: np.ndarray | None, bar: str, scale: float, unit: str) -> Row:
-    """Make a row of times; `scale` turns seconds into `unit`, or a positive amount into amount per second for '/s' units."""
+    """Make a row of times; `scale` turns seconds into `unit`, or is an amount, for a unit per second."""
     best, base = times.min(), np.nan if other is None else other.min()
     if unit.endswith("/s"):
         return Row(part, name, scale / best, unit, against, scale / base, base / best, bar, times.max() / best)
@@ -67,7 +67,7 @@ def row(part: str, name: str, times: np.ndarray, against: str, other: np.ndarray
 def on_ranks(part: str, ranks: int, module: str, repeat: int) -> list[Row]:
     """Run a module under mpirun and return its rows; none, with a word of it, where there is no mpirun.
 
-    The module prints lines of tab-separated columns: "row", name, unit, scale, what it is compared with, bar, both lists of seconds.
+    It prints lines of tab-separated columns: "row", name, unit, scale, what it is compared with, bar, both lists of seconds.
     """
     launcher = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if launcher is None:
