@@ -62,13 +62,15 @@ class Ones:
 class World:
     """A coordinator that makes passes, S shards and R replicas with one example per minibatch."""
 
-    def __init__(self, examples: int, portion: int, shards: int, replicas: int, spans: list[Range], table: str = "") -> None:
+    def __init__(
+        self, examples: int, portion: int, shards: int, replicas: int, spans: list[Range], table: str = "", slot: int = 64
+    ) -> None:
         self.now = 0.0
         self.config = config.build(
             {
                 "data": {"path": "none"},
                 "model": {"layers": [{"kind": "dense", "units": 1}]},
-                "method": {"kind": "sandblaster", "minibatch": 1, "slot": 64, "slots": 2},
+                "method": {"kind": "sandblaster", "minibatch": 1, "slot": slot, "slots": 2},
                 "sandblaster": {"portion": portion, "patience": 1.0, **{k: v for k, v in [t.split("=") for t in table.split()]}},
                 "topology": {"shards": shards, "replicas": replicas},
                 "stop": {"iterations": 1},
@@ -79,7 +81,7 @@ class World:
         footprint = [Piece(Range(0, examples), 0)]
         ways = {route.shard: route for route in routes(footprint, self.ranges)}
         users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
-        rings = Rings(self.ranges, users, dtype, 64, 2)
+        rings = Rings(self.ranges, users, dtype, slot, 2)
         layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)])]
         layouts += [Layout(rings.fields(s, world)) for s in range(shards)]
         memory, boxes = Memory([*layouts, *(Layout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
@@ -262,7 +264,9 @@ def test_words_hold_what_they_are_given():
 
 def turns_of(slow: int, backups: bool, portions: int = 200, push_every: int = 2) -> int:
     """Return the turns of one pass by four replicas of which one needs `slow` turns for what the others do in one."""
-    world = World(portions * 2, 2, 1, 4, [Range(0, portions * 2)], f"push_every={push_every} backups={backups} patience=1e9")
+    spans = [Range(0, portions * 8)]
+    # Slots hold a whole push, so that computing is what takes the turns.
+    world = World(portions * 8, 8, 1, 4, spans, f"push_every={push_every} backups={backups} patience=1e9", slot=1 << 16)
     turn = 0
     while not world.done:
         turn += 1
