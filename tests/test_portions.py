@@ -270,12 +270,13 @@ def turns_of(slow: int, backups: bool, portions: int = 200, push_every: int = 2)
     turn = 0
     while not world.done:
         turn += 1
+        world.now += 0.03
         assert turn < 100000
         world.move(0)
         next(world.shards[0])
         for r, replica in enumerate(world.replicas):
             if r or turn % slow == 0:
-                next(replica)
+                next(replica, None)
         world.move(0)
     return turn
 

@@ -204,6 +204,9 @@ class Worker:
             self.tasks.look(now=False)
             if self.tasks.number != bundle.number:
                 return
+            if self._offered.count and self.tasks.verdict is not None:
+                # Not after the portion: a pass may wait for this push alone.
+                yield from self._settle()
         self.computed += 1
         self.tasks.finish()
         self._bundle, self._ends = Bundle(bundle.number, bundle.first, bundle.count + 1, loss, right), task.ends
