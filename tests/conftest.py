@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from finished import Finished
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parents[1]
 
 RUN_FILE = """# A small network on the handwritten digits.
 [run]
@@ -47,14 +46,6 @@ epochs = 2
 [evaluate]
 epochs = 2
 """
-
-
-class Finished(NamedTuple):
-    """What a command has left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, Finished
+from finished import ROOT, Finished
 
 Command = Callable[..., Finished]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Finished
+from finished import Finished
 
 from dbnet.checkpoint import REPLICA, Checkpoint, Writer
 from dbnet.config import build

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, Finished
+from finished import ROOT, Finished
 
 import dbnet as package
 from dbnet import open_run

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, Finished
+from finished import ROOT, Finished
 
 from dbnet import open_run
 from dbnet.config import Config, build
