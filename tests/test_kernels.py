@@ -1,0 +1,78 @@
+"""Small kernels that no family's suite covers: interpreted equals compiled, and both equal NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dbnet import batches, network, replica
+from dbnet.activations import ACTIVATIONS
+
+TOLERANCE = {"float32": {"rtol": 2e-6, "atol": 1e-6}, "float64": {"rtol": 1e-13, "atol": 1e-14}}
+FORMULAS = {
+    "identity": (lambda z: z, lambda y: np.ones_like(y)),
+    "sigmoid": (lambda z: 1 / (1 + np.exp(-z)), lambda y: y * (1 - y)),
+    "tanh": (np.tanh, lambda y: 1 - y**2),
+    "relu": (lambda z: np.maximum(z, 0), lambda y: (y > 0).astype(y.dtype)),
+}
+
+
+def both(kernel, *arguments):
+    """Run a kernel compiled and interpreted on copies of its arguments; return both sets."""
+    sets = [[a.copy() if isinstance(a, np.ndarray) else a for a in arguments] for _ in range(2)]
+    for function, own in zip((kernel, kernel.py_func), sets, strict=True):
+        function(*own)
+    return sets
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("shared", [1, 3])
+def test_activations(name, dtype, shared):
+    """Also with a bias that several units share, and with extreme values."""
+    rng, tolerance = np.random.default_rng(1), TOLERANCE[dtype]
+    z, b = (3 * rng.standard_normal((9, 11))).astype(dtype), rng.standard_normal(9 // shared).astype(dtype)
+    z[0, :4] = (-200, 200, -30, 30)
+    value, slope = FORMULAS[name]
+    bias = np.tile(b, shared)[:, None]
+    one, two = both(ACTIVATIONS[name].forward, z, b)
+    np.testing.assert_allclose(one[0], two[0], **tolerance)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(one[0], value(z.astype("f8") + bias), **tolerance)
+    dy, db = rng.standard_normal((9, 11)).astype(dtype), rng.standard_normal(9 // shared).astype(dtype)
+    for accumulate in (False, True):
+        one, two = both(ACTIVATIONS[name].delta, value(z.clip(-9, 9)).astype(dtype), dy, db, accumulate)
+        wanted = dy * slope(value(z.clip(-9, 9)).astype(dtype))
+        sums = wanted.reshape(shared, -1, 11).sum(axis=(0, 2)) + accumulate * db
+        for mine, other, truth in zip(one[1:3], two[1:3], (wanted, sums), strict=True):
+            np.testing.assert_allclose(mine, other, **tolerance)
+            np.testing.assert_allclose(mine, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kernel", [batches.gather, batches.gather_bytes], ids=["floats", "bytes"])
+def test_gather(kernel, dtype):
+    rng = np.random.default_rng(2)
+    data = rng.integers(0, 255, (12, 5)).astype(np.uint8 if kernel is batches.gather_bytes else dtype)
+    index, out = rng.permutation(12)[:7], np.full((5, 9), -1, dtype)
+    one, two = both(kernel, data, index, 7, 0.5, out)
+    np.testing.assert_array_equal(one[-1], two[-1])
+    np.testing.assert_array_equal(one[-1][:, :7], 0.5 * data[index].T)
+    assert (one[-1][:, 7:] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_vectors(dtype):
+    rng = np.random.default_rng(3)
+    total, g, w = rng.standard_normal((3, 33)).astype(dtype)
+    one, two = both(replica.accrue_and_step, total, g, w, 0.25)
+    for mine, other, truth in zip(one[:3], two[:3], (total + g, g, w - dtype_of(dtype, 0.25) * g), strict=True):
+        np.testing.assert_allclose(mine, other, **TOLERANCE[dtype])
+        np.testing.assert_allclose(mine, truth, **TOLERANCE[dtype])
+    one, two = both(network.add_decay, g, w, 0.5)
+    np.testing.assert_allclose(one[0], two[0], **TOLERANCE[dtype])
+    np.testing.assert_allclose(one[0], g + dtype_of(dtype, 0.5) * w, **TOLERANCE[dtype])
+
+
+def dtype_of(dtype, value):
+    return np.dtype(dtype).type(value)
