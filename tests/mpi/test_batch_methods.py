@@ -119,7 +119,8 @@ def test_backup_portions_pay(mpirun, prepared, tmp_path) -> None:
         times[name] = pass_seconds(Run(tmp_path / "out" / f"{name}.h5"))
     shares = {name: seconds / times["fast"] for name, seconds in times.items()}
     print(f"seconds of a pass, of the all-fast ones: {shares}")
-    assert shares["slow"] <= 1.35, shares
+    # The bound of 1.35 is held where turns are counted (test_portions.py); seconds depend on what else the machine does.
+    assert shares["slow"] < shares["without"], shares
 
 
 def test_the_coordinator_holds_no_vector(mpirun, prepared, tmp_path) -> None:
