@@ -12,7 +12,7 @@ import dbnet
 from dbnet.errors import UserError, nearest
 from dbnet.registry import FAMILIES, Member, family, make
 
-NAMES = ("layers", "losses", "rules", "descent", "methods", "data")
+NAMES = ("layers", "losses", "rules", "descent", "methods", "benches", "data")
 
 
 @pytest.mark.parametrize("name", NAMES)
