@@ -6,7 +6,8 @@ overlap of what its outputs need with what others own: every crossing value once
 transpose.
 
 The grids are the user's (`cut` of a layer), or those with the smallest predicted time: a shortest path through the layers, where a
-grid costs its largest partition's arithmetic and a pair of neighbouring grids costs the largest exchange.
+grid costs its largest partition's arithmetic, and a pair of neighbouring grids the largest exchange, and a copy where the output of
+one is no contiguous piece of the other's input.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from typing import NamedTuple
 
 from dbnet.errors import UserError
 from dbnet.layers.base import Shape
-from dbnet.model import Model
+from dbnet.model import Model, contains
 from dbnet.ranges import Range, Region, intersect, size_of, split
 
 Boxes = list[Region]
 
 
 class Machine(NamedTuple):
-    """What the cost model assumes of one rank and its links: flop/s, bytes/s, seconds per message."""
+    """What the cost model assumes of a rank and its links: flop/s, bytes/s sent, seconds per message, bytes/s copied."""
 
     rate: float = 60e9
     bandwidth: float = 4e9
     latency: float = 3e-6
+    memory: float = 8e9
 
 
 class Message(NamedTuple):
@@ -138,12 +140,21 @@ class Cut:
             moved[message.target] += cost
         return 2 * max(moved, default=0.0)
 
+    def between_seconds(self, layer: int, owned: Boxes, wanted: Boxes) -> float:
+        """Return the predicted time between two layers: the exchange, and copies where an output is no piece of the next input."""
+        copied, item = 0, self.model.dtype.itemsize * self.batch
+        for own, box in zip(owned, wanted, strict=True):
+            need = self.model.layers[layer].needs(self.model.shapes[layer], box)
+            if not contains(need, own):
+                copied = max(copied, size_of(intersect(need, own)))
+        return self.exchange_seconds(self._crossing(layer, owned, wanted)) + 2 * copied * item / self.machine.memory
+
     @property
     def seconds(self) -> float:
         """Predicted time of one step of the replica."""
-        layers = range(len(self.model.layers))
-        compute = sum(self.compute_seconds(i, [b[i + 1] for b in self.boxes]) for i in layers)
-        return compute + sum(self.exchange_seconds(self.messages(i)) for i in layers)
+        layers = [[boxes[i] for boxes in self.boxes] for i in range(len(self.model.layers) + 1)]
+        compute = sum(self.compute_seconds(i, layers[i + 1]) for i in range(len(self.model.layers)))
+        return compute + sum(self.between_seconds(i, layers[i], layers[i + 1]) for i in self._later)
 
     # --- choosing ---------------------------------------------------------------------------------------------------------------
 
@@ -154,18 +165,10 @@ class Cut:
             shape, now = self.model.shapes[i + 1], {}
             for grid in [self._given(i)] if layer.cut else grids(shape, self.partitions):
                 boxes = cut_boxes(shape, grid, self.partitions)
-                own = self.compute_seconds(i, boxes)
-                options = [
-                    (
-                        cost
-                        + own
-                        + self.exchange_seconds(
-                            self._crossing(i, cut_boxes(self.model.shapes[i], path[-1], self.partitions), boxes)
-                        ),
-                        path,
-                    )
-                    for cost, path in best.values()
-                ]
+                own, options = self.compute_seconds(i, boxes), []
+                for cost, path in best.values():
+                    below = cut_boxes(self.model.shapes[i], path[-1], self.partitions)
+                    options.append((cost + own + self.between_seconds(i, below, boxes), path))
                 cost, path = min(options, default=(own, []))
                 now[grid] = (cost, [*path, grid])
             best = now
