@@ -87,6 +87,10 @@ def setup(config: Config, resume: str | None = None) -> Setup:
         checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
     if config.run.start is not None:
         Checkpoint(config.run.start).require(model)
+    stop = config.stop
+    blind = bool(data.targets) or not data.sizes.get("test")
+    if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
+        raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
     out.method.check(config)
     return out

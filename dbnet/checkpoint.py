@@ -109,7 +109,9 @@ class Checkpoint:
         """Return the clocks for a shard with this range: those of the old shards it overlaps, the largest of them."""
         touching = [bool(overlap(part, Range(*old)).size) for old in self.ranges.tolist()]
         clocks = self.clock[touching] if any(touching) else self.clock
-        return np.resize(clocks.max(axis=0), partitions)
+        newest = clocks.max(axis=0)
+        # Another cut has no clocks of its own yet; Adam must not take its old moments for new ones.
+        return np.where(newest, newest, newest.max()) if len(newest) == partitions else np.full(partitions, newest.max())
 
     def require(self, model: Model, state: tuple[str, ...] = ()) -> None:
         """Raise UserError where the checkpoint is of another network, or lacks registers that the rule keeps."""

@@ -34,6 +34,7 @@ class DirectStore:
         self.w = flat if share else flat.copy()
         self.g = np.zeros_like(flat)
         self.counts, self.number = Counts(), 0
+        self.fetched = self.overlaps = self.landing = False
         self._clocks = [0] * len(shards)
         self._oldest = self._clocks
 
@@ -47,6 +48,7 @@ class DirectStore:
             self.w[:] = self._flat
             self.counts.bytes_fetched += self.w.nbytes
         self.counts.fetches += 1
+        self.fetched = True
         return
         yield
 

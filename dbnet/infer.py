@@ -22,7 +22,7 @@ from dbnet.orders import Score
 from dbnet.partition import Cut
 from dbnet.ranges import flatten, size_of
 from dbnet.replica import Replica
-from dbnet.topology import cores_for
+from dbnet.topology import cores_for, node_of
 
 
 class Judge:
@@ -34,6 +34,8 @@ class Judge:
         The checkpoint.
     comm
         MPI's world communicator, every rank of it a partition; None: this process alone.
+    threads
+        For the kernels.
 
     Attributes
     ----------
@@ -41,13 +43,13 @@ class Judge:
         The input units that this rank needs; None: all.
     """
 
-    def __init__(self, path: str, comm: Any = None) -> None:
+    def __init__(self, path: str, comm: Any, threads: int) -> None:
         self.checkpoint, self.comm = Checkpoint(path), comm
         about, config = self.checkpoint.data, self.checkpoint.config
         self.model = make_model(config, tuple(about["shape"]), about["outputs"], about["vectors"])
         self.checkpoint.require(self.model)
-        use(config, cores_for(comm, True)[0])
-        self.cut = Cut(self.model, 1 if comm is None else comm.size, EVALUATION_BATCH)
+        use(config, threads)
+        self.cut = Cut(self.model, 1 if comm is None else comm.size, EVALUATION_BATCH, given=False)
         self.boxes = self.cut.boxes[0 if comm is None else comm.rank]
         self.columns = None if comm is None else flatten(self.boxes[0], self.model.shapes[0])
         used, _, size = footprint(self.model, self.boxes, leads=True)
@@ -85,7 +87,7 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> t
     """Return the score (its test fields) and the number of examples of one part of a data file, by default the run's own."""
 
     def prepare() -> tuple[Judge, Batches]:
-        judge = Judge(path, comm)
+        judge = Judge(path, comm, threads)
         data, model = DataFile(data_path or judge.checkpoint.config.data.path), judge.model
         outputs = judge.checkpoint.data["outputs"]
         if part not in data.sizes:
@@ -96,6 +98,7 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> t
             raise UserError(f"'{data.path}' has {data.targets or data.classes} classes, the network {outputs}.")
         return judge, Batches(data.read(part, None, judge.columns), EVALUATION_BATCH, data.scale, model.dtype, None)
 
+    threads = cores_for(node_of(comm), True)[0]
     judge, batches = mpi.together(comm, prepare)
     with judge.replica(batches) as replica:
         return replica.evaluate(judge.w), len(batches)
@@ -110,7 +113,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) ->
     """
 
     def prepare() -> tuple[Judge, Batches]:
-        judge = Judge(path, comm)
+        judge = Judge(path, comm, threads)
         x, scale = read_inputs(data_path, part, judge.model.shapes[0])
         if judge.columns is not None:
             x = x[:, np.concatenate([np.arange(*r) for r in judge.columns] or [np.arange(0)])]
@@ -118,6 +121,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) ->
         blank = np.zeros((len(x), about["outputs"]), judge.model.dtype) if about["vectors"] else np.zeros(len(x), np.int64)
         return judge, Batches(Part(np.ascontiguousarray(x), blank), EVALUATION_BATCH, scale, judge.model.dtype, None)
 
+    threads = cores_for(node_of(comm), True)[0]
     judge, batches = mpi.together(comm, prepare)
     n = len(batches)
     mine = np.zeros((n, size_of(judge.boxes[-1])), judge.model.dtype)

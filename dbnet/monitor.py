@@ -123,7 +123,7 @@ def free_name(config: Config) -> Config:
         raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
-    while (folder / f"{name}.h5").exists():
+    while any((folder / f"{name}{ending}").exists() for ending in (".h5", ".checkpoint.h5", ".png")):
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})

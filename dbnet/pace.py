@@ -48,7 +48,6 @@ class Pace:
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
         self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
         self.shards = config.topology.shards
-        self.before = np.zeros(desk.topology.replicas, REPLICA)
         self.seconds_before = 0.0
         self._status = desk.status()
         self._shown = {name: values.copy() for name, values in self._status.items()}
@@ -56,6 +55,7 @@ class Pace:
         self.drained: set[int] = set()
         self.turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
         self._writer: Writer | None = None
+        self._awaited = False
         self._parts: dict[int, tuple[Range, np.ndarray]] = {}
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
@@ -67,7 +67,6 @@ class Pace:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
-        self.before = np.resize(checkpoint.replicas, self.before.shape)
         self.seconds_before = checkpoint.seconds
         self.resumed = checkpoint.state
 
@@ -107,15 +106,17 @@ class Pace:
 
     @property
     def writing(self) -> bool:
-        return self._writer is not None
+        return self._awaited
 
     # --- one round ------------------------------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Take in what has arrived; record and show it."""
+    def tick(self) -> bool:
+        """Take in what has arrived, record and show it; return whether anybody gave a sign of life."""
+        before, heard = self._status["heartbeat"].sum(), False
         while (message := self.channel.receive()) is not None:
             handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
             handle(message.source - 1, message.content)
+            heard = True
         self._status = self.desk.status()
         score = self.desk.collect()
         if score is not None:
@@ -125,6 +126,7 @@ class Pace:
             self._show(score)
         elif self.clock() >= self._next_progress:
             self._show(None)
+        return heard or bool(self._status["heartbeat"].sum() != before)
 
     def _show(self, score: Score | None) -> None:
         """Append a row per replica: means since the last rows."""
@@ -187,7 +189,7 @@ class Pace:
         except OSError as error:
             self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
             return
-        self._parts = {}
+        self._parts, self._awaited = {}, True
         self._replicas, self._state = self._cursors(), self.state()
         for shard in range(self.shards):
             self.channel.send(1 + shard, "checkpoint")
@@ -199,18 +201,32 @@ class Pace:
         return rows
 
     def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
-        self._writer.write(*content)
+        self._guarded(lambda writer: writer.write(*content))
 
     def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
         self._parts[shard] = content
-        if len(self._parts) == self.shards:
-            ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
-            self._writer.commit(np.array(clocks), list(ranges), self._replicas, self.seconds, self._state)
+        if len(self._parts) < self.shards:
+            return
+        ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
+        self._guarded(lambda w: w.commit(np.array(clocks), list(ranges), self._replicas, self.seconds, self._state))
+        self._writer, self._awaited = None, False
+
+    def _guarded(self, act: Callable[[Writer], None]) -> None:
+        """Do something with the checkpoint under way; if the disk refuses, leave no part of it and go on."""
+        if self._writer is None:
+            return
+        try:
+            act(self._writer)
+        except (OSError, RuntimeError) as error:
+            self.display.say(f"The checkpoint could not be written: {error}. The run goes on.")
+            self._writer.discard()
             self._writer = None
 
     def close(self) -> None:
         """End the run's outputs; a checkpoint that is not complete leaves nothing."""
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
-        self.record.close(finished=self.desk.ended)
+        try:
+            if self._writer is not None:
+                self._writer.discard()
+                self._writer = None
+        finally:
+            self.record.close(finished=self.desk.ended)

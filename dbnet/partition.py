@@ -77,6 +77,8 @@ class Cut:
         Examples per step, for the cost.
     machine
         What the cost model assumes.
+    given
+        Whether the layers' own `cut` counts; not where a network is used on another number of ranks than it was made for.
 
     Attributes
     ----------
@@ -86,9 +88,9 @@ class Cut:
         Each layer's grid.
     """
 
-    def __init__(self, model: Model, partitions: int, batch: int = 32, machine: Machine | None = None) -> None:
+    def __init__(self, model: Model, partitions: int, batch: int = 32, machine: Machine | None = None, given: bool = True) -> None:
         self.model, self.partitions, self.batch, self.machine = model, partitions, batch, machine or Machine()
-        self.chosen = self._choose()
+        self.chosen = self._choose(given and partitions > 1)
         layers = [cut_boxes(shape, grid, partitions) for shape, grid in zip(model.shapes[1:], self.chosen, strict=True)]
         first = model.layers[0]
         inputs = [first.needs(model.shapes[0], layers[0][p]) for p in range(partitions)]
@@ -158,12 +160,12 @@ class Cut:
 
     # --- choosing ---------------------------------------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[int, ...]]:
+    def _choose(self, given: bool) -> list[tuple[int, ...]]:
         """Return the cheapest grid of each layer, by dynamic programming over the layers."""
         best: dict[tuple[int, ...], tuple[float, list[tuple[int, ...]]]] = {}
         for i, layer in enumerate(self.model.layers):
             shape, now = self.model.shapes[i + 1], {}
-            for grid in [self._given(i)] if layer.cut else grids(shape, self.partitions):
+            for grid in [self._given(i)] if layer.cut and given else grids(shape, self.partitions):
                 boxes = cut_boxes(shape, grid, self.partitions)
                 own, options = self.compute_seconds(i, boxes), []
                 for cost, path in best.values():

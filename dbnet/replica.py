@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -128,20 +129,24 @@ class Replica:
         self.right += right
         return count, loss, right
 
-    def evaluate(self, w: np.ndarray) -> Score:
-        """Return mean loss and accuracy on the test set and on the watched portion of the training set."""
+    def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
+        """Return mean loss and accuracy on the test set and on the watched portion of the training set.
+
+        `beat` is called after each minibatch, to show that the replica is alive.
+        """
         out: list[float] = []
         for name in ("test", "train"):
             batches = self.watched.get(name)
-            out += self._evaluate(w, batches) if batches is not None and len(batches) else [np.nan, np.nan]
+            out += self._evaluate(w, batches, beat) if batches is not None and len(batches) else [np.nan, np.nan]
         return Score(*out)
 
-    def _evaluate(self, w: np.ndarray, batches: Batches) -> list[float]:
+    def _evaluate(self, w: np.ndarray, batches: Batches, beat: Callable[[], None]) -> list[float]:
         batches.seek(Cursor(0, 0))
         loss, right = 0.0, 0
         for _ in range(-(-len(batches) // batches.batch)):
             count = batches.next(self.judge.x)
             more, good = self.judge.score(w, batches.target, count)
             loss, right = loss + more, right + good
+            beat()
         accuracy = right / len(batches) if batches.target.ndim == 1 else np.nan
         return [loss / len(batches), accuracy]

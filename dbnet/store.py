@@ -166,6 +166,7 @@ class WindowStore:
         self._head, self._tail = np.zeros((2, len(self.routes), 1), np.int64)
         self._header = np.zeros((len(self.routes), HEADER), np.int64)
         self.counts, self.number = Counts(), 0
+        self.fetched, self.overlaps = False, overlap
         self._mover = Mover() if overlap else None
         self._fetching: Job | None = None
         self._pushing: Job | None = None
@@ -176,10 +177,18 @@ class WindowStore:
 
     def fetch(self) -> Turns:
         """Fetch the parameters: into `w` now, or with overlap in the background, to take effect at `arrive`."""
-        if self._mover is None or self.counts.fetches == 0:
+        self.counts.fetches += 1
+        self.counts.bytes_fetched += self.w.nbytes
+        first, self.fetched = not self.fetched, True
+        if self._mover is None or first:
             yield from self._read(self.w, self.clocks)
         else:
             self._fetching = self._mover.start(self._read(self._w2, self._landing))
+
+    @property
+    def landing(self) -> bool:
+        """Whether a fetch is under way whose parameters will replace the present ones."""
+        return self._fetching is not None
 
     def arrive(self) -> Turns:
         """End the step: an overlapped fetch takes effect."""
@@ -244,8 +253,6 @@ class WindowStore:
                 window.get(rank, "params", w[place : place + end - start], target)
         for rank in ranks:
             window.flush(rank)
-        self.counts.fetches += 1
-        self.counts.bytes_fetched += w.nbytes
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
@@ -268,6 +275,7 @@ class WindowStore:
             elif since:
                 self.counts.waited += time.perf_counter() - since
                 since = 0.0
+                yield None
             todo = left
         self.counts.waited += time.perf_counter() - since if since else 0.0
         self.counts.pushes += 1

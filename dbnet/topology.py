@@ -122,9 +122,16 @@ def connect(comm: Any, topology: Topology) -> Communicators:
     working = role is Role.WORK
     servers = comm.Split(MPI.UNDEFINED if working else 0, comm.rank)
     replica = comm.Split(topology.place(comm.rank)[0] if working else MPI.UNDEFINED, comm.rank)
-    return Communicators(
-        comm.Dup(), None if working else servers, replica if working else None, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-    )
+    return Communicators(comm.Dup(), None if working else servers, replica if working else None, node_of(comm))
+
+
+def node_of(comm: Any) -> Any:
+    """Return the communicator of the ranks that share memory with this one; None without MPI."""
+    if comm is None:
+        return None
+    from mpi4py import MPI
+
+    return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
 
 
 def cores_for(comm: Any, computes: bool) -> tuple[int, int]:

@@ -135,3 +135,16 @@ def test_a_resumed_run_counts_on(run_file: Path, dbnet: Callable[..., Finished])
     assert second.evaluation.seconds.iloc[0] >= first.evaluation.seconds.iloc[-1]
     assert second.evaluation.test_loss.iloc[0] == pytest.approx(first.evaluation.test_loss.iloc[-1])
     assert (second.progress.steps > 50).all()
+
+
+def test_clocks_on_another_cut_are_the_newest() -> None:
+    """A shard that had nothing of a partition must not begin that partition's count anew with old moments."""
+    from dbnet.checkpoint import Checkpoint
+    from dbnet.ranges import Range
+
+    point = object.__new__(Checkpoint)
+    point.ranges, point.clock = np.array([[0, 4], [4, 8]]), np.array([[9, 0], [0, 7]])
+    assert point.clock_of(Range(0, 4), 1).tolist() == [9]
+    assert point.clock_of(Range(4, 8), 1).tolist() == [7]
+    assert point.clock_of(Range(4, 8), 2).tolist() == [7, 7]
+    assert point.clock_of(Range(0, 8), 3).tolist() == [9, 9, 9]

@@ -190,3 +190,25 @@ def test_routes_carry_every_parameter_once(gaps, shards, slot):
     for piece in pieces:
         expected[piece.range.slice] = piece.at + np.arange(piece.range.size)
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_an_evaluation_before_the_first_step_does_not_stand_for_a_fetch(overlap):
+    """A snapshot leaves training as it was: the first gradient is that of fetched parameters."""
+    world = World(4, 1, 1, 3, whole_numbers, (f"overlap={overlap}", "n_fetch=2"))
+    world.memory.at(1).local["params"][:] = 7
+    for _ in world.stores[0].snapshot(np.zeros(4)):
+        pass
+    world.run()
+    assert (world.replicas[0].seen[0] == 7).all()
+    assert world.stores[0].counts.fetches == 2
+
+
+def test_overlapped_fetches_keep_the_local_steps_that_count():
+    """n_fetch = 2: the local step of a fetch's own step is replaced by what lands; the other one reaches the next gradient."""
+    world = World(4, 1, 1, 6, lambda r, k, w: np.ones_like(w), ("overlap=true", "n_fetch=2", "n_push=100", "local_rate=0.5"))
+    world.run()
+    # Nothing but gradient 0 is pushed before the end, so every fetch brings 0 or -1: all other movement is local.
+    seen = [float(w[0]) for w in world.replicas[0].seen]
+    assert seen[0] == 0
+    assert seen[4] - seen[3] == -0.5

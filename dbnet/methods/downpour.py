@@ -16,6 +16,7 @@ from typing import ClassVar
 from dbnet.channel import Channel, Message
 from dbnet.config import Config
 from dbnet.direct import Store
+from dbnet.errors import UserError
 from dbnet.methods.base import Method
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
@@ -34,6 +35,13 @@ class Downpour(Method):
 
     kind: ClassVar[str] = "downpour"
 
+    def check(self, config: Config) -> None:
+        stop = config.stop
+        if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
+            raise UserError(
+                f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give epochs, steps or seconds."
+            )
+
     def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
         method, rule = config.method, config.members()[2]
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
@@ -41,10 +49,12 @@ class Downpour(Method):
         accrued = 0
         while not orders.stop and not finished(replica, config):
             step = replica.steps
-            if step % method.n_fetch == 0 or not store.counts.fetches:
+            if step % method.n_fetch == 0 or not store.fetched:
                 yield from store.fetch()
             store.accrued(first=accrued == 0)
-            local = method.n_fetch > 1 and (step + 1) % method.n_fetch != 0
+            # A local step is of no use where other parameters come before the next gradient.
+            lost = store.landing or (not store.overlaps and (step + 1) % method.n_fetch == 0)
+            local = method.n_fetch > 1 and not lost
             replica.accrue(store.w, store.g, accrued, alpha if local else 0.0)
             accrued += 1
             if step % method.n_push == 0:
@@ -65,8 +75,9 @@ class Downpour(Method):
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
         next_report, draining, sending = 0.0, False, None
         while True:
-            busy = drain(inbox, clock)
+            # The message first: after "drain" the rings must be seen empty once more.
             message = channel.receive()
+            busy = drain(inbox, clock)
             busy = self.answer(shard, message, channel) or busy
             if message is not None:
                 draining = draining or message.kind == "drain"
@@ -131,7 +142,7 @@ def report(replica: Replica, store: Store, orders: Orders, now: bool = False) ->
     if orders.evaluation_wanted:
         yield from store.snapshot(replica.snapshot)
         orders.copied()
-        orders.report(replica.evaluate(replica.snapshot))
+        orders.report(replica.evaluate(replica.snapshot, orders.poll))
 
 
 def attend(replica: Replica, store: Store, orders: Orders, flag: int) -> Turns:
@@ -206,18 +217,17 @@ def finish(pace: Pace) -> Turns:
 
     def until(done: Callable[[], bool], reason: str) -> Turns:
         while not done():
-            pace.tick()
-            yield Wait(f"the coordinator waits for {reason}")
+            yield None if pace.tick() else Wait(f"the coordinator waits for {reason}")
 
     for shard in range(pace.shards):
         pace.channel.send(1 + shard, "drain")
     yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
     yield from until(lambda: not pace.evaluating, f"the evaluation by replica {pace.desk.evaluating}")
-    pace.evaluate()
-    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
     yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
     pace.checkpoint()
     yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
+    pace.evaluate()
+    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
     pace.desk.end()
     for shard in range(pace.shards):
         pace.channel.send(1 + shard, "end")

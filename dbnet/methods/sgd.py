@@ -23,6 +23,7 @@ class Sgd(Downpour):
     kind: ClassVar[str] = "sgd"
 
     def check(self, config: Config) -> None:
+        super().check(config)
         if config.topology.replicas != 1:
             raise UserError("method.kind = 'sgd' trains one replica; set topology.replicas = 1, or method.kind = 'downpour'.")
 
