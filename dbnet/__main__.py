@@ -117,10 +117,9 @@ def train(options: argparse.Namespace) -> int:
             draw(Run(done.run_file), picture)
             if not options.quiet:
                 print(f"Test accuracy  {done.accuracy:.4f}")
-                print(
-                    f"Run file       {done.run_file}\nCheckpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}\nPicture        {picture}",
-                    flush=True,
-                )
+                print(f"Run file       {done.run_file}")
+                print(f"Checkpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}")
+                print(f"Picture        {picture}", flush=True)
     return 0
 
 

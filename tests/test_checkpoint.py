@@ -139,9 +139,6 @@ def test_a_resumed_run_counts_on(run_file: Path, dbnet: Callable[..., Finished])
 
 def test_clocks_on_another_cut_are_the_newest() -> None:
     """A shard that had nothing of a partition must not begin that partition's count anew with old moments."""
-    from dbnet.checkpoint import Checkpoint
-    from dbnet.ranges import Range
-
     point = object.__new__(Checkpoint)
     point.ranges, point.clock = np.array([[0, 4], [4, 8]]), np.array([[9, 0], [0, 7]])
     assert point.clock_of(Range(0, 4), 1).tolist() == [9]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dbnet import build, config, run
-from dbnet.data.base import write
+from dbnet.data.base import DataFile, write
+from dbnet.errors import UserError
 from dbnet.ranges import Range
 
 
@@ -190,3 +191,27 @@ def test_evaluation_leaves_training_alone(data):
     often = settings(data, "evaluate.epochs=0.05", "method.n_fetch=3")
     never = settings(data, "evaluate.epochs=1000", "method.n_fetch=3")
     np.testing.assert_array_equal(run.train(often, quiet=True).params, run.train(never, quiet=True).params)
+
+
+def test_a_run_file_with_cuts_runs_uncut_in_one_process(data):
+    plain = settings(data, steps=10)
+    cut = settings(data, "topology.partitions=2", "model.layers.0.cut=[2]", steps=10)
+    np.testing.assert_array_equal(run.train(plain, quiet=True).params, run.train(cut, quiet=True).params)
+
+
+def test_a_run_that_would_never_end_is_refused(data):
+    with pytest.raises(UserError, match=r"stop\.iterations is for batch methods"):
+        build.setup(settings(data, iterations=5))
+    blind = data.with_name("blind.h5")
+    part = DataFile(data).read("train")
+    write(blind, {"train/x": part.x, "train/y": part.y, "classes": 3})
+    with pytest.raises(UserError, match=r"stop\.accuracy needs labelled test examples"):
+        build.setup(settings(data, f"data.path='{blind}'", accuracy=0.9))
+
+
+def test_no_output_of_an_earlier_run_is_overwritten(data):
+    done = run.train(settings(data, steps=2), quiet=True)
+    done.run_file.unlink()
+    again = run.train(settings(data, steps=2), quiet=True)
+    assert again.checkpoint != done.checkpoint
+    assert done.checkpoint.exists()

@@ -38,9 +38,7 @@ class Downpour(Method):
     def check(self, config: Config) -> None:
         stop = config.stop
         if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
-            raise UserError(
-                f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give epochs, steps or seconds."
-            )
+            raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")
 
     def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
         method, rule = config.method, config.members()[2]
