@@ -9,43 +9,18 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from dbnet.activations import ACTIVATIONS, Activation
+from dbnet.activations import ACTIVATIONS
 from dbnet.filters import batch_outside, filter_dx, filter_forward, shared_dW, turn
-from dbnet.layers.base import Cell, Layer, Parameter, Shape
-from dbnet.patches import Pair, Patches, bounds, runs, selection
-from dbnet.ranges import Range, Region, size_of
+from dbnet.layers.base import Cell, Parameter, Shape
+from dbnet.layers.local import Local
+from dbnet.patches import bounds, runs, selection
+from dbnet.ranges import Region
 
 
-class Conv(Layer):
-    """Convolutional layer.
-
-    Parameters
-    ----------
-    maps
-        Number of outputs per position.
-    field, stride, padding
-        Height and width of what an output sees, how far apart outputs look, rows and columns of zeros around the image; one
-        number or [vertical, horizontal].
-    activation
-        identity, sigmoid, tanh or relu.
-    """
+class Conv(Local):
+    """Convolutional layer; its options are those of `local`."""
 
     kind: ClassVar[str] = "conv"
-    parts: ClassVar[bool] = True
-    maps: int = Field(gt=0)
-    field: int | Pair
-    stride: int | Pair = 1
-    padding: int | Pair = 0
-    activation: Activation = "identity"
-
-    @property
-    def patches(self) -> Patches:
-        return Patches.of(self.field, self.stride, self.padding)
-
-    def output_shape(self, x: Shape) -> Shape:
-        return (*self.patches.positions(x, self.kind), self.maps)
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
         patch = self.patches.area * x[2]
@@ -55,9 +30,6 @@ class Conv(Layer):
         if self.activation == "relu":
             spread = sqrt(6 / patch)
         return {"W": Parameter((self.maps, patch), 0, spread, decays=True), "b": Parameter((self.maps,), 0)}
-
-    def needs(self, x: Shape, out: Region) -> Region:
-        return self.patches.needs(x, out, Range(0, x[2]))
 
     def scratch(self, c: Cell) -> dict[str, Any]:
         rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)
@@ -91,6 +63,3 @@ class Conv(Layer):
             c.g["W"].fill(0)
         turn(c.scratch["xt"], c.x)
         shared_dW(c.g["W"][c.y_box[2].slice], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"])
-
-    def flops(self, x: Shape, out: Region) -> int:
-        return 2 * self.patches.area * x[2] * size_of(out)
