@@ -22,7 +22,7 @@ from dbnet.orders import Score
 from dbnet.partition import Cut
 from dbnet.ranges import flatten, size_of
 from dbnet.replica import Replica
-from dbnet.topology import cores_for, node_of
+from dbnet.topology import cores_for, crowded, node_of
 
 
 class Judge:
@@ -63,7 +63,7 @@ class Judge:
         if self.comm is None:
             yield Replica(self.model, batches, {"test": batches}, 0)
             return
-        link = MpiLink(self.comm, self.checkpoint.config.run.deadline)
+        link = MpiLink(self.comm, self.checkpoint.config.run.deadline, crowded(node_of(self.comm)))
         yield Replica(self.model, batches, {"test": batches}, 0, (self.cut, link))
         link.close()
 

@@ -30,14 +30,25 @@ class Link(Protocol):
 
 
 class MpiLink:
-    """Persistent requests and non-blocking collectives on the replica's communicator, waited for with a deadline."""
+    """Persistent requests and non-blocking collectives on the replica's communicator, waited for with a deadline.
 
-    def __init__(self, comm: Any, deadline: float) -> None:
+    Parameters
+    ----------
+    comm
+        The replica's communicator.
+    deadline
+        Seconds that one wait may last.
+    crowded
+        Whether there are more ranks than cores: then a waiting rank soon sleeps, since who it waits for may need its core.
+    """
+
+    def __init__(self, comm: Any, deadline: float, crowded: bool = False) -> None:
         from mpi4py import MPI
 
         self._mpi, self._comm, self._deadline = MPI, comm, deadline
         self.rank, self.size = comm.rank, comm.size
         self._requests: list[Any] = []
+        self._patience = 256 if crowded else 8192
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
         return self._keep(self._comm.Send_init(buffer, to, tag))
@@ -77,8 +88,7 @@ class MpiLink:
         while not done():
             turns += 1
             if turns > 64:
-                # With more ranks than cores the one that is waited for may need this core.
-                os.sched_yield() if turns < 4096 else time.sleep(5e-5)
+                os.sched_yield() if turns < self._patience else time.sleep(5e-5)
             if turns % 1024 == 0 and time.perf_counter() - since > self._deadline:
                 raise UserError(
                     f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "

@@ -5,7 +5,6 @@ With MPI every rank is one role. In one process all roles take turns; pushes are
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -30,7 +29,7 @@ from dbnet.orders import Desk, Orders
 from dbnet.pace import Pace
 from dbnet.replica import Replica
 from dbnet.store import Inbox, WindowStore
-from dbnet.topology import Communicators, Role
+from dbnet.topology import Communicators, Role, crowded
 from dbnet.waiting import Turns, drive, take_turns
 from dbnet.window import Memory, MpiWindow, Window
 
@@ -138,7 +137,7 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     def load() -> Replica | None:
         if role is not Role.WORK:
             return None
-        link = MpiLink(comms.replica, config.run.deadline) if world.partitions > 1 else None
+        link = MpiLink(comms.replica, config.run.deadline, crowded(comms.node)) if world.partitions > 1 else None
         return load_replica(ready, *world.place(comm.rank), link)
 
     replica = mpi.together(comm, load)
@@ -203,9 +202,8 @@ def _work(
 
 def _start(role: Turns, ready: Setup, comms: Communicators) -> None:
     """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
-    crowded = comms.node.size > len(os.sched_getaffinity(0))
     comms.world.Barrier()
-    drive(role, ready.config.run.deadline, crowded)
+    drive(role, ready.config.run.deadline, crowded(comms.node))
 
 
 _ROLES: dict[Role, Callable[..., Outcome | None]] = {Role.COORDINATE: _coordinate, Role.SERVE: _serve, Role.WORK: _work}

@@ -134,6 +134,11 @@ def node_of(comm: Any) -> Any:
     return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
 
 
+def crowded(node: Any) -> bool:
+    """Return whether more ranks than cores share memory with this one."""
+    return node is not None and node.size > len(os.sched_getaffinity(0))
+
+
 def cores_for(comm: Any, computes: bool) -> tuple[int, int]:
     """Return (threads this rank may use, cores it may run on): its cores, shared with the node's other computing ranks there."""
     mine = frozenset(os.sched_getaffinity(0))
