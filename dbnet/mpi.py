@@ -108,5 +108,12 @@ def together(comm: Any, function: Callable[[], T]) -> T:
     raise Refused
 
 
+def meet(comm: Any) -> None:
+    """Wait for all ranks of `comm` without burning the cores that some of them still compute on."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(1e-3)
+
+
 class Refused(Exception):
     """All ranks stop in step; the message has been printed."""

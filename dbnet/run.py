@@ -149,7 +149,7 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
             use(ready.config, threads)
-        comms.node.Barrier()
+        mpi.meet(comms.node)
     ready = replace(ready, config=config)
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))

@@ -66,7 +66,7 @@ class Job:
         return self
 
 
-def launch(n: int, *words: object, timeout: float = 90, cwd: Path | None = None, **env: str) -> Job:
+def launch(n: int, *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
     """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail."""
     session = Path(tempfile.mkdtemp(prefix="dbnet-"))
     options = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
