@@ -16,7 +16,13 @@ from dbnet.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0 success, 2 something the user can mend, 1 a failure."""
-    options = read(arguments)
+    try:
+        options = read(arguments)
+    except SystemExit as end:
+        if end.code and mpi.launched_size() > 1:
+            # A launcher drops what the first rank has complained about if another one has left with an error before.
+            mpi.meet(mpi.world())
+        raise
     try:
         return int(options.run(options) or 0)
     except mpi.Refused:
