@@ -126,6 +126,10 @@ def train(options: argparse.Namespace) -> int:
                 print(f"Run file       {done.run_file}")
                 print(f"Checkpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}")
                 print(f"Picture        {picture}", flush=True)
+                if done.losses:
+                    print(done.losses, flush=True)
+            if done.losses:
+                mpi.leave(0)
     return 0
 
 

@@ -1,12 +1,13 @@
 """Minibatches of a replica's subset, in a seeded order that a cursor can come back to.
 
-The order of epoch e is a permutation drawn from (seed, subset, e) alone, so a cursor is two integers: the epoch and the number of
-examples of it that are used. Every example comes once per epoch; the last minibatch of an epoch is smaller, its unused columns
-keep an earlier example and count nothing.
+The order is a function of the epoch, so a cursor is two integers: the epoch and the number of examples of it that are used.
+Every example comes once per epoch; the last minibatch of an epoch is smaller, its unused columns keep an earlier example and count
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,18 +52,18 @@ class Batches:
         What x is multiplied with.
     dtype
         Floating-point type of the network.
-    key
-        (seed, subset) of the order; None keeps the order of the file (evaluation).
+    order
+        Gives the order of an epoch; None keeps the order of the file (evaluation).
     """
 
-    def __init__(self, part: Part, batch: int, scale: float, dtype: np.dtype, key: tuple[int, int] | None) -> None:
+    def __init__(self, part: Part, batch: int, scale: float, dtype: np.dtype, order: Callable[[int], np.ndarray] | None) -> None:
         self.part, self.batch, self.scale = part, batch, scale
         self._x = part.x if part.x.dtype == np.uint8 else np.ascontiguousarray(part.x, dtype)
         self._gather = gather_bytes if part.x.dtype == np.uint8 else gather
         self._vectors = part.y.ndim == 2
         self._y = part.y.astype(dtype) if self._vectors else part.y
         self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
-        self._key = key
+        self._order_of = order
         self._order = np.arange(len(part))
         self.seek(Cursor(0, 0))
 
@@ -79,10 +80,8 @@ class Batches:
         self._shuffle()
 
     def _shuffle(self) -> None:
-        if self._key is not None:
-            seed, subset = self._key
-            generator = np.random.Generator(np.random.Philox(key=[seed, subset], counter=[0, 0, self._epoch, 1]))
-            self._order = generator.permutation(len(self.part))
+        if self._order_of is not None:
+            self._order = self._order_of(self._epoch)
 
     def next(self, x: np.ndarray) -> int:
         """Fill `x` [units, batch] and `self.target` with the next minibatch; return its number of examples."""

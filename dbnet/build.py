@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dbnet import jit
-from dbnet.batches import Batches, Cursor
+from dbnet.batches import Batches
 from dbnet.checkpoint import Checkpoint
 from dbnet.config import Config
 from dbnet.data.base import DataFile
@@ -20,11 +20,14 @@ from dbnet.link import Link
 from dbnet.model import Model, footprint
 from dbnet.orders import coordinator_fields
 from dbnet.partition import Cut
-from dbnet.ranges import Range, flatten
+from dbnet.pulse import pulse_fields
+from dbnet.ranges import Range, flatten, split
 from dbnet.registry import make, reached
 from dbnet.replica import Replica
+from dbnet.routes import Route, routes
 from dbnet.shard import Shard
-from dbnet.store import Rings, Route, routes
+from dbnet.shares import Share
+from dbnet.store import Rings
 from dbnet.topology import Topology
 from dbnet.window import Layout
 
@@ -91,7 +94,7 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     blind = bool(data.targets) or not data.sizes.get("test")
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
-    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
+    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions, shape.spares), checkpoint)
     out.method.check(config)
     return out
 
@@ -107,7 +110,8 @@ def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bo
 
 def coordinator_layout(ready: Setup) -> Layout:
     """Return the coordinator's window layout."""
-    return Layout([*coordinator_fields(ready.topology), *ready.method.fields(ready.topology)])
+    world = ready.topology
+    return Layout([*coordinator_fields(world), *pulse_fields(world), *ready.method.fields(world)])
 
 
 def window_layouts(ready: Setup) -> list[Layout]:
@@ -155,7 +159,7 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     config, data, model = ready.config, ready.data, ready.model
     seed, dtype = config.run.seed, model.dtype
     columns = None if link is None else flatten(ready.cut.boxes[partition][0], data.shape)
-    train = ready.method.examples(data, config, index, columns)
+    train = ready.method.examples(data, config, first_shares(ready, index), columns)
     watched = {}
     if data.sizes.get("test"):
         watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
@@ -166,13 +170,23 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     return Replica(model, train, watched, seed, None if link is None else (ready.cut, link))
 
 
+def first_shares(ready: Setup, index: int) -> list[Share]:
+    """Return what a replica trains on at first: its subset, from where the checkpoint left it; a spare one nothing."""
+    parts = ready.topology.replicas
+    if index >= parts:
+        return []
+    subset = Share(index, 0, split(ready.data.sizes["train"], parts)[index].size)
+    if ready.checkpoint is None or index >= len(ready.checkpoint.replicas):
+        return [subset]
+    row = ready.checkpoint.replicas[index]
+    return [subset._replace(epoch=int(row["epoch"]), position=min(int(row["position"]), max(0, subset.size - 1)))]
+
+
 def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
-    """Set a replica's counters and cursor from the checkpoint, if there is one for it; return its store."""
+    """Set a replica's counters from the checkpoint, if there is one for it; return its store."""
     if ready.checkpoint is not None and index < len(ready.checkpoint.replicas):
         row = ready.checkpoint.replicas[index]
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
-        position = min(int(row["position"]), max(0, len(replica.train) - 1))
-        replica.train.seek(Cursor(int(row["epoch"]), position))
         store.resume(int(row["pushes"]))
     return store
 

@@ -31,6 +31,14 @@ class RunTable(Table):
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
     start: str | None = Field(default=None, description="checkpoint whose parameters the run starts from; default: random ones")
     deadline: float = Field(default=60.0, gt=0, description="seconds that any rank waits for another before it gives up")
+    heartbeat: float = Field(
+        default=20.0, gt=0, description="seconds without a sign of life after which a rank is lost; at most half of the deadline"
+    )
+
+    @property
+    def bound(self) -> float:
+        """Seconds without a sign of life after which a rank is lost."""
+        return min(self.heartbeat, self.deadline / 2)
 
     @field_validator("name", "folder")
     @classmethod
@@ -73,11 +81,12 @@ class TopologyTable(Table):
     shards: int = Field(default=1, gt=0, description="S, ranks that hold the parameters")
     replicas: int = Field(default=1, gt=0, description="R, copies of the network, each trained on its own subset")
     partitions: int = Field(default=1, gt=0, description="P, ranks over which each copy of the network is cut")
+    spares: int = Field(default=0, ge=0, description="replicas that wait and take the place of one that is lost")
 
     @property
     def world(self) -> int:
         """Number of ranks: one coordinator, the shards, and every partition of every replica."""
-        return 1 + self.shards + self.replicas * self.partitions
+        return 1 + self.shards + (self.replicas + self.spares) * self.partitions
 
 
 class StopTable(Table):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from dbnet.errors import UserError
+
+
+class Gone(Exception):
+    """Another partition of this replica is gone: nothing is left to do here."""
 
 
 class Link(Protocol):
@@ -48,6 +53,8 @@ class MpiLink:
         self._mpi, self._comm, self._deadline = MPI, comm, deadline
         self.rank, self.size = comm.rank, comm.size
         self._requests: list[Any] = []
+        # What else is due while one waits: a sign of life.
+        self.beat: Callable[[str], None] = lambda reason: None
         self._patience = 256 if crowded else 8192
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
@@ -61,36 +68,57 @@ class MpiLink:
         return request
 
     def start(self, transfers: Sequence[Any]) -> None:
-        self._mpi.Prequest.Startall(transfers)
+        with self._together():
+            self._mpi.Prequest.Startall(transfers)
 
     def wait(self, transfers: Sequence[Any]) -> None:
         self._poll(lambda: self._mpi.Request.Testall(transfers), "another partition's values")
 
     def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
-        self._poll(self._comm.Iallgather(mine, everyone).Test, "the other partitions' outputs")
+        self._collect(self._comm.Iallgather, (mine, everyone), "the other partitions' outputs")
 
     def total(self, mine: np.ndarray, total: np.ndarray) -> None:
-        self._poll(self._comm.Iallreduce(mine, total).Test, "the other partitions' share of a gradient")
+        self._collect(self._comm.Iallreduce, (mine, total), "the other partitions' share of a gradient")
 
     def share(self, values: np.ndarray) -> None:
-        self._poll(self._comm.Ibcast(values, 0).Test, "partition 0 of its replica to lead")
+        self._collect(self._comm.Ibcast, (values, 0), "partition 0 of its replica to lead")
 
     def meet(self) -> None:
-        self._poll(self._comm.Ibarrier().Test, "all partitions to finish")
+        self._collect(self._comm.Ibarrier, (), "all partitions to finish")
 
     def close(self) -> None:
         """Give back the persistent requests; the link is of no use afterwards."""
         while self._requests:
             self._requests.pop().Free()
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """MPI that survives killed ranks raises where one of this communicator's is dead; the others wait for ever."""
+        try:
+            yield
+        except self._mpi.Exception as error:
+            raise Gone(str(error)) from None
+
+    def _collect(self, begin: Callable[..., Any], arrays: Sequence[Any], what: str) -> None:
+        with self._together():
+            request = begin(*arrays)
+        self._poll(request.Test, what)
+
     def _poll(self, done: Callable[[], bool], what: str) -> None:
         turns, since = 0, time.perf_counter()
-        while not done():
-            turns += 1
-            if turns > 64:
-                os.sched_yield() if turns < self._patience else time.sleep(5e-5)
-            if turns % 1024 == 0 and time.perf_counter() - since > self._deadline:
-                raise UserError(
-                    f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
-                    "run.deadline."
-                )
+        with self._together():
+            while not done():
+                turns += 1
+                if turns > 64:
+                    os.sched_yield() if turns < self._patience else time.sleep(5e-5)
+                if turns % 1024 == 0:
+                    self._patiently(since, what)
+
+    def _patiently(self, since: float, what: str) -> None:
+        """Give a sign of life; wait no longer than the deadline."""
+        self.beat(f"waits for {what}")
+        if time.perf_counter() - since > self._deadline:
+            raise UserError(
+                f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
+                "run.deadline."
+            )

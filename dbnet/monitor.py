@@ -4,6 +4,7 @@
 /evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
 /iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
 /events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
+/losses       a row per lost replica: when, its steps of this run, how many of their gradients were applied
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished
 attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
@@ -83,6 +84,7 @@ EVENTS = np.dtype(
         ("seconds", "f8"),
     ]
 )
+LOSSES = np.dtype([("replica", "i4"), ("seconds", "f8"), ("steps", "i8"), ("applied", "i8")])
 BINS = 256
 
 
@@ -167,7 +169,13 @@ class RunFile:
                 **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
             }
         )
-        for name, dtype in (("progress", PROGRESS), ("evaluation", EVALUATION), ("iterations", ITERATIONS), ("events", EVENTS)):
+        for name, dtype in (
+            ("progress", PROGRESS),
+            ("evaluation", EVALUATION),
+            ("iterations", ITERATIONS),
+            ("events", EVENTS),
+            ("losses", LOSSES),
+        ):
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
@@ -190,6 +198,9 @@ class RunFile:
 
     def iteration(self, *values: float) -> None:
         self._append("iterations", np.array([values], ITERATIONS))
+
+    def loss(self, *values: float) -> None:
+        self._append("losses", np.array([values], LOSSES))
 
     def events(self, shard: int, events: np.ndarray) -> None:
         """Append the updates of one shard and count their staleness."""
@@ -225,7 +236,7 @@ class Run:
         The effective configuration.
     about
         Versions, revision, MPI library, hosts.
-    progress, evaluation, iterations, events, staleness
+    progress, evaluation, iterations, events, losses, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
     finished
         Whether the run came to its own end.
@@ -251,6 +262,7 @@ class Run:
             rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
             self.iterations: pd.DataFrame = pd.DataFrame(rows)
             self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
+            self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:] if "losses" in file else np.zeros(0, LOSSES))
             counts = file["staleness"][:].T
             self.finished = bool(file["state"][()])
         last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1

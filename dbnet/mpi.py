@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dbnet.errors import UserError
 
@@ -113,6 +114,24 @@ def meet(comm: Any) -> None:
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(1e-3)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without MPI_Finalize, which would wait for ranks that are lost."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stop_all(comm: Any, message: str) -> NoReturn:
+    """End all ranks with this message, from whatever thread, even where MPI itself hangs."""
+    print(f"dbnet: {message}", file=sys.stderr, flush=True)
+    # Abort may hang like the call that brought us here.
+    ending = threading.Timer(3, os._exit, (1,))
+    ending.daemon = True
+    ending.start()
+    comm.Abort(1)
+    os._exit(1)
 
 
 class Refused(Exception):

@@ -1,7 +1,10 @@
 """What the coordinator tells replicas and what they report, both halves, over the coordinator's window.
 
-Fields: `order[r]` = (go, stop, evaluation wanted, end), a level, not a message: replica r reads its row now and then and acts
-on what it sees; nobody ever addresses a replica. `status[r]` is written by replica r alone: how far it is and what it has moved.
+Fields: `order[r]` is a level, not a message: replica r reads its row now and then and acts on what it sees; nobody ever addresses a
+replica. Its columns: go, stop, number of the evaluation that is wanted, end, lost (given up: leave), how many rows of `share[r]`
+are valid, steps made before in its place. `share[r]` lists the ranges of subsets that it is to train on; a row never changes.
+
+`status[r]` is written by replica r alone: how far it is and what it has moved; `cursor[r]` how far it is in each of its shares.
 `report[r]` is its last evaluation; its first number, written last, says which one.
 """
 
@@ -12,11 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.batches import Cursor
+from dbnet.errors import UserError
 from dbnet.link import Link
+from dbnet.shares import Share
 from dbnet.topology import Topology
 from dbnet.window import Field, Window
 
-GO, STOP, EVALUATE, END = range(4)
+GO, STOP, EVALUATE, END, LOST, SHARES, MADE = range(7)
+ORDER = 7
 STATUS = (
     "heartbeat",
     "done",
@@ -34,6 +41,7 @@ STATUS = (
     "snapshot",
     "computed",
     "dropped",
+    "taken",
 )
 _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
@@ -50,13 +58,20 @@ class Score(NamedTuple):
 
 def coordinator_fields(topology: Topology) -> list[Field]:
     """Return the window fields of the coordinator."""
-    n = topology.replicas
+    n = topology.copies
     return [
-        Field("order", "int64", (n, 4)),
+        Field("order", "int64", (n, ORDER)),
+        Field("share", "int64", (n, most_shares(topology), 5)),
+        Field("cursor", "int64", (n, most_shares(topology), 2)),
         Field("status", "float64", (n, len(STATUS))),
         Field("report", "float64", (n, 1 + len(Score._fields))),
         Field("reported", "int64", (n,)),
     ]
+
+
+def most_shares(topology: Topology) -> int:
+    """Return how many shares one replica can be given over a run."""
+    return 4 + 4 * topology.copies
 
 
 class Desk:
@@ -66,6 +81,7 @@ class Desk:
         self.window, self.topology = window, topology
         self._order, self._status = window.local["order"], window.local["status"]
         self._report, self._reported = window.local["report"], window.local["reported"]
+        self._share, self._cursor = window.local["share"], window.local["cursor"]
         self._wanted = 0
         self._evaluator: int | None = None
 
@@ -83,8 +99,38 @@ class Desk:
         return bool(self._order[0, END])
 
     def done(self, replica: int) -> bool:
-        """Return whether a replica has reported that it is done."""
-        return bool(self._status[replica, _AT["done"]])
+        """Return whether a replica has reported that it is done with everything that it was given."""
+        status = self._status[replica]
+        return bool(status[_AT["done"]]) and status[_AT["taken"]] >= self._order[replica, SHARES]
+
+    def give(self, replica: int, shares: Sequence[Share], made: int = 0) -> None:
+        """Give a replica more to train on, and the steps that were made before in its place.
+
+        Raises
+        ------
+        UserError
+            It has got too many already.
+        """
+        first = int(self._order[replica, SHARES])
+        if first + len(shares) > len(self._share[replica]):
+            raise UserError("More replicas were lost than the run can take; go on from the newest checkpoint with --resume auto.")
+        for i, share in enumerate(shares, start=first):
+            self._share[replica, i], self._cursor[replica, i] = share, share[3:]
+        self._order[replica, MADE] += made
+        self._order[replica, SHARES] = first + len(shares)
+
+    def shares(self, replica: int) -> list[Share]:
+        """Return what a replica trains on, and how far it is."""
+        rows = zip(self._share[replica].tolist(), self._cursor[replica].tolist(), strict=True)
+        return [Share(*row[:3], *cursor) for row, cursor in rows][: int(self._order[replica, SHARES])]
+
+    def give_up(self, replica: int) -> bool:
+        """Tell a replica, should it still live, that it is lost; return whether an evaluation is lost with it."""
+        self._order[replica, LOST] = 1
+        if self._evaluator != replica:
+            return False
+        self._evaluator = None
+        return True
 
     @property
     def evaluating(self) -> int | None:
@@ -125,16 +171,24 @@ class Orders:
 
     Parameters
     ----------
-    window, replica, clock
-        The coordinator's window, who this is, and the seconds of the run.
+    window, topology
+        The coordinator's window, and who is where.
+    replica, clock
+        Who this is, and the seconds of the run.
     link
         The replica's other partitions; None where there are none.
     """
 
-    def __init__(self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None) -> None:
+    def __init__(
+        self, window: Window, topology: Topology, replica: int, clock: Callable[[], float], link: Link | None = None
+    ) -> None:
         self.window, self.replica, self.clock, self.link = window, replica, clock, link
+        self._most = most_shares(topology)
         self.leads = link is None or link.rank == 0
-        self._order = np.zeros(4, np.int64)
+        # What else is due whenever the replica gives a sign of life.
+        self.beat: Callable[[], None] = lambda: None
+        self._order = np.zeros(ORDER, np.int64)
+        self._cursors = np.zeros((0, 2), np.int64)
         self.status = np.zeros(len(STATUS))
         self._report = np.zeros(1 + len(Score._fields))
         self._reported = np.zeros(1, np.int64)
@@ -145,8 +199,16 @@ class Orders:
         for name, value in values.items():
             self.status[_AT[name]] = value
 
+    def note_cursors(self, cursors: Sequence[Cursor]) -> None:
+        """Set how far the replica is in each of its shares."""
+        if len(self._cursors) != len(cursors):
+            self._cursors = np.zeros((len(cursors), 2), np.int64)
+        for i, cursor in enumerate(cursors):
+            self._cursors[i] = cursor
+
     def poll(self, now: bool = False) -> None:
         """Exchange status and orders, if it is time or `now`; all partitions call this in step."""
+        self.beat()
         if self.leads:
             self._exchange(now)
         if self.link is not None:
@@ -164,12 +226,31 @@ class Orders:
         self._next = time + POLL
         self.status[0] += 1
         self.window.put(0, "status", self.status, self.replica * len(STATUS))
-        self.window.get(0, "order", self._order, self.replica * 4)
+        if len(self._cursors):
+            self.window.put(0, "cursor", self._cursors, self.replica * 2 * self._most)
+        self.window.get(0, "order", self._order, self.replica * ORDER)
         self.window.flush(0)
 
     @property
     def stop(self) -> bool:
         return bool(self._order[STOP])
+
+    @property
+    def given(self) -> int:
+        """How many shares the replica has been given since the run began."""
+        return int(self._order[SHARES])
+
+    @property
+    def made(self) -> int:
+        """Steps that were made before in the replica's place."""
+        return int(self._order[MADE])
+
+    def share(self, number: int) -> Share:
+        """Return a share that the replica has been given."""
+        row = np.zeros(5, np.int64)
+        self.window.get(0, "share", row, (self.replica * self._most + number) * 5)
+        self.window.flush(0)
+        return Share(*row.tolist())
 
     @property
     def evaluation_wanted(self) -> bool:

@@ -17,7 +17,10 @@ from dbnet.config import Config
 from dbnet.display import Display
 from dbnet.monitor import PROGRESS, RunFile
 from dbnet.orders import Desk, Score
+from dbnet.pulse import Watch
 from dbnet.ranges import Range
+from dbnet.roll import Roll
+from dbnet.shares import Share
 
 INTERVAL = 0.25
 
@@ -39,11 +42,13 @@ class Pace:
         Makes the writer of a checkpoint.
     clock
         Seconds of the run.
+    watch
+        Signs of life of all ranks; None within one process.
     """
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
-        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float],
+        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float], watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
         self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
@@ -59,8 +64,13 @@ class Pace:
         self._parts: dict[int, tuple[Range, np.ndarray]] = {}
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
+        # What each replica trains on at first.
+        self.first_shares: list[list[Share]] = []
         # What a method adds: handlers of messages from shards, its own state for checkpoints, its own rows on the display.
-        self.handlers: dict[str, Callable[[int, Any], None]] = {}
+        self.roll = Roll(desk, channel, watch, self._steps_of, lambda: self.seconds, display.say, lambda loss: record.loss(*loss))
+        self.roll.evaluation_lost = self.evaluate
+        self._steps_before = np.zeros(desk.topology.copies)
+        self.handlers: dict[str, Callable[[int, Any], None]] = {"closed": self.roll.closed}
         self.state: Callable[[], dict[str, Any]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
@@ -69,6 +79,8 @@ class Pace:
         """Go on counting from a checkpoint."""
         self.seconds_before = checkpoint.seconds
         self.resumed = checkpoint.state
+        known = min(len(checkpoint.replicas), len(self._steps_before))
+        self._steps_before[:known] = checkpoint.replicas["steps"][:known]
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
@@ -98,7 +110,7 @@ class Pace:
 
     @property
     def all_done(self) -> bool:
-        return bool(self._status["done"].all())
+        return all(self.desk.done(replica) for replica in self.roll.active)
 
     @property
     def evaluating(self) -> bool:
@@ -118,6 +130,7 @@ class Pace:
             handle(message.source - 1, message.content)
             heard = True
         self._status = self.desk.status()
+        self.roll.call()
         score = self.desk.collect()
         if score is not None:
             self.last_score = score
@@ -167,10 +180,17 @@ class Pace:
         return (by_epochs or by_time) and not self.evaluating
 
     def evaluate(self, replica: int | None = None) -> None:
-        """Ask a replica, by default the next in turn."""
-        self.turn = (self.turn + 1) % self.desk.topology.replicas if replica is None else replica
+        """Ask a replica, by default the next in turn, if there is one."""
         self._evaluated_epochs = self.epochs
+        if not self.roll.active:
+            return
+        later = [r for r in sorted(self.roll.active) if r > self.turn]
+        self.turn = replica if replica is not None else (later or sorted(self.roll.active))[0]
         self.desk.evaluate(self.turn)
+
+    def _steps_of(self, replica: int) -> int:
+        """Return the steps that a replica has reported since this run began."""
+        return int(self.steps[replica] - self._steps_before[replica])
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dbnet.build import EVALUATION_BATCH, Setup, window_layouts
+from dbnet.build import EVALUATION_BATCH, Setup, first_shares, window_layouts
 from dbnet.errors import UserError
 from dbnet.model import Piece, footprint, nbytes
 from dbnet.partition import Cut
@@ -41,11 +41,12 @@ def ranks(ready: Setup) -> list[RankPlan]:
             out.append(RankPlan(rank, name, f"parameters {part.lo} .. {part.hi}", moved, windows[rank].nbytes + state))
         else:
             replica, partition = world.place(rank)
-            examples = ready.data.subset(replica, world.replicas, ready.config.run.seed).size
+            examples = sum(share.size for share in first_shares(ready, replica))
             mine, touched = parts[partition], [s for s, part in enumerate(ready.ranges) if _common(parts[partition].used, part)]
             pushed = sum(piece.range.size for piece in mine.pushed)
             moved = mine.size * item // n_fetch + pushed * item // n_push
-            owns = f"{mine.size} parameters, shards {_span(touched)}, {examples} examples"
+            data = f"{examples} examples" if replica < world.replicas else "spare"
+            owns = f"{mine.size} parameters, shards {_span(touched)}, {data}"
             out.append(RankPlan(rank, name, owns, moved, partition_memory(ready, partition, mine.size, examples)))
     return out
 

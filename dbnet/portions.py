@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -68,9 +68,14 @@ class Reader:
         Labels [batch] or vectors [units, batch] of the present minibatch.
     cursor
         How many portions were opened, for reports.
+    taken, cursors
+        Nothing: the coordinator hands out portions, not shares.
     reads
         Blocks that were read from the file.
     """
+
+    taken = 0
+    cursors: ClassVar[list[Cursor]] = []
 
     def __init__(self, read: Callable[[Range], Part], blocks: Blocks, batch: int, scale: float, dtype: np.dtype, keep: int) -> None:
         self._read, self.blocks, self.batch, self._scale = read, blocks, batch, scale

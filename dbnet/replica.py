@@ -17,6 +17,7 @@ from dbnet.orders import Score
 from dbnet.partition import Cut
 from dbnet.portions import Reader
 from dbnet.rules.sgd import descend
+from dbnet.shares import Shares
 from dbnet.vector import axpy, fill
 
 
@@ -37,7 +38,7 @@ class Replica:
     model
         The network's description.
     train
-        Minibatches of the replica's subset, or of the portions that it is given.
+        Minibatches of the replica's shares, or of the portions that it is given.
     watched
         Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
     seed
@@ -47,7 +48,7 @@ class Replica:
     """
 
     def __init__(
-        self, model: Model, train: Batches | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
+        self, model: Model, train: Shares | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
     ) -> None:
         self.model, self.train, self.watched, self.seed = model, train, watched, seed
         boxes = None if cut is None else cut[0].boxes[cut[1].rank]

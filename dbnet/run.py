@@ -6,27 +6,29 @@ With MPI every rank is one role. In one process all roles take turns; pushes are
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
-from dbnet.build import Setup, coordinator_layout, load_replica, make_shard, resumed, setup, use, window_layouts
+from dbnet.build import Setup, coordinator_layout, first_shares, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
 from dbnet.checkpoint import Writer
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
-from dbnet.link import MpiLink
+from dbnet.link import Gone, MpiLink
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders
 from dbnet.pace import Pace
+from dbnet.pulse import GivenUp, Pulse, Watch, Watchdog
 from dbnet.replica import Replica
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role, crowded
@@ -46,12 +48,15 @@ class Outcome:
         Last accuracy on the test set; NaN without a test set.
     params
         The trained parameters, [parameters]; only after a run in one process.
+    losses
+        What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
     """
 
     run_file: Path
     checkpoint: Path
     accuracy: float
     params: np.ndarray | None = None
+    losses: str = ""
 
 
 def train(
@@ -98,7 +103,7 @@ def train(
 
 def _train_here(ready: Setup, display: Display) -> Outcome:
     """All roles in this process, taking turns; replicas are not cut."""
-    config, world = ready.config, replace(ready.topology, partitions=1)
+    config, world = ready.config, replace(ready.topology, partitions=1, spares=0)
     threads, cores = topology.cores_for(None, True)
     parts = [load_replica(ready, r) for r in range(world.replicas)]
     config = monitor.free_name(config)
@@ -116,7 +121,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     roles += [ready.method.serve(shard, None, boxes.at(1 + s), clock) for s, shard in enumerate(shards)]
     for r, replica in enumerate(parts):
         store = DirectStore(flat, shards, r, share=config.method.n_fetch == 1)
-        roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, r, clock), config))
+        roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, world, r, clock), config))
     try:
         take_turns(roles)
     finally:
@@ -164,49 +169,83 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
         )
     window = MpiWindow(comms.world, window_layouts(ready))
     clock = _stopwatch()
-    done = _ROLES[role](ready, comms, window, clock, record, display, replica)
-    window.free()
+    dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
+    rank = Rank(ready, comms, window, clock)
+    done, broken = _ROLES[role](rank, record, display, replica)
+    dog.stop()
+    if not broken:
+        window.free()
+    elif done is None:
+        mpi.leave(0)
     return done
 
 
-def _coordinate(
-    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], record: RunFile, display: Display, _: Any
-) -> Outcome:
-    pace = make_pace(ready, window, MpiChannel(comms.servers), record, display, clock)
+class Rank(NamedTuple):
+    """What a role is played with: the run, communicators, window, and the time of the run."""
+
+    ready: Setup
+    comms: Communicators
+    window: Window
+    clock: Callable[[], float]
+
+    def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
+        """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
+        self.comms.world.Barrier()
+        drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
+
+    def pulse(self) -> Pulse:
+        """Return this rank's signs of life."""
+        return Pulse(self.window, self.ready.topology, self.comms.world.rank, self.ready.config.run.bound, lambda: False)
+
+
+def _coordinate(rank: Rank, record: RunFile, display: Display, _: Any) -> tuple[Outcome, bool]:
+    ready, window, clock = rank.ready, rank.window, rank.clock
+    watch = Watch(window, ready.topology, ready.config.run.bound)
+    pace = make_pace(ready, window, MpiChannel(rank.comms.servers), record, display, clock, watch)
     try:
-        _start(ready.method.coordinate(pace), ready, comms)
+        rank.play(ready.method.coordinate(pace), watch.say, watch.graph)
     finally:
         pace.close()
-    return outcome(ready, pace)
+    return outcome(ready, pace), pace.roll.broken
 
 
-def _serve(ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], *_: Any) -> None:
-    index = comms.world.rank - 1
+def _serve(rank: Rank, *_: Any) -> tuple[None, bool]:
+    ready, window, clock = rank.ready, rank.window, rank.clock
+    index = rank.comms.world.rank - 1
     shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
     users = ready.users[index]
     inbox = Inbox(window, shard, ready.topology, users, [ready.routes[origin][index] for origin in users])
-    _start(ready.method.serve(shard, inbox, MpiChannel(comms.servers), clock), ready, comms)
+    pulse = rank.pulse()
+    rank.play(ready.method.serve(shard, inbox, MpiChannel(rank.comms.servers), clock), pulse.beat, pulse.graph)
+    return None, pulse.leave()
 
 
-def _work(
-    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], _: Any, __: Any, replica: Replica
-) -> None:
-    number, partition = ready.topology.place(comms.world.rank)
+def _work(rank: Rank, _: Any, __: Any, replica: Replica) -> tuple[None, bool]:
+    ready, window = rank.ready, rank.window
+    number, partition = ready.topology.place(rank.comms.world.rank)
     mine = footprint(ready.model, replica.network.boxes, leads=partition == 0)
     store = WindowStore(window, ready.topology, (number, partition), mine, ready.rings, ready.config.method.overlap)
-    orders = Orders(window, number, clock, replica.link)
-    _start(ready.method.work(replica, resumed(ready, store, replica, number), orders, ready.config), ready, comms)
+    orders, pulse = Orders(window, ready.topology, number, rank.clock, replica.link), rank.pulse()
+    orders.beat = pulse.beat
     if replica.link is not None:
+        replica.link.beat = pulse.beat
+    role = ready.method.work(replica, resumed(ready, store, replica, number), orders, ready.config)
+    try:
+        rank.play(role, pulse.beat, pulse.graph)
+    except (GivenUp, Gone) as why:
+        if partition == 0 and isinstance(why, GivenUp):
+            print(f"dbnet: replica {number} was given up, since it gave no sign of life for too long; it leaves.", file=sys.stderr)
+        pulse.leave()
+        return None, True
+    broken = pulse.leave()
+    if replica.link is not None and not broken:
         replica.link.close()
+    return None, broken
 
 
-def _start(role: Turns, ready: Setup, comms: Communicators) -> None:
-    """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
-    comms.world.Barrier()
-    drive(role, ready.config.run.deadline, crowded(comms.node))
-
-
-_ROLES: dict[Role, Callable[..., Outcome | None]] = {Role.COORDINATE: _coordinate, Role.SERVE: _serve, Role.WORK: _work}
+_ROLES: dict[Role, Callable[..., tuple[Outcome | None, bool]]] = {
+    Role.COORDINATE: _coordinate, Role.SERVE: _serve, Role.WORK: _work,
+}  # fmt: skip
 
 
 def open_record(ready: Setup, about: dict[str, Any]) -> RunFile:
@@ -217,8 +256,9 @@ def open_record(ready: Setup, about: dict[str, Any]) -> RunFile:
 
 
 def make_pace(
-    ready: Setup, window: Window, channel: Channel, record: RunFile, display: Display, clock: Callable[[], float]
-) -> Pace:
+    ready: Setup, window: Window, channel: Channel, record: RunFile, display: Display, clock: Callable[[], float],
+    watch: Watch | None = None,
+) -> Pace:  # fmt: skip
     """Return the coordinator's everyday work for this run."""
 
     def begin() -> Writer:
@@ -230,7 +270,9 @@ def make_pace(
         return Writer(ready.config.output(".checkpoint.h5"), ready.config, ready.model, described)
 
     examples = ready.data.sizes["train"]
-    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock)
+    desk = Desk(window, ready.topology)
+    pace = Pace(desk, channel, record, display, ready.config, examples, begin, clock, watch)
+    pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
     return pace
@@ -239,7 +281,7 @@ def make_pace(
 def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params)
+    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params, pace.roll.summary())
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -19,73 +19,21 @@ Parameters may be read while they change: each number is some version, which Dow
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dbnet.model import Footprint, Piece
+from dbnet.model import Footprint
 from dbnet.mover import Job, Mover
-from dbnet.ranges import Range, overlap
+from dbnet.ranges import Range
+from dbnet.routes import Route, routes
 from dbnet.shard import Push, Receiver
 from dbnet.topology import Topology
 from dbnet.waiting import Turns, Wait
 from dbnet.window import Field, Window
 
 HEADER = 8
-
-
-class Route(NamedTuple):
-    """One origin's part of one shard.
-
-    Attributes
-    ----------
-    shard
-        Index of the shard.
-    size
-        Parameters of the origin that this shard holds; elements of the part are counted 0 .. size - 1.
-    starts, targets, places
-        For each contiguous piece of it its first element, where that lies in the shard, and where in the origin's own vector.
-    """
-
-    shard: int
-    size: int
-    starts: tuple[int, ...]
-    targets: tuple[int, ...]
-    places: tuple[int, ...]
-
-    def segments(self, first: int, n: int) -> list[tuple[int, int, int]]:
-        """Return (element within the slice, place in the shard, length) for `n` elements from `first` on."""
-        out, i, end = [], bisect_right(self.starts, first) - 1, first + n
-        at = first
-        while at < end:
-            stop = min(end, self.starts[i + 1] if i + 1 < len(self.starts) else end)
-            out.append((at - first, self.targets[i] + at - self.starts[i], stop - at))
-            at, i = stop, i + 1
-        return out
-
-    def slice(self, first: int, most: int) -> slice:
-        """Return where up to `most` elements from `first` on lie in the origin's vector: as many as lie there in one run."""
-        i = bisect_right(self.starts, first) - 1
-        place = self.places[i] + first - self.starts[i]
-        ends = (*self.starts[1:], self.size)
-        while ends[i] - first < most and ends[i] < self.size and self.places[i + 1] == place + ends[i] - first:
-            i += 1
-        return slice(place, place + min(ends[i] - first, most))
-
-
-def routes(footprint: Sequence[Piece], shard_ranges: Sequence[Range]) -> list[Route]:
-    """Return the routes of an origin to every shard that holds some of its footprint."""
-    out = []
-    for index, part in enumerate(shard_ranges):
-        cut = [(overlap(piece.range, part), piece) for piece in footprint]
-        cut = [(both, piece.at + both.lo - piece.range.lo) for both, piece in cut if both.size]
-        if cut:
-            ends = np.cumsum([0, *(both.size for both, _ in cut)]).tolist()
-            targets, places = tuple(both.lo - part.lo for both, _ in cut), tuple(at for _, at in cut)
-            out.append(Route(index, ends[-1], tuple(ends[:-1]), targets, places))
-    return out
 
 
 class Rings(NamedTuple):
@@ -321,6 +269,7 @@ class Inbox:
     def __init__(self, window: Window, shard: Receiver, topology: Topology, users: Sequence[int], routes: Sequence[Route]) -> None:
         self._window, self._shard, self._topology = window, shard, topology
         self._users, self._routes, self._push = list(users), list(routes), [0] * len(users)
+        self._applied, self._closed = [0] * len(users), [False] * len(users)
         local = window.local
         self._head, self._tail, self._headers, self._ring = (local[name] for name in ("head", "tail", "header", "ring"))
 
@@ -329,12 +278,33 @@ class Inbox:
         self._window.sync()
         busy = False
         for row, origin in enumerate(self._users):
-            tail = int(self._tail[origin])
-            if self._head[origin] != tail:
-                self._apply(row, origin, tail % self._ring.shape[1])
-                self._tail[origin] = tail + 1
-                busy = True
+            if not self._closed[row]:
+                busy = self._take(row, origin) or busy
         return busy
+
+    def _take(self, row: int, origin: int) -> bool:
+        tail = int(self._tail[origin])
+        if self._head[origin] == tail:
+            return False
+        self._apply(row, origin, tail % self._ring.shape[1])
+        self._tail[origin] = tail + 1
+        return True
+
+    def close(self, replica: int) -> int | None:
+        """Apply what is complete in the rings of a lost replica and take nothing more from it, even if it only slept.
+
+        Returns
+        -------
+        How many of its gradients were applied here, by all of its partitions; None if it has no ring here.
+        """
+        counts = []
+        for row, origin in enumerate(self._users):
+            if origin // self._topology.partitions == replica:
+                while not self._closed[row] and self._take(row, origin):
+                    pass
+                self._closed[row] = True
+                counts.append(self._applied[row])
+        return min(counts, default=None)
 
     def _apply(self, row: int, origin: int, slot: int) -> None:
         number, first, n, last, fetched, steps = (int(v) for v in self._headers[row, slot, :6])
@@ -345,4 +315,5 @@ class Inbox:
         for start, target, length in self._routes[row].segments(first, n):
             self._shard.apply(target, data[start : start + length], self._push[row])
         if last:
+            self._applied[row] += steps
             self._shard.finish(Push(replica, partition, number, fetched, steps))

@@ -1,4 +1,4 @@
-"""Who is what: world = 1 coordinator + S shards + R x P partitions, in this order of ranks; the only place that splits.
+"""Who is what: world = 1 coordinator + S shards + (R + spares) x P partitions, in this order of ranks; the only place that splits.
 
 The numbering is arithmetic, the same on every rank and without MPI (`Topology`); the communicators are made once
 (`Communicators`) and passed as values. After they are made no collective includes a replica's rank until the run has ended.
@@ -31,20 +31,28 @@ class Topology:
     ----------
     shards, replicas, partitions
         S, R and P.
+    spares
+        Replicas that wait until another one is lost; they are numbered after the others.
     """
 
     shards: int
     replicas: int
     partitions: int = 1
+    spares: int = 0
+
+    @property
+    def copies(self) -> int:
+        """Number of replicas, spare ones included."""
+        return self.replicas + self.spares
 
     @property
     def size(self) -> int:
-        return 1 + self.shards + self.replicas * self.partitions
+        return 1 + self.shards + self.origins
 
     @property
     def origins(self) -> int:
         """Number of ranks that fetch and push."""
-        return self.replicas * self.partitions
+        return self.copies * self.partitions
 
     def role(self, rank: int) -> Role:
         return Role.COORDINATE if rank == 0 else Role.SERVE if rank <= self.shards else Role.WORK
@@ -54,6 +62,11 @@ class Topology:
 
     def origin_rank(self, replica: int, partition: int) -> int:
         return 1 + self.shards + replica * self.partitions + partition
+
+    def replica_ranks(self, replica: int) -> range:
+        """Return the ranks of all partitions of a replica."""
+        first = self.origin_rank(replica, 0)
+        return range(first, first + self.partitions)
 
     def place(self, rank: int) -> tuple[int, int]:
         """Return (replica, partition) of a working rank."""
@@ -79,7 +92,8 @@ class Topology:
 
     def wanted(self) -> str:
         """Say how many ranks the run file asks for."""
-        parts = f"1 coordinator + {self.shards} shards + {self.replicas} replicas x {self.partitions} partitions"
+        copies = f"({self.replicas} replicas + {self.spares} spare)" if self.spares else f"{self.replicas} replicas"
+        parts = f"1 coordinator + {self.shards} shards + {copies} x {self.partitions} partitions"
         return f"The run file asks for {parts} = {self.size} ranks"
 
     def words(self) -> str:
@@ -89,7 +103,8 @@ class Topology:
             return f"{n} {name}{'s' if n != 1 else ''}"
 
         cut = f" of {some(self.partitions, 'partition')}" if self.partitions > 1 else ""
-        return f"1 coordinator, {some(self.shards, 'shard')}, {some(self.replicas, 'replica')}{cut}"
+        spare = f", {some(self.spares, 'spare replica')}" if self.spares else ""
+        return f"1 coordinator, {some(self.shards, 'shard')}, {some(self.replicas, 'replica')}{cut}{spare}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How ranks give way: every role is a generator that yields when others may run.
 
 A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
-acts. With MPI each rank drives its own generator (`drive`): it backs off while idle and gives up a wait after the deadline, naming
-who waits for whom. Within one process all roles take turns (`take_turns`), always in the same order, so a run can be repeated.
+acts. With MPI each rank drives its own generator (`drive`): it gives a sign of life at every yield, backs off while idle and gives
+up a wait after the deadline, naming who waits for whom. Within one process all roles take turns (`take_turns`), always in the same
+order, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ Turns = Generator[Wait | None, None, None]
 _SHORTEST, _LONGEST = 2e-5, 1e-3
 
 
-def drive(role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
+def _nothing(reason: str) -> None:
+    """Nobody wants a sign of life."""
+
+
+def drive(
+    role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter,
+    beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str,
+) -> None:  # fmt: skip
     """Run one rank's role to its end.
 
     Parameters
@@ -36,6 +44,10 @@ def drive(role: Turns, deadline: float, crowded: bool = False, clock: Callable[[
     crowded
         Whether there are more ranks than cores: then a rank lets others run after each piece of work, or a replica would fill its
         rings in one of the system's time slices while the shard that is to empty them waits for the core.
+    beat
+        Called at every yield with the reason of the present wait, or nothing.
+    graph
+        Returns who waits for whom in the whole run.
 
     Raises
     ------
@@ -44,6 +56,7 @@ def drive(role: Turns, deadline: float, crowded: bool = False, clock: Callable[[
     """
     pause, since, reason = _SHORTEST, 0.0, ""
     for wait in role:
+        beat(wait.reason if wait is not None else "")
         if wait is None:
             pause, reason = _SHORTEST, ""
             if crowded:
@@ -52,7 +65,9 @@ def drive(role: Turns, deadline: float, crowded: bool = False, clock: Callable[[
         if wait.reason and wait.reason != reason:
             since, reason = clock(), wait.reason
         elif wait.reason and clock() - since > deadline:
-            raise UserError(f"Waited {deadline:g} s in vain: {wait.reason}. Look for a rank that hangs, or raise run.deadline.")
+            found = f"\n{words}" if (words := graph()) else ""
+            advice = "Look for a rank that hangs, or raise run.deadline."
+            raise UserError(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
         # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer within a millisecond.
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import itemgetter
+from threading import get_ident
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +60,7 @@ class Window(Protocol):
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None: ...
     def flush(self, rank: int) -> None: ...
     def sync(self) -> None: ...
+    def blocked(self) -> tuple[int, float] | None: ...
     def free(self) -> None: ...
 
 
@@ -83,6 +87,9 @@ class Memory:
     def sync(self) -> None:
         """There is one memory."""
 
+    def blocked(self) -> None:
+        """No call ever waits here."""
+
     def free(self) -> None:
         self._all.clear()
         self.local = {}
@@ -96,6 +103,8 @@ class MpiWindow:
 
         self._byte = MPI.BYTE
         self._layouts = layouts
+        # For each thread with a transfer under way: to whom, and since when.
+        self._under_way: dict[int, tuple[int, float]] = {}
         mine = layouts[comm.rank]
         self._win = MPI.Win.Allocate(mine.nbytes, 1, comm=comm)
         memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
@@ -108,13 +117,24 @@ class MpiWindow:
         return (self._layouts[rank].offsets[field] + start * data.itemsize, data.nbytes, self._byte)
 
     def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._begin(rank)
         self._win.Get((out, out.nbytes, self._byte), rank, self._target(rank, field, out, start))
 
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._begin(rank)
         self._win.Put((data, data.nbytes, self._byte), rank, self._target(rank, field, data, start))
 
     def flush(self, rank: int) -> None:
+        self._begin(rank)
         self._win.Flush(rank)
+        self._under_way.pop(get_ident(), None)
+
+    def _begin(self, rank: int) -> None:
+        self._under_way[get_ident()] = (rank, perf_counter())
+
+    def blocked(self) -> tuple[int, float] | None:
+        """Return for which rank a transfer has been waiting longest, and since when."""
+        return min(self._under_way.copy().values(), key=itemgetter(1), default=None)
 
     def sync(self) -> None:
         """Let this rank see what others wrote here, and let MPI progress."""

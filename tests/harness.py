@@ -13,8 +13,9 @@ from dbnet.model import Footprint, Piece
 from dbnet.orders import GO, Orders, coordinator_fields
 from dbnet.ranges import Range
 from dbnet.registry import make
+from dbnet.routes import routes
 from dbnet.shard import Shard
-from dbnet.store import Inbox, Rings, WindowStore, routes
+from dbnet.store import Inbox, Rings, WindowStore
 from dbnet.topology import Topology
 from dbnet.window import Layout, Memory
 
@@ -46,6 +47,8 @@ class _Endless:
     """Examples without end; `finished` looks at the steps alone."""
 
     cursor = SimpleNamespace(epoch=0, position=0)
+    taken = 0
+    cursors = ()
 
     def __len__(self) -> int:
         return 1
@@ -111,7 +114,7 @@ class World:
         ]
         downpour = Downpour()
         self.turns = [
-            downpour.work(replica, store, Orders(self.memory, r, lambda: 0.0), self.config)
+            downpour.work(replica, store, Orders(self.memory, self.world, r, lambda: 0.0), self.config)
             for r, (replica, store) in enumerate(zip(self.replicas, self.stores, strict=True))
         ]
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from dbnet.batches import Batches, Cursor, gather, gather_bytes
 from dbnet.data.base import Part
+from dbnet.ranges import Range
+from dbnet.shares import order
 
 F4 = np.dtype("float32")
 
@@ -16,7 +18,7 @@ F4 = np.dtype("float32")
 def numbered(n: int, batch: int, key: tuple[int, int] | None = (1, 0)) -> Batches:
     """Return batches whose examples are (i, 2 i) with label i."""
     x = np.stack([np.arange(n), 2 * np.arange(n)], axis=1).astype(np.float64)
-    return Batches(Part(x, np.arange(n)), batch, 1.0, F4, key)
+    return Batches(Part(x, np.arange(n)), batch, 1.0, F4, None if key is None else order(*key, n, Range(0, n)))
 
 
 def take(batches: Batches, times: int) -> list[list[int]]:

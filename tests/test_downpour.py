@@ -41,7 +41,7 @@ def settings(data, *overrides, **stop):
 
 def textbook(ready, steps):
     """Minibatch SGD in ten lines of NumPy, float64."""
-    layout, part = ready.model.layout, build.load_replica(ready, 0).train.part
+    layout, part = ready.model.layout, build.load_replica(ready, 0).train.present.part
     w = np.empty(layout.size)
     layout.draw(Range(0, w.size), ready.config.run.seed, w)
     p, at, epoch, order = layout.views(w), 0, -1, np.zeros(0, int)

@@ -23,9 +23,10 @@ from dbnet.pace import Pace
 from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.registry import make
+from dbnet.routes import routes
 from dbnet.shard import Shard
 from dbnet.space import Fill
-from dbnet.store import Inbox, Rings, WindowStore, routes
+from dbnet.store import Inbox, Rings, WindowStore
 from dbnet.tasks import Task, pack, task_fields, unpack
 from dbnet.topology import Topology
 from dbnet.waiting import IDLE, Turns
@@ -34,6 +35,8 @@ from dbnet.window import Layout, Memory
 
 class Ones:
     """Stands for a replica: the gradient of example e is w[0] at place e and 0 elsewhere, its loss 1 + e."""
+
+    taken, cursors = 0, ()
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.train = blocks, self
@@ -102,7 +105,7 @@ class World:
             Worker(
                 Ones(Blocks(portion, examples)),  # type: ignore[arg-type]
                 WindowStore(memory, world, (r, 0), Footprint(footprint, footprint, examples), rings),
-                Orders(memory, r, self.clock),
+                Orders(memory, world, r, self.clock),
             )
             for r in range(replicas)
         ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dbnet.errors import UserError
 from dbnet.model import Piece
 from dbnet.ranges import Range, split
-from dbnet.store import Route, routes
+from dbnet.routes import Route, routes
 from dbnet.waiting import Wait, take_turns
 
 

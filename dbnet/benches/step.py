@@ -23,6 +23,7 @@ from dbnet.replica import Replica
 from dbnet.rules.base import Rule
 from dbnet.rules.sgd import Sgd
 from dbnet.shard import Shard
+from dbnet.shares import order
 
 SPEECH = (440, 2560, 2560, 2560, 2560, 8192)
 
@@ -33,7 +34,7 @@ def dense_replica(sizes: Sequence[int], batch: int, examples: int, activation: s
     model = Model(layers, Softmax(), (sizes[0],), sizes[-1], "float32")
     rng = np.random.default_rng(2)
     part = Part(rng.standard_normal((examples, sizes[0]), np.float32), rng.integers(0, sizes[-1], examples))
-    return Replica(model, Batches(part, batch, 1.0, model.dtype, (1, 0)), {}, 1)
+    return Replica(model, Batches(part, batch, 1.0, model.dtype, order(1, 0, examples, Range(0, examples))), {}, 1)
 
 
 def direct(replica: Replica, rule: Rule) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from dbnet.ranges import Range
 from dbnet.registry import Member
 from dbnet.replica import Replica
 from dbnet.shard import Shard
+from dbnet.shares import Share, Shares, order
 from dbnet.space import Registers
 from dbnet.store import Inbox
 from dbnet.topology import Topology
@@ -53,11 +54,17 @@ class Method(Member):
         """Return more window fields of the coordinator."""
         return []
 
-    def examples(self, data: DataFile, config: Config, replica: int, columns: list[Range] | None) -> Batches | Reader:
-        """Return what a replica trains on, of each example the units `columns`; here: its subset, in memory."""
-        rows = data.subset(replica, config.topology.replicas, config.run.seed)
-        minibatch, key = max(1, min(config.method.minibatch, len(rows))), (config.run.seed, replica)
-        return Batches(data.read("train", rows, columns), minibatch, data.scale, config.model.dtype, key)
+    def examples(self, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Shares | Reader:
+        """Return what a replica trains on, of each example the units `columns`; here: its shares, in memory."""
+        seed, parts = config.run.seed, config.topology.replicas
+        batch = max(1, min(config.method.minibatch, -(-data.sizes["train"] // parts)))
+
+        def load(share: Share) -> Batches:
+            rows, part = data.subset(share.subset, parts, seed), Range(share.lo, share.hi)
+            examples = data.read("train", rows[part.slice], columns)
+            return Batches(examples, batch, data.scale, config.model.dtype, order(seed, share.subset, len(rows), part))
+
+        return Shares(load, batch, shares)
 
     def receiver(
         self, shard: Shard, layout: Layout, config: Config, origins: Sequence[tuple[int, int]], saved: Callable[[], Registers]

@@ -20,8 +20,10 @@ from dbnet.errors import UserError
 from dbnet.methods.base import Method
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
+from dbnet.ranges import split
 from dbnet.replica import Replica
 from dbnet.shard import Shard
+from dbnet.shares import hand_out
 from dbnet.store import Inbox
 from dbnet.waiting import IDLE, Turns, Wait
 
@@ -41,11 +43,23 @@ class Downpour(Method):
             raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")
 
     def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
+        yield from attend(replica, store, orders, GO)
+        while not orders.has(END):
+            yield from self.train(replica, store, orders, config)
+            yield from store.settle()
+            orders.meet()
+            orders.note(done=1)
+            yield from report(replica, store, orders, now=True)
+            # What a lost replica leaves may still have to be trained on.
+            yield from attend(replica, store, orders, END, lambda: not finished(replica, orders, config))
+        store.close()
+
+    def train(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
+        """Algorithm 7.1, the client, until it is to stop or has nothing left to train on."""
         method, rule = config.method, config.members()[2]
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
-        yield from attend(replica, store, orders, GO)
         accrued = 0
-        while not orders.stop and not finished(replica, config):
+        while not orders.stop and not finished(replica, orders, config):
             step = replica.steps
             if step % method.n_fetch == 0 or not store.fetched:
                 yield from store.fetch()
@@ -63,12 +77,6 @@ class Downpour(Method):
             yield None
         if accrued:
             yield from store.push(accrued)
-        yield from store.settle()
-        orders.meet()
-        orders.note(done=1)
-        yield from report(replica, store, orders, now=True)
-        yield from attend(replica, store, orders, END)
-        store.close()
 
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
         next_report, draining, sending = 0.0, False, None
@@ -79,6 +87,8 @@ class Downpour(Method):
             busy = self.answer(shard, message, channel) or busy
             if message is not None:
                 draining = draining or message.kind == "drain"
+                if message.kind == "close" and inbox is not None:
+                    channel.send(0, "closed", (message.content, inbox.close(message.content)))
                 if message.kind == "checkpoint":
                     sending = registers(shard)
                 if message.kind == "end":
@@ -102,14 +112,17 @@ class Downpour(Method):
         return False
 
     def coordinate(self, pace: Pace) -> Turns:
-        desk, everyone = pace.desk, range(pace.desk.topology.replicas)
+        desk, roll = pace.desk, pace.roll
+        roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
+        for replica, shares in enumerate(pace.first_shares):
+            desk.give(replica, shares)
         pace.evaluate(0)
         if warming(pace):
             desk.go([0])
             pace.display.say("Warmstart: replica 0 trains alone.")
         while warming(pace) and not reached(pace):
             yield from manage(pace)
-        desk.go(everyone)
+        desk.go(roll.active)
         while not pace.all_done:
             if reached(pace):
                 desk.stop()
@@ -120,10 +133,10 @@ class Downpour(Method):
 # --- the replica's side -------------------------------------------------------------------------------------------------------
 
 
-def finished(replica: Replica, config: Config) -> bool:
-    """Return whether the replica has made its own share: its steps or its passes over its subset."""
+def finished(replica: Replica, orders: Orders, config: Config) -> bool:
+    """Return whether the replica has made its own part: its steps or its passes over its shares."""
     stop = config.stop
-    by_steps = stop.steps is not None and replica.steps >= stop.steps
+    by_steps = stop.steps is not None and replica.steps + orders.made >= stop.steps
     by_epochs = stop.epochs is not None and replica.train.cursor.epoch >= stop.epochs
     return by_steps or by_epochs or len(replica.train) == 0
 
@@ -134,18 +147,24 @@ def report(replica: Replica, store: Store, orders: Orders, now: bool = False) ->
     orders.note(
         steps=replica.steps, examples=replica.examples, loss=replica.loss, right=replica.right, pushes=store.number,
         fetches=counts.fetches, bytes_pushed=counts.bytes_pushed, bytes_fetched=counts.bytes_fetched, waited=counts.waited,
-        epoch=cursor.epoch, position=cursor.position,
+        epoch=cursor.epoch, position=cursor.position, taken=replica.train.taken,
     )  # fmt: skip
+    orders.note_cursors(replica.train.cursors)
     orders.poll(now)
     if orders.evaluation_wanted:
         yield from store.snapshot(replica.snapshot)
         orders.copied()
         orders.report(replica.evaluate(replica.snapshot, orders.poll))
+    while replica.train.taken < orders.given:
+        replica.train.take(orders.share(replica.train.taken))
 
 
-def attend(replica: Replica, store: Store, orders: Orders, flag: int) -> Turns:
-    """Wait for GO or END, evaluating whenever that is asked for."""
-    while not orders.has(flag) and not (flag == GO and orders.stop):
+def attend(replica: Replica, store: Store, orders: Orders, flag: int, more: Callable[[], bool] = lambda: False) -> Turns:
+    """Wait for GO or END, evaluating whenever that is asked for; for END only until there is more to train on."""
+    while not orders.has(flag) and not orders.has(END) and not (flag == GO and orders.stop):
+        if not orders.stop and more():
+            orders.note(done=0)
+            return
         yield from report(replica, store, orders, now=True)
         yield IDLE
 
@@ -193,10 +212,22 @@ def manage(pace: Pace) -> Turns:
     yield IDLE
 
 
+def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
+    """Hand on what a lost replica trained on, to a spare one in its place or to all that are left."""
+    desk, seed, parts = pace.desk, pace.config.run.seed, pace.config.topology.replicas
+    sizes = [part.size for part in split(pace.examples, parts)]
+    takes_place = heirs[0] >= parts
+    made = int(pace.steps[lost]) if takes_place else 0
+    for heir, shares in zip(heirs, hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__), strict=True):
+        desk.give(heir, shares, made)
+    if takes_place and not warming(pace):
+        desk.go(heirs)
+
+
 def warming(pace: Pace) -> bool:
     """Return whether replica 0 is still to train alone."""
     warm, score = pace.config.warmstart, pace.last_score
-    if pace.desk.topology.replicas == 1 or pace.desk.done(0):
+    if pace.desk.topology.replicas == 1 or 0 not in pace.roll.active or pace.desk.done(0):
         return False
     if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
         return False
@@ -226,8 +257,13 @@ def finish(pace: Pace) -> Turns:
     yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
     pace.evaluate()
     yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
+    pace.roll.part()
     pace.desk.end()
+    if pace.roll.broken:
+        yield from until(pace.roll.replicas_left, "the replicas to leave")
     for shard in range(pace.shards):
         pace.channel.send(1 + shard, "end")
     while pace.channel.pending():
         yield IDLE
+    while pace.roll.broken and not pace.roll.shards_left():
+        yield Wait("the coordinator waits for the shards to leave")

@@ -11,8 +11,8 @@ from typing import ClassVar
 from dbnet.config import Config
 from dbnet.direct import Store
 from dbnet.errors import UserError
-from dbnet.methods.downpour import Downpour, attend, finished, report
-from dbnet.orders import END, GO, Orders
+from dbnet.methods.downpour import Downpour, finished, report
+from dbnet.orders import Orders
 from dbnet.replica import Replica
 from dbnet.waiting import Turns
 
@@ -27,9 +27,8 @@ class Sgd(Downpour):
         if config.topology.replicas != 1:
             raise UserError("method.kind = 'sgd' trains one replica; set topology.replicas = 1, or method.kind = 'downpour'.")
 
-    def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
-        yield from attend(replica, store, orders, GO)
-        while not orders.stop and not finished(replica, config):
+    def train(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
+        while not orders.stop and not finished(replica, orders, config):
             yield from store.fetch()
             yield from store.arrive()
             store.accrued(first=True)
@@ -40,7 +39,3 @@ class Sgd(Downpour):
             orders.meet()
             yield from report(replica, store, orders)
             yield None
-        orders.note(done=1)
-        yield from report(replica, store, orders, now=True)
-        yield from attend(replica, store, orders, END)
-        store.close()

@@ -15,11 +15,12 @@ from dbnet import jit, mpi
 from dbnet.benches.base import alternate
 from dbnet.model import Footprint, Piece
 from dbnet.ranges import Range
+from dbnet.routes import routes
 from dbnet.rules.adagrad import Adagrad
 from dbnet.rules.base import Rule
 from dbnet.rules.sgd import Sgd
 from dbnet.shard import Shard
-from dbnet.store import Inbox, Rings, WindowStore, routes
+from dbnet.store import Inbox, Rings, WindowStore
 from dbnet.topology import Topology
 from dbnet.waiting import Turns
 from dbnet.window import Field, Layout, MpiWindow

@@ -1,0 +1,152 @@
+"""The coordinator's roll: which replicas take part, which wait as spares, which are lost, and what was lost with them.
+
+A replica one of whose ranks gives no sign of life for the bound is lost. Its order row says so, in case it only slept; the shards
+apply what is complete in its rings, close them for good, and report how many of its gradients they have applied. So of what it
+computed everything is either applied or counted as lost, and nothing is counted twice. What it was to train on goes to a spare
+replica, which takes its place, or else to all that are left; how is the method's business (`inherit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dbnet.channel import Channel
+from dbnet.errors import UserError
+from dbnet.orders import Desk
+from dbnet.pulse import Watch
+from dbnet.topology import Role
+
+
+class Loss(NamedTuple):
+    """A replica that was lost: when, its steps of this run as far as known, how many of them were applied by every shard."""
+
+    replica: int
+    seconds: float
+    steps: int
+    applied: int
+
+
+class Roll:
+    """Who takes part.
+
+    Parameters
+    ----------
+    desk, channel, watch
+        Orders to replicas, messages to shards, signs of life; without a watch nobody is ever lost.
+    steps
+        Returns the steps that a replica has made in this run.
+    seconds
+        The time of the run.
+    say, record
+        Print a sentence; record a loss.
+    """
+
+    def __init__(
+        self, desk: Desk, channel: Channel, watch: Watch | None, steps: Callable[[int], int], seconds: Callable[[], float],
+        say: Callable[[str], None], record: Callable[[Loss], None],
+    ) -> None:  # fmt: skip
+        world = desk.topology
+        self._desk, self._channel, self._watch, self._steps, self._seconds = desk, channel, watch, steps, seconds
+        self._say, self._record, self._world = say, record, world
+        self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
+        self.lost: dict[int, float] = {}
+        self.losses: list[Loss] = []
+        self._closing: dict[int, dict[int, int]] = {}
+        # What a method does when a replica is lost: hand on its work to the heirs.
+        self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
+        self.evaluation_lost: Callable[[], None] = lambda: None
+
+    def call(self) -> None:
+        """Look who gives a sign of life.
+
+        Raises
+        ------
+        UserError
+            A shard is lost, and with it parameters.
+        """
+        if self._watch is None:
+            return
+        for rank in self._watch.look():
+            role = self._world.role(rank)
+            if role is Role.SERVE:
+                raise UserError(
+                    f"{self._world.name(rank)} is lost, there was no sign of its life for {self._watch.bound:g} s, and its "
+                    "parameters with it; go on from the newest checkpoint with --resume auto."
+                )
+            if role is Role.WORK:
+                self._give_up(*self._world.place(rank))
+
+    def _give_up(self, replica: int, partition: int) -> None:
+        if replica in self.lost:
+            return
+        self.lost[replica] = self._seconds()
+        if replica in self.spares:
+            self.spares.remove(replica)
+            self._desk.give_up(replica)
+            self._say(f"Spare replica {replica} is lost.")
+            return
+        self.active.remove(replica)
+        if self._desk.give_up(replica):
+            self.evaluation_lost()
+        where = f" (partition {partition})" if self._world.partitions > 1 else ""
+        heirs = self._call_spare() or list(self.active)
+        takes = f"replica {', '.join(map(str, heirs))} takes over" if heirs else "nobody is left"
+        self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {takes}.")
+        self._closing[replica] = {}
+        for shard in range(self._world.shards):
+            self._channel.send(self._world.shard_rank(shard), "close", replica)
+        if heirs:
+            self.inherit(replica, heirs)
+
+    def _call_spare(self) -> list[int]:
+        """Let a spare replica take part; return it, if there is one."""
+        if not self.spares:
+            return []
+        spare = self.spares.pop(0)
+        self.active.append(spare)
+        return [spare]
+
+    def closed(self, shard: int, content: tuple[int, int | None]) -> None:
+        """Take a shard's report of how many gradients of a lost replica it has applied; None: it never got any."""
+        replica, applied = content
+        self._closing[replica][shard] = -1 if applied is None else applied
+        if len(self._closing[replica]) < self._world.shards:
+            return
+        counts = [n for n in self._closing.pop(replica).values() if n >= 0]
+        applied = min(counts, default=0)
+        # What it reported last may be older than what it pushed last.
+        steps = max(self._steps(replica), *counts, 0)
+        loss = Loss(replica, self.lost[replica], steps, applied)
+        self.losses.append(loss)
+        self._record(loss)
+
+    def summary(self) -> str:
+        """Return what was lost, a line for each replica."""
+        return "\n".join(
+            f"Lost: replica {loss.replica} at {loss.seconds:.1f} s; of its {loss.steps} gradients {loss.applied} were applied, "
+            f"{loss.steps - loss.applied} went with it."
+            for loss in self.losses
+        )
+
+    # --- the end --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> bool:
+        """Whether anybody was lost, so that nothing may wait for everybody any more."""
+        return bool(self.lost)
+
+    def part(self) -> None:
+        """Before the last order: tell how to leave."""
+        if self._watch is not None and self.broken:
+            self._watch.tell()
+
+    def replicas_left(self) -> bool:
+        """Whether all living replicas have left."""
+        living = [r for r in range(self._world.copies) if r not in self.lost]
+        return all(self._watch.left(rank) for r in living for rank in self._world.replica_ranks(r))
+
+    def shards_left(self) -> bool:
+        """Whether all shards have left."""
+        self._watch.look()
+        return all(self._watch.left(self._world.shard_rank(s)) for s in range(self._world.shards))
