@@ -108,6 +108,10 @@ class Pace:
         """Portions that were computed in vain, so far."""
         return int(self._status["dropped"].sum())
 
+    def counted(self, replica: int) -> int:
+        """Portions that a replica has computed and not dropped, so far."""
+        return int(self._status["computed"][replica] - self._status["dropped"][replica])
+
     @property
     def all_done(self) -> bool:
         return all(self.desk.done(replica) for replica in self.roll.active)

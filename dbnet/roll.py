@@ -35,7 +35,7 @@ class Roll:
     desk, channel, watch
         Orders to replicas, messages to shards, signs of life; without a watch nobody is ever lost.
     steps
-        Returns the steps that a replica has made in this run.
+        Returns how many gradients of a replica were pushed or may have been on their way, in this run.
     seconds
         The time of the run.
     say, record
@@ -47,7 +47,7 @@ class Roll:
         say: Callable[[str], None], record: Callable[[Loss], None],
     ) -> None:  # fmt: skip
         world = desk.topology
-        self._desk, self._channel, self._watch, self._steps, self._seconds = desk, channel, watch, steps, seconds
+        self._desk, self._channel, self._watch, self.steps, self._seconds = desk, channel, watch, steps, seconds
         self._say, self._record, self._world = say, record, world
         self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
         self.lost: dict[int, float] = {}
@@ -116,7 +116,7 @@ class Roll:
         counts = [n for n in self._closing.pop(replica).values() if n >= 0]
         applied = min(counts, default=0)
         # What it reported last may be older than what it pushed last.
-        steps = max(self._steps(replica), *counts, 0)
+        steps = max(self.steps(replica), *counts, 0)
         loss = Loss(replica, self.lost[replica], steps, applied)
         self.losses.append(loss)
         self._record(loss)

@@ -96,6 +96,11 @@ class Ledger:
         Seconds without a sign of life after which a replica is silent.
     clock
         Seconds of the run.
+
+    Attributes
+    ----------
+    absent
+        Replicas that get no portions: lost ones, and spare ones that wait.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Ledger:
         self._patience, self._clock = patience, clock
         self._beats, self._alive_at = np.zeros(replicas), np.full(replicas, clock())
         self._home: dict[int, int] = {}
+        self.absent: set[int] = set()
         self._judged = np.zeros(replicas, np.int64)
         self.tally, self.number = Tally(), 0
         self.loss, self.right = 0.0, 0
@@ -126,18 +132,22 @@ class Ledger:
         self._reset()
         self._window.local["span"][number % SPANS] = span
         # A block that nobody had yet goes where its neighbors are.
-        parts = split(len(portions), self.replicas)
-        first = [r for r, part in enumerate(parts) for _ in range(part.size)]
+        present = [r for r in range(self.replicas) if r not in self.absent]
+        parts = split(len(portions), len(present))
+        first = [r for r, part in zip(present, parts, strict=True) for _ in range(part.size)]
         for p, portion in enumerate(portions):
-            self._queues[self._home.get(portion.block, first[p])].append(p)
+            home = self._home.get(portion.block, first[p])
+            self._queues[first[p] if home in self.absent else home].append(p)
 
     @property
     def complete(self) -> bool:
         return bool(self._accepted.all())
 
     def silent(self, replica: int, patience: float | None = None) -> bool:
-        """Return whether a replica has given no sign of life for too long."""
-        return self._clock() - self._alive_at[replica] > (self._patience if patience is None else patience)
+        """Return whether a replica takes no part, or has given no sign of life for too long."""
+        return replica in self.absent or self._clock() - self._alive_at[replica] > (
+            self._patience if patience is None else patience
+        )
 
     def hear(self, beats: np.ndarray) -> None:
         """Take the replicas' signs of life: numbers that change."""
@@ -152,7 +162,9 @@ class Ledger:
         """Judge offers and hand out tasks, not to `busy` replicas; return whether there was anything to do."""
         done = self._judge()
         for replica in range(self.replicas):
-            while replica not in busy and not self.complete and (p := self._next(replica)) is not None:
+            while (
+                replica not in busy and replica not in self.absent and not self.complete and (p := self._next(replica)) is not None
+            ):
                 self._give(replica, p)
                 done = True
         return done
@@ -164,7 +176,8 @@ class Ledger:
         local, done = self._window.local, False
         for replica in np.flatnonzero(local["offered"] != self._judged).tolist():
             number, first, count, loss, right = local["offer"][replica].tolist()
-            mine = self._given[replica][int(first) : int(first + count)] if number == self.number else []
+            valid = number == self.number and replica not in self.absent
+            mine = self._given[replica][int(first) : int(first + count)] if valid else []
             accepted = bool(mine) and not self._accepted[mine].any()
             if accepted:
                 self._accept(replica, mine, loss, int(right))

@@ -212,3 +212,32 @@ def test_overlapped_fetches_keep_the_local_steps_that_count():
     seen = [float(w[0]) for w in world.replicas[0].seen]
     assert seen[0] == 0
     assert seen[4] - seen[3] == -0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 40),
+    shards=st.integers(1, 3),
+    moves=st.lists(st.integers(0, 5), max_size=60),
+    after=st.integers(0, 30),
+)
+def test_a_lost_replica_is_applied_up_to_where_it_was_cut_off(size, shards, moves, after, closed):
+    """Each shard holds its first pushes whole, of one more perhaps the first slices, and nothing that comes later."""
+    world = World(size, shards, 2, 1000, whole_numbers, ("slot=64", "slots=3"))
+    for move in moves:
+        world.work(1) if move < 3 else world.serve(move % shards)
+    counts = [inbox.close(1) for inbox in world.inboxes]
+    before = world.w
+    for _ in range(after):
+        world.work(1)
+    world.serve_all()
+    np.testing.assert_array_equal(world.w, before)
+    for shard, applied in zip(world.shards, counts, strict=True):
+        part = shard.range
+        assert (applied is None) is (part.size == 0)
+        if part.size:
+            pushes = [gradient[part.slice] for gradient in world.replicas[1].computed]
+            rest = -shard.params - sum(pushes[:applied], np.zeros(part.size))
+            following = pushes[applied] if applied < len(pushes) else np.zeros(part.size)
+            assert any(np.array_equal(rest, np.where(np.arange(part.size) < n, following, 0)) for n in range(part.size + 1))
+            assert shard.clock[0] == applied

@@ -66,7 +66,7 @@ class Sandblaster(Downpour):
         return -(-share // minibatch), table.push_every * -(-table.portion // minibatch)
 
     def fields(self, topology: Topology) -> list[Field]:
-        return task_fields(topology.replicas)
+        return task_fields(topology.copies)
 
     def decay(self, config: Config) -> float:
         """The shards add it: once per pass, whatever the portions are."""
@@ -118,7 +118,7 @@ class Sandblaster(Downpour):
 
     def coordinate(self, pace: Pace) -> Turns:
         driver = Driver(pace)
-        pace.desk.go(range(pace.desk.topology.replicas))
+        pace.desk.go(pace.roll.active)
         yield from driver.evaluation()
         run = minimize(driver.space, driver.options, driver.state)
         yield from driver.drive(run)
@@ -250,8 +250,10 @@ class Driver:
         self.space = ShardSpace(pace.shards, pace.channel, pace.tick)
         self.blocks = Blocks(table.portion, pace.examples)
         self.ledger = Ledger(
-            pace.desk.window, pace.desk.topology.replicas, table.push_every, table.backups, table.patience, pace.clock
+            pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.clock
         )
+        self.ledger.absent = set(pace.roll.spares)
+        pace.roll.inherit, pace.roll.steps = self.inherit, pace.counted
         self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
         self._before = self._counts()
         pace.handlers["answer"], pace.rows = self.space.take, False
@@ -310,10 +312,18 @@ class Driver:
             ledger.hear(pace.beats)
             if ledger.turn(() if pace.desk.evaluating is None else (pace.desk.evaluating,)):
                 yield None
+            elif not pace.roll.active:
+                raise UserError("Every replica is lost; go on from the newest checkpoint with --resume auto.")
             elif all(ledger.silent(r) for r in range(ledger.replicas)):
                 yield Wait("the coordinator waits for any replica to compute")
             else:
                 yield IDLE
+
+    def inherit(self, lost: int, heirs: list[int]) -> None:
+        """A lost replica's portions go to the others; a spare one joins them."""
+        self.ledger.absent.add(lost)
+        self.ledger.absent.difference_update(heirs)
+        self.pace.desk.go(heirs)
 
     def iteration(self) -> Turns:
         """Record an iterate, have it evaluated if that is due, and see whether it is the last."""
@@ -337,9 +347,9 @@ class Driver:
     def evaluation(self) -> Turns:
         """Have the parameters evaluated; go on when the replica has its copy of them."""
         pace = self.pace
-        living = [r for r in range(self.ledger.replicas) if not self.ledger.silent(r)]
+        living = [r for r in pace.roll.active if not self.ledger.silent(r)] or pace.roll.active
         turn = pace.turn + 1
-        chosen = min(living or range(self.ledger.replicas), key=lambda r: (r - turn) % self.ledger.replicas)
+        chosen = min(living, key=lambda r: (r - turn) % self.ledger.replicas)
         pace.evaluate(chosen)
         while not pace.desk.snapshot_taken and not self.ledger.silent(chosen):
             pace.tick()
