@@ -1,8 +1,9 @@
 """What the coordinator tells replicas and what they report, both halves, over the coordinator's window.
 
 Fields: `order[r]` = (go, stop, evaluation wanted, end), a level, not a message: replica r reads its row now and then and acts
-on what it sees; nobody ever addresses a replica. `status[r]` is written by replica r alone: how far it is and what it has moved.
-`report[r]` is its last evaluation; its first number, written last, says which one.
+on what it sees; nobody ever addresses a replica. Stop is 2 where the run is suspect: its gradients are not finite. `status[r]` is
+written by replica r alone: how far it is and what it has moved. `report[r]` is its last evaluation; its first number, written last,
+says which one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ STATUS = (
     "snapshot",
     "computed",
     "dropped",
+    "cause",
+    "cause_step",
+    "cause_example",
+    "cause_value",
+    "spoiled",
 )
 _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
@@ -72,8 +78,9 @@ class Desk:
     def go(self, replicas: Sequence[int]) -> None:
         self._order[list(replicas), GO] = 1
 
-    def stop(self) -> None:
-        self._order[:, STOP] = 1
+    def stop(self, suspect: bool = False) -> None:
+        """Have all replicas stop; if the run is `suspect`, they say what they find amiss."""
+        self._order[:, STOP] = 1 + suspect
 
     def end(self) -> None:
         self._order[:, END] = 1
@@ -170,6 +177,11 @@ class Orders:
     @property
     def stop(self) -> bool:
         return bool(self._order[STOP])
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the run stops because of gradients that are not finite."""
+        return bool(self._order[STOP] > 1)
 
     @property
     def evaluation_wanted(self) -> bool:

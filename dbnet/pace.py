@@ -15,6 +15,7 @@ from dbnet.channel import Channel
 from dbnet.checkpoint import REPLICA, Checkpoint, Writer
 from dbnet.config import Config
 from dbnet.display import Display
+from dbnet.guard import Guard
 from dbnet.monitor import PROGRESS, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.ranges import Range
@@ -39,14 +40,16 @@ class Pace:
         Makes the writer of a checkpoint.
     clock
         Seconds of the run.
+    guard
+        Counts gradients that are not finite and says when to stop.
     """
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
-        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float],
+        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float], guard: Guard,
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
+        self.examples, self._begin, self.clock, self.guard = examples, begin_checkpoint, clock, guard
         self.shards = config.topology.shards
         self.seconds_before = 0.0
         self._status = desk.status()
@@ -60,7 +63,9 @@ class Pace:
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
         # What a method adds: handlers of messages from shards, its own state for checkpoints, its own rows on the display.
-        self.handlers: dict[str, Callable[[int, Any], None]] = {}
+        self.handlers: dict[str, Callable[[int, Any], None]] = {
+            "refused": lambda shard, refusals: guard.take(self.seconds, shard, refusals)
+        }
         self.state: Callable[[], dict[str, Any]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
@@ -118,6 +123,9 @@ class Pace:
             handle(message.source - 1, message.content)
             heard = True
         self._status = self.desk.status()
+        self.guard.hear(self._status)
+        if self.guard.stops:
+            self._discard()
         score = self.desk.collect()
         if score is not None:
             self.last_score = score
@@ -189,7 +197,7 @@ class Pace:
         except OSError as error:
             self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
             return
-        self._parts, self._awaited = {}, True
+        self._parts, self._awaited, self.guard.unsound = {}, True, False
         self._replicas, self._state = self._cursors(), self.state()
         for shard in range(self.shards):
             self.channel.send(1 + shard, "checkpoint")
@@ -201,6 +209,8 @@ class Pace:
         return rows
 
     def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
+        if self._writer is not None and not self.guard.checked(content[0], content[2]):
+            self._discard()
         self._guarded(lambda writer: writer.write(*content))
 
     def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
@@ -219,14 +229,17 @@ class Pace:
             act(self._writer)
         except (OSError, RuntimeError) as error:
             self.display.say(f"The checkpoint could not be written: {error}. The run goes on.")
+            self._discard()
+
+    def _discard(self) -> None:
+        """Leave no part of a checkpoint under way."""
+        if self._writer is not None:
             self._writer.discard()
             self._writer = None
 
     def close(self) -> None:
         """End the run's outputs; a checkpoint that is not complete leaves nothing."""
         try:
-            if self._writer is not None:
-                self._writer.discard()
-                self._writer = None
+            self._discard()
         finally:
-            self.record.close(finished=self.desk.ended)
+            self.record.close(finished=self.desk.ended and not self.guard.stopped)

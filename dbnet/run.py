@@ -22,6 +22,9 @@ from dbnet.checkpoint import Writer
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
+from dbnet.errors import Stopped
+from dbnet.guard import Guard
+from dbnet.intake import Intake
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
@@ -46,12 +49,15 @@ class Outcome:
         Last accuracy on the test set; NaN without a test set.
     params
         The trained parameters, [parameters]; only after a run in one process.
+    diagnosis
+        Why the run was stopped; empty where it came to its end.
     """
 
     run_file: Path
     checkpoint: Path
     accuracy: float
     params: np.ndarray | None = None
+    diagnosis: str = ""
 
 
 def train(
@@ -78,6 +84,11 @@ def train(
     Returns
     -------
     The outcome, on the coordinator; None on other ranks.
+
+    Raises
+    ------
+    Stopped
+        On the coordinator, when all ranks have ended: too many gradients were not finite. The message is the diagnosis.
     """
 
     def prepare() -> Setup:
@@ -88,9 +99,10 @@ def train(
         return ready
 
     ready = mpi.together(comm, prepare)
-    if comm is None:
-        return _train_here(ready, Display(quiet))
-    return _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    done = _train_here(ready, Display(quiet)) if comm is None else _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    if done is not None and done.diagnosis:
+        raise Stopped(done.diagnosis)
+    return done
 
 
 # --- one process --------------------------------------------------------------------------------------------------------------
@@ -115,7 +127,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     roles = [ready.method.coordinate(pace)]
     roles += [ready.method.serve(shard, None, boxes.at(1 + s), clock) for s, shard in enumerate(shards)]
     for r, replica in enumerate(parts):
-        store = DirectStore(flat, shards, r, share=config.method.n_fetch == 1)
+        store = DirectStore(flat, shards, r, config.method.n_fetch == 1, config.guard.finite)
         roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, r, clock), config))
     try:
         take_turns(roles)
@@ -184,7 +196,9 @@ def _serve(ready: Setup, comms: Communicators, window: Window, clock: Callable[[
     index = comms.world.rank - 1
     shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
     users = ready.users[index]
-    inbox = Inbox(window, shard, ready.topology, users, [ready.routes[origin][index] for origin in users])
+    ways = [ready.routes[origin][index] for origin in users]
+    intakes = [Intake(shard, ready.config.guard.finite) for _ in users]
+    inbox = Inbox(window, intakes, ready.topology, users, ways)
     _start(ready.method.serve(shard, inbox, MpiChannel(comms.servers), clock), ready, comms)
 
 
@@ -230,7 +244,8 @@ def make_pace(
         return Writer(ready.config.output(".checkpoint.h5"), ready.config, ready.model, described)
 
     examples = ready.data.sizes["train"]
-    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock)
+    guard = Guard(ready.config, ready.model.layout, record, display)
+    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock, guard)
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
     return pace
@@ -239,7 +254,8 @@ def make_pace(
 def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params)
+    diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
+    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params, diagnosis)
 
 
 def _stopwatch() -> Callable[[], float]:
