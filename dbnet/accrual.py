@@ -20,7 +20,7 @@ import numpy as np
 
 from dbnet import vector
 from dbnet.channel import Channel
-from dbnet.shard import Push, Shard
+from dbnet.shard import Push, Refusal, Shard
 from dbnet.space import Command, Registers, Space, perform
 from dbnet.waiting import Wait
 
@@ -131,6 +131,15 @@ class Accrual:
             self._arrived[push.replica, push.partition] += 1
             self.shard.record(push, self._number)
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Count a bundle that is not finite as arrived, so that its pass ends; the coordinator is told and discards the pass."""
+        push = refusal.push
+        if push.fetched == self._number:
+            self._arrived[push.replica, push.partition] += 1
+            self.shard.refuse(refusal)
+        else:
+            self.dropped += 1
+
     # --- questions ------------------------------------------------------------------------------------------------------------
 
     def heed(self, question: Question) -> None:
@@ -161,6 +170,9 @@ class Accrual:
 
     def take_events(self) -> np.ndarray:
         return self.shard.take_events()
+
+    def take_refused(self) -> list[Refusal]:
+        return self.shard.take_refused()
 
     def registers(self) -> Registers:
         """Return what a checkpoint must hold; the gradient is not part of it, since each restart restores the previous one."""

@@ -1,18 +1,20 @@
 """Minibatches of a replica's subset, in a seeded order that a cursor can come back to.
 
 The order is a function of the epoch, so a cursor is two integers: the epoch and the number of examples of it that are used.
-Every example comes once per epoch; the last minibatch of an epoch is smaller, its unused columns keep an earlier example and count
+Every example comes once per epoch; the last minibatch of an epoch is smaller, its unused columns repeat its first example and count
 nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 
 from dbnet.data.base import Part
+from dbnet.errors import UserError
 from dbnet.jit import kernel
 
 
@@ -30,6 +32,22 @@ def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: n
     for j in range(count):
         for u in range(data.shape[1]):
             out[u, j] = s * data[index[j], u]
+
+
+def fitting(part: Part, dtype: np.dtype, scale: float) -> np.ndarray:
+    """Return x as the network takes it, but for the scale; UserError where a value is too large for its type."""
+    if part.x.dtype == np.uint8:
+        return part.x
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(part.x, dtype)
+        if not isfinite(np.abs(x).max(initial=0) * x.dtype.type(scale)):
+            bad = int(np.flatnonzero(~np.isfinite(x * x.dtype.type(scale)).all(axis=1))[0])
+            largest = part.x[bad][np.abs(part.x[bad]).argmax()]
+            raise UserError(
+                f"Example {part.example(bad)} holds {largest:g}, which times the data's scale ({scale:g}) is beyond {x.dtype}; "
+                "mend the data."
+            )
+    return x
 
 
 class Cursor(NamedTuple):
@@ -58,13 +76,14 @@ class Batches:
 
     def __init__(self, part: Part, batch: int, scale: float, dtype: np.dtype, order: Callable[[int], np.ndarray] | None) -> None:
         self.part, self.batch, self.scale = part, batch, scale
-        self._x = part.x if part.x.dtype == np.uint8 else np.ascontiguousarray(part.x, dtype)
+        self._x = fitting(part, dtype, scale)
         self._gather = gather_bytes if part.x.dtype == np.uint8 else gather
         self._vectors = part.y.ndim == 2
         self._y = part.y.astype(dtype) if self._vectors else part.y
         self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
         self._order_of = order
         self._order = np.arange(len(part))
+        self._index = self._order[:0]
         self.seek(Cursor(0, 0))
 
     def __len__(self) -> int:
@@ -86,9 +105,10 @@ class Batches:
     def next(self, x: np.ndarray) -> int:
         """Fill `x` [units, batch] and `self.target` with the next minibatch; return its number of examples."""
         lo = self._position
-        index = self._order[lo : lo + self.batch]
+        self._index = index = self._order[lo : lo + self.batch]
         count = len(index)
         self._gather(self._x, index, count, self.scale, x)
+        x[:, count:] = x[:, :1]
         if self._vectors:
             self.target[:, :count] = self._y[index].T
         else:
@@ -98,3 +118,13 @@ class Batches:
             self._epoch, self._position = self._epoch + 1, 0
             self._shuffle()
         return count
+
+    def example(self, column: int) -> int:
+        """Return which example of the file stands in a column of the minibatch that was filled last."""
+        row = int(self._index[column])
+        return self.part.example(row)
+
+    @property
+    def filled(self) -> int:
+        """Examples of that minibatch."""
+        return len(self._index)

@@ -1,8 +1,8 @@
 """A run as one typed, complete, frozen value: read from TOML, changed by `table.key=value`, stored in every output.
 
 The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
-[evaluate], [checkpoint], and for batch methods [sandblaster] and [descent]; every key has a default but the data's path and the
-layers. Relative paths in a run file are relative to the folder that the command is given in.
+[evaluate], [checkpoint], [guard], and for batch methods [sandblaster] and [descent]; every key has a default but the data's path
+and the layers. Relative paths in a run file are relative to the folder that the command is given in.
 """
 
 from __future__ import annotations
@@ -129,6 +129,15 @@ class EvaluateTable(Table):
     train: int = Field(default=1000, ge=0, description="examples of the training set that are evaluated too")
 
 
+class GuardTable(Table):
+    """What happens to gradients that are not finite."""
+
+    finite: bool = Field(default=True, description="shards refuse pushes with NaN or Inf; false: train on with them")
+    refused: int = Field(
+        default=10, gt=0, description="refused pushes (Sandblaster: passes with any) after which the run stops with a diagnosis"
+    )
+
+
 class CheckpointTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="a checkpoint each so many seconds, besides the one at the end")
 
@@ -148,6 +157,7 @@ class Config(Table):
     warmstart: WarmstartTable = WarmstartTable()
     evaluate: EvaluateTable = EvaluateTable()
     checkpoint: CheckpointTable = CheckpointTable()
+    guard: GuardTable = GuardTable()
 
     def members(self) -> tuple[list[Any], Any, Any]:
         """Return the layers, the loss and the rule that the tables ask for."""

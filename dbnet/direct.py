@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dbnet.intake import Intake
 from dbnet.shard import Push, Receiver
 from dbnet.store import Counts, WindowStore
 from dbnet.waiting import Turns
@@ -27,9 +28,11 @@ class DirectStore:
         Index of this replica.
     share
         Whether `w` may be the shards' memory.
+    finite
+        Whether pushes with NaN or Inf are refused.
     """
 
-    def __init__(self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool) -> None:
+    def __init__(self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool, finite: bool = True) -> None:
         self._flat, self._shards, self._replica = flat, shards, replica
         self.w = flat if share else flat.copy()
         self.g = np.zeros_like(flat)
@@ -37,6 +40,7 @@ class DirectStore:
         self.fetched = self.overlaps = self.landing = False
         self._clocks = [0] * len(shards)
         self._oldest = self._clocks
+        self._intakes = [Intake(shard, finite) for shard in shards]
 
     def resume(self, number: int) -> None:
         """Go on counting pushes from `number`."""
@@ -65,10 +69,10 @@ class DirectStore:
         if first:
             self._oldest = self._clocks
 
-    def push(self, steps: int) -> Turns:
-        for shard, fetched in zip(self._shards, self._oldest, strict=True):
-            shard.apply(0, self.g[shard.range.slice], shard.begin(0, fetched))
-            shard.finish(Push(self._replica, 0, self.number, fetched, steps))
+    def push(self, steps: int, step: int) -> Turns:
+        for shard, intake, fetched in zip(self._shards, self._intakes, self._oldest, strict=True):
+            push = Push(self._replica, 0, self.number, fetched, steps, step)
+            intake.take(push, self.g[shard.range.slice], [(0, 0, shard.range.size)], True, True)
         self.number += 1
         self.counts.pushes += 1
         return

@@ -12,6 +12,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one clear sentence that says how."""
 
 
+class Stopped(UserError):
+    """The run has ended in order on all ranks, but not as it was meant to; the message says why."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -44,6 +44,10 @@ def _run(path: str) -> str:
         f"  source       revision {run.about['revision']}; {run.about['mpi']}; hosts {', '.join(sorted(set(run.about['hosts'])))}",
         f"  recorded     {len(run.progress)} progress rows, {len(run.evaluation)} evaluations, {len(run.events)} updates",
     ]
+    if len(run.refused):
+        pushes = run.refused.drop_duplicates(["replica", "push"]).groupby("replica").size()
+        by = ", ".join(f"replica {r}: {n}" for r, n in pushes.items())
+        lines.append(f"  refused      {pushes.sum()} pushes whose gradient is not finite ({by})")
     if len(run.iterations):
         last = run.iterations.iloc[-1]
         lines.append(f"  iterations   {last.iteration:.0f}, loss {last.loss:.6g}, gradient norm {last.gradient_norm:.2e}")

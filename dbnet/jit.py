@@ -163,7 +163,9 @@ def _exp(x):  # type: ignore[no-untyped-def]
     one, bias, width = f(1.0), i(127), i(23)
 
     def exp32(x):  # type: ignore[no-untyped-def]
-        z = min(max(x, low), high)
+        # In this order a NaN stays one.
+        z = low if x < low else x
+        z = high if z > high else z
         n = (z * log2e + magic) - magic
         r = (z - n * ln2_high) - n * ln2_low
         p = c2 + r * (c3 + r * (c4 + r * (c5 + r * (c6 + r * c7))))

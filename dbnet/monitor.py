@@ -5,6 +5,7 @@
 /iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
 /events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
 /losses       a row per lost replica: when, its steps of this run, how many of their gradients were applied
+/refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished
 attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ from dbnet.errors import UserError, reading
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dbnet.shard import Refusal
 
 PROGRESS = np.dtype(
     [
@@ -85,6 +89,28 @@ EVENTS = np.dtype(
     ]
 )
 LOSSES = np.dtype([("replica", "i4"), ("seconds", "f8"), ("steps", "i8"), ("applied", "i8")])
+REFUSED = np.dtype(
+    [
+        ("seconds", "f8"),
+        ("shard", "i4"),
+        ("replica", "i4"),
+        ("partition", "i4"),
+        ("push", "i8"),
+        ("fetched", "i8"),
+        ("steps", "i4"),
+        ("step", "i8"),
+        ("index", "i8"),
+        ("value", "f8"),
+    ]
+)
+TABLES = {
+    "progress": PROGRESS,
+    "evaluation": EVALUATION,
+    "iterations": ITERATIONS,
+    "events": EVENTS,
+    "losses": LOSSES,
+    "refused": REFUSED,
+}
 BINS = 256
 
 
@@ -169,13 +195,7 @@ class RunFile:
                 **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
             }
         )
-        for name, dtype in (
-            ("progress", PROGRESS),
-            ("evaluation", EVALUATION),
-            ("iterations", ITERATIONS),
-            ("events", EVENTS),
-            ("losses", LOSSES),
-        ):
+        for name, dtype in TABLES.items():
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
@@ -213,6 +233,11 @@ class RunFile:
         self._staleness[shard] += np.bincount(late, minlength=BINS)
         self._file["staleness"][shard] = self._staleness[shard]
 
+    def refused(self, seconds: float, shard: int, refusals: Sequence[Refusal]) -> None:
+        """Append the pushes that one shard has refused."""
+        rows = [(seconds, shard, *refusal.push, refusal.index, refusal.value) for refusal in refusals]
+        self._append("refused", np.array(rows, REFUSED))
+
     @property
     def mean_staleness(self) -> float:
         """Mean over all updates of all shards so far; NaN before the first."""
@@ -236,7 +261,7 @@ class Run:
         The effective configuration.
     about
         Versions, revision, MPI library, hosts.
-    progress, evaluation, iterations, events, losses, staleness
+    progress, evaluation, iterations, events, losses, refused, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
     finished
         Whether the run came to its own end.
@@ -262,7 +287,8 @@ class Run:
             rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
             self.iterations: pd.DataFrame = pd.DataFrame(rows)
             self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
-            self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:] if "losses" in file else np.zeros(0, LOSSES))
+            self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:])
+            self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
             counts = file["staleness"][:].T
             self.finished = bool(file["state"][()])
         last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1

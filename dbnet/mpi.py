@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from dbnet.errors import UserError
+from dbnet.errors import Stopped, UserError
 
 T = TypeVar("T")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -77,7 +77,7 @@ def abort_on_error(comm: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if comm is None or isinstance(error, Refused):
+        if comm is None or isinstance(error, Refused | Stopped):
             raise
         if isinstance(error, SystemExit) and error.code in (None, 0):
             return

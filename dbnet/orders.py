@@ -1,8 +1,9 @@
 """What the coordinator tells replicas and what they report, both halves, over the coordinator's window.
 
 Fields: `order[r]` is a level, not a message: replica r reads its row now and then and acts on what it sees; nobody ever addresses a
-replica. Its columns: go, stop, number of the evaluation that is wanted, end, lost (given up: leave), how many rows of `share[r]`
-are valid, steps made before in its place. `share[r]` lists the ranges of subsets that it is to train on; a row never changes.
+replica. Its columns: go, stop (2: the run is suspect, its gradients are not finite), number of the evaluation that is wanted, end,
+lost (given up: leave), how many rows of `share[r]` are valid, steps made before in its place. `share[r]` lists the ranges of
+subsets that it is to train on; a row never changes.
 
 `status[r]` is written by replica r alone: how far it is and what it has moved; `cursor[r]` how far it is in each of its shares.
 `report[r]` is its last evaluation; its first number, written last, says which one.
@@ -42,6 +43,11 @@ STATUS = (
     "computed",
     "dropped",
     "taken",
+    "cause",
+    "cause_step",
+    "cause_example",
+    "cause_value",
+    "spoiled",
 )
 _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
@@ -88,8 +94,9 @@ class Desk:
     def go(self, replicas: Sequence[int]) -> None:
         self._order[list(replicas), GO] = 1
 
-    def stop(self) -> None:
-        self._order[:, STOP] = 1
+    def stop(self, suspect: bool = False) -> None:
+        """Have all replicas stop; if the run is `suspect`, they say what they find amiss."""
+        self._order[:, STOP] = 1 + suspect
 
     def end(self) -> None:
         self._order[:, END] = 1
@@ -234,6 +241,11 @@ class Orders:
     @property
     def stop(self) -> bool:
         return bool(self._order[STOP])
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the run stops because of gradients that are not finite."""
+        return bool(self._order[STOP] > 1)
 
     @property
     def given(self) -> int:

@@ -15,6 +15,7 @@ from dbnet.channel import Channel
 from dbnet.checkpoint import REPLICA, Checkpoint, Writer
 from dbnet.config import Config
 from dbnet.display import Display
+from dbnet.guard import Guard
 from dbnet.monitor import PROGRESS, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.pulse import Watch
@@ -42,16 +43,18 @@ class Pace:
         Makes the writer of a checkpoint.
     clock
         Seconds of the run.
+    guard
+        Counts gradients that are not finite and says when to stop.
     watch
         Signs of life of all ranks; None within one process.
     """
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
-        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float], watch: Watch | None = None,
+        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float], guard: Guard, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
+        self.examples, self._begin, self.clock, self.guard = examples, begin_checkpoint, clock, guard
         self.shards = config.topology.shards
         self.seconds_before = 0.0
         self._status = desk.status()
@@ -70,7 +73,10 @@ class Pace:
         self.roll = Roll(desk, channel, watch, self._steps_of, lambda: self.seconds, display.say, lambda loss: record.loss(*loss))
         self.roll.evaluation_lost = self.evaluate
         self._steps_before = np.zeros(desk.topology.copies)
-        self.handlers: dict[str, Callable[[int, Any], None]] = {"closed": self.roll.closed}
+        self.handlers: dict[str, Callable[[int, Any], None]] = {
+            "closed": self.roll.closed,
+            "refused": lambda shard, refusals: guard.take(self.seconds, shard, refusals),
+        }
         self.state: Callable[[], dict[str, Any]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
@@ -135,6 +141,9 @@ class Pace:
             heard = True
         self._status = self.desk.status()
         self.roll.call()
+        self.guard.hear(self._status)
+        if self.guard.stops:
+            self._discard()
         score = self.desk.collect()
         if score is not None:
             self.last_score = score
@@ -213,7 +222,7 @@ class Pace:
         except OSError as error:
             self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
             return
-        self._parts, self._awaited = {}, True
+        self._parts, self._awaited, self.guard.unsound = {}, True, False
         self._replicas, self._state = self._cursors(), self.state()
         for shard in range(self.shards):
             self.channel.send(1 + shard, "checkpoint")
@@ -225,6 +234,8 @@ class Pace:
         return rows
 
     def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
+        if self._writer is not None and not self.guard.checked(content[0], content[2]):
+            self._discard()
         self._guarded(lambda writer: writer.write(*content))
 
     def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
@@ -243,14 +254,17 @@ class Pace:
             act(self._writer)
         except (OSError, RuntimeError) as error:
             self.display.say(f"The checkpoint could not be written: {error}. The run goes on.")
+            self._discard()
+
+    def _discard(self) -> None:
+        """Leave no part of a checkpoint under way."""
+        if self._writer is not None:
             self._writer.discard()
             self._writer = None
 
     def close(self) -> None:
         """End the run's outputs; a checkpoint that is not complete leaves nothing."""
         try:
-            if self._writer is not None:
-                self._writer.discard()
-                self._writer = None
+            self._discard()
         finally:
-            self.record.close(finished=self.desk.ended)
+            self.record.close(finished=self.desk.ended and not self.guard.stopped)

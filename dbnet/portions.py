@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from dbnet.batches import Cursor, gather, gather_bytes
+from dbnet.batches import Cursor, fitting, gather, gather_bytes
 from dbnet.data.base import Part
 from dbnet.ranges import Range
 
@@ -70,6 +70,8 @@ class Reader:
         How many portions were opened, for reports.
     taken, cursors
         Nothing: the coordinator hands out portions, not shares.
+    filled
+        Examples of the minibatch that was filled last.
     reads
         Blocks that were read from the file.
     """
@@ -84,7 +86,7 @@ class Reader:
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self.target = np.zeros(batch, np.int64)
         self._part = Part(np.zeros((0, 0)), np.zeros(0))
-        self._at = self._end = self._taken = 0
+        self._at = self._end = self._taken = self._start = self._first = self.filled = 0
         self.reads = 0
 
     def __len__(self) -> int:
@@ -110,14 +112,13 @@ class Reader:
     def _load(self, block: int) -> Part:
         self.reads += 1
         part = self._read(self.blocks(block))
-        x = part.x if part.x.dtype == np.uint8 else np.ascontiguousarray(part.x, self._dtype)
-        return Part(x, part.y.astype(self._dtype) if part.y.ndim == 2 else part.y)
+        return Part(fitting(part, self._dtype, self._scale), part.y.astype(self._dtype) if part.y.ndim == 2 else part.y)
 
     def open(self, portion: Portion) -> None:
         """Go to the first minibatch of a portion."""
         self.prefetch(portion.block)
         self._part = self._blocks[portion.block].result()
-        self._at, self._end = portion.lo, portion.hi
+        self._at, self._end, self._start = portion.lo, portion.hi, self.blocks(portion.block).lo
         self._taken += 1
         if self._part.y.ndim == 2 and self.target.ndim == 1:
             self.target = np.zeros((self._part.y.shape[1], self.batch), self._dtype)
@@ -127,11 +128,17 @@ class Reader:
         count = min(self.batch, self._end - self._at)
         here = slice(self._at, self._at + count)
         if count:
+            self._first, self.filled = self._start + self._at, count
             fill = gather_bytes if self._part.x.dtype == np.uint8 else gather
             fill(self._part.x, np.arange(here.start, here.stop), count, self._scale, x)
+            x[:, count:] = x[:, :1]
             self.target[..., :count] = self._part.y[here].T
         self._at += count
         return count
+
+    def example(self, column: int) -> int:
+        """Return which example of the file stands in a column of the minibatch that was filled last."""
+        return self._first + column
 
     def close(self) -> None:
         self._ahead.shutdown(wait=True, cancel_futures=True)

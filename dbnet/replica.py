@@ -9,6 +9,7 @@ import numpy as np
 
 from dbnet.batches import Batches, Cursor
 from dbnet.exchange import Exchange
+from dbnet.guard import WILD, Trouble, examine, graver
 from dbnet.jit import kernel
 from dbnet.link import Link
 from dbnet.model import Model
@@ -45,6 +46,11 @@ class Replica:
         For layers that draw random numbers.
     cut
         The cut and the link to the other partitions; None: the network is whole.
+
+    Attributes
+    ----------
+    trouble
+        Why a loss was not finite, if one was.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Replica:
                 Exchange(cut[1], cut[0], network, tags=number * 2 * len(model.layers))
         self.steps = self.examples = self.right = 0
         self.loss = 0.0
+        self.trouble: Trouble | None = None
 
     @cached_property
     def snapshot(self) -> np.ndarray:
@@ -92,14 +99,14 @@ class Replica:
         apart = rate > 0 and accrued > 0
         target, into = self.train.target, self._own if apart else g
         loss, right = self.network.loss_and_gradient(w, into, target, count, accrued > 0 and not apart, self.steps, self.seed)
-        if apart:
+        sound = self._sound(loss, w, count)
+        if apart and sound:
             accrue_and_step(g, self._own, w, rate)
-        elif rate > 0:
+        elif apart:
+            axpy(1.0, self._own, g)
+        elif rate > 0 and sound:
             descend(w, g, rate)
-        self.steps += 1
-        self.examples += count
-        self.loss += loss
-        self.right += right
+        self._count(count, loss, right)
         return loss / count
 
     def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
@@ -124,11 +131,31 @@ class Replica:
             if fresh:
                 fill(g, 0.0)
             axpy(count / self.train.batch, into, g)
+        self._sound(loss, w, count)
+        self._count(count, loss, right)
+        return count, loss, right
+
+    def _count(self, count: int, loss: float, right: int) -> None:
         self.steps += 1
         self.examples += count
         self.loss += loss
         self.right += right
-        return count, loss, right
+
+    def _sound(self, loss: float, w: np.ndarray, count: int) -> bool:
+        """Return whether the loss is one to learn from; if not, look for the cause."""
+        if abs(loss) <= WILD * count:
+            return True
+        self.trouble = graver(self.trouble, self._look(w, count))
+        return False
+
+    def _look(self, w: np.ndarray, count: int) -> Trouble:
+        x, target = self.network.x[:, :count], self.train.target[..., :count]
+        return examine(x, target, w, self.steps, self.train.example, self.link)
+
+    def examine(self, w: np.ndarray) -> None:
+        """Look at the last minibatch and at `w`, if no loss has given a reason to do so before."""
+        if self.trouble is None and self.steps:
+            self.trouble = self._look(w, self.train.filled)
 
     def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
         """Return mean loss and accuracy on the test set and on the watched portion of the training set.

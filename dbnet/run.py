@@ -23,6 +23,9 @@ from dbnet.checkpoint import Writer
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
+from dbnet.errors import Stopped
+from dbnet.guard import Guard
+from dbnet.intake import Intake
 from dbnet.link import Gone, MpiLink
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
@@ -50,6 +53,8 @@ class Outcome:
         The trained parameters, [parameters]; only after a run in one process.
     losses
         What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
+    diagnosis
+        Why the run was stopped; empty where it came to its end.
     """
 
     run_file: Path
@@ -57,6 +62,7 @@ class Outcome:
     accuracy: float
     params: np.ndarray | None = None
     losses: str = ""
+    diagnosis: str = ""
 
 
 def train(
@@ -83,6 +89,11 @@ def train(
     Returns
     -------
     The outcome, on the coordinator; None on other ranks.
+
+    Raises
+    ------
+    Stopped
+        On the coordinator, when all ranks have ended: too many gradients were not finite. The message is the diagnosis.
     """
 
     def prepare() -> Setup:
@@ -93,9 +104,10 @@ def train(
         return ready
 
     ready = mpi.together(comm, prepare)
-    if comm is None:
-        return _train_here(ready, Display(quiet))
-    return _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    done = _train_here(ready, Display(quiet)) if comm is None else _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    if done is not None and done.diagnosis:
+        raise Stopped(done.diagnosis)
+    return done
 
 
 # --- one process --------------------------------------------------------------------------------------------------------------
@@ -120,7 +132,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
     roles = [ready.method.coordinate(pace)]
     roles += [ready.method.serve(shard, None, boxes.at(1 + s), clock) for s, shard in enumerate(shards)]
     for r, replica in enumerate(parts):
-        store = DirectStore(flat, shards, r, share=config.method.n_fetch == 1)
+        store = DirectStore(flat, shards, r, config.method.n_fetch == 1, config.guard.finite)
         roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, world, r, clock), config))
     try:
         take_turns(roles)
@@ -214,8 +226,9 @@ def _serve(rank: Rank, *_: Any) -> tuple[None, bool]:
     index = rank.comms.world.rank - 1
     shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
     users = ready.users[index]
-    inbox = Inbox(window, shard, ready.topology, users, [ready.routes[origin][index] for origin in users])
-    pulse = rank.pulse()
+    ways = [ready.routes[origin][index] for origin in users]
+    intakes = [Intake(shard, ready.config.guard.finite) for _ in users]
+    inbox, pulse = Inbox(window, intakes, ready.topology, users, ways), rank.pulse()
     rank.play(ready.method.serve(shard, inbox, MpiChannel(rank.comms.servers), clock), pulse.beat, pulse.graph)
     return None, pulse.leave()
 
@@ -270,8 +283,8 @@ def make_pace(
         return Writer(ready.config.output(".checkpoint.h5"), ready.config, ready.model, described)
 
     examples = ready.data.sizes["train"]
-    desk = Desk(window, ready.topology)
-    pace = Pace(desk, channel, record, display, ready.config, examples, begin, clock, watch)
+    guard = Guard(ready.config, ready.model.layout, record, display)
+    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock, guard, watch)
     pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
@@ -281,7 +294,9 @@ def make_pace(
 def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params, pace.roll.summary())
+    diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
+    paths = ready.config.output(".h5"), ready.config.output(".checkpoint.h5")
+    return Outcome(*paths, accuracy, params, pace.roll.summary(), diagnosis)
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -2,7 +2,7 @@
 
 Only `apply` changes parameters. A push may come in slices, between those of other pushes; when its last slice is applied the
 clock of its partition index goes up by one and the update becomes an event. Every replica pushes each partition index once per
-push, so clocks and staleness mean the same for any number of partitions.
+push, so clocks and staleness mean the same for any number of partitions. A push that is refused (`intake`) is neither.
 """
 
 from __future__ import annotations
@@ -29,13 +29,25 @@ EVENT = np.dtype(
 
 
 class Push(NamedTuple):
-    """What is known of one push at one shard: who, its number, the clock its oldest gradient was fetched at, its gradients."""
+    """What is known of one push at one shard: who, its number, the clock its oldest gradient was fetched at, its gradients.
+
+    `step` is the replica's step that made the newest of them.
+    """
 
     replica: int
     partition: int
     number: int
     fetched: int
     steps: int
+    step: int
+
+
+class Refusal(NamedTuple):
+    """A push that a shard did not take: the flat index of its first value that is not finite, and that value."""
+
+    push: Push
+    index: int
+    value: float
 
 
 class Receiver(Protocol):
@@ -47,6 +59,7 @@ class Receiver(Protocol):
     def begin(self, partition: int, fetched: int = 0) -> int: ...
     def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
     def finish(self, push: Push) -> None: ...
+    def refuse(self, refusal: Refusal) -> None: ...
 
 
 class Shard:
@@ -69,6 +82,7 @@ class Shard:
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
         self._begun = np.zeros_like(clock)
         self._seconds = seconds
+        self._refused: list[Refusal] = []
         self._events = np.zeros(1024, EVENT)
         self._count = 0
 
@@ -88,6 +102,15 @@ class Shard:
         applied = int(self.clock[push.partition])
         self.record(push, applied)
         self.clock[push.partition] = applied + 1
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note a push that was refused: the clock stays, and there is no event."""
+        self._refused.append(refusal)
+
+    def take_refused(self) -> list[Refusal]:
+        """Return what was refused since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def record(self, push: Push, applied: int) -> None:
         """Make an event of a push that was applied when the clock was `applied`."""

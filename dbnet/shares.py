@@ -132,6 +132,15 @@ class Shares:
             self._present = min((part for part in self._parts if len(part)), key=_progress)
         return self.present.next(x)
 
+    def example(self, column: int) -> int:
+        """Return which example of the file stands in a column of the minibatch that was filled last."""
+        return self.present.example(column)
+
+    @property
+    def filled(self) -> int:
+        """Examples of that minibatch."""
+        return self.present.filled if self._present is not None else 0
+
 
 def _progress(part: Batches) -> float:
     cursor = part.cursor

@@ -10,8 +10,8 @@ One writer and one reader per ring, so nothing is atomic:
     fetch   Get clock, Flush; Get parameters, Flush
 
 A header is eight integers: push number, first element (counted in the origin's part of this shard), elements, last slice or not,
-clock at the fetch, gradients accrued, 0, 0. The clock is read before the parameters, so a measured staleness is never too small.
-Parameters may be read while they change: each number is some version, which Downpour allows.
+clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, so a measured staleness is
+never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
 
 `direct.DirectStore` is the same interface in the process of the shards.
 """
@@ -24,11 +24,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.intake import Intake
 from dbnet.model import Footprint
 from dbnet.mover import Job, Mover
 from dbnet.ranges import Range
 from dbnet.routes import Route, routes
-from dbnet.shard import Push, Receiver
+from dbnet.shard import Push
 from dbnet.topology import Topology
 from dbnet.waiting import Turns, Wait
 from dbnet.window import Field, Window
@@ -155,12 +156,12 @@ class WindowStore:
         if first:
             self._oldest = self.clocks.copy()
 
-    def push(self, steps: int) -> Turns:
-        """Push `g`, the sum of `steps` gradients; afterwards `g` is free to be overwritten."""
+    def push(self, steps: int, step: int) -> Turns:
+        """Push `g`, the sum of `steps` gradients, the newest of step `step`; afterwards `g` is free to be overwritten."""
         if self._pushing is not None:
             yield from self._pushing.wait("its last push to leave")
             self._pushing = None
-        send = self._write(self.g, self.number, self._oldest.copy(), steps)
+        send = self._write(self.g, self.number, self._oldest.copy(), (steps, step))
         self.number += 1
         if self._mover is None:
             yield from send
@@ -204,7 +205,7 @@ class WindowStore:
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
-    def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: int) -> Turns:
+    def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
         todo = [(i, 0) for i in range(len(self.routes))]
         since = 0.0
@@ -213,7 +214,7 @@ class WindowStore:
             for i, at in todo:
                 end = self.routes[i].size
                 while at < end and self._room(i):
-                    at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), steps))
+                    at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), *steps))
                 if at < end:
                     left.append((i, at))
             if left and left == todo:
@@ -237,13 +238,13 @@ class WindowStore:
         self._window.flush(rank)
         return bool(self._head[i, 0] - self._tail[i, 0] < self._slots)
 
-    def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int]) -> int:
+    def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
         route, window = self.routes[i], self._window
         rank, here = self._topology.shard_rank(route.shard), route.slice(at, self._slot)
         end = at + here.stop - here.start
         place = self._row[i] * self._slots + int(self._head[i, 0]) % self._slots
-        number, fetched, steps = about
-        self._header[i, :6] = (number, at, end - at, end == route.size, fetched, steps)
+        number, fetched, steps, step = about
+        self._header[i, :7] = (number, at, end - at, end == route.size, fetched, steps, step)
         window.put(rank, "header", self._header[i], place * HEADER)
         window.put(rank, "ring", g[here], place * self._slot)
         window.flush(rank)
@@ -260,15 +261,17 @@ class Inbox:
     ----------
     window
         This shard's end of the window.
-    shard
-        What the slices are applied to.
     topology, users, routes
         Who is where, which origins have a ring here, and each one's route to this shard.
+    intakes
+        One for each of these origins.
     """
 
-    def __init__(self, window: Window, shard: Receiver, topology: Topology, users: Sequence[int], routes: Sequence[Route]) -> None:
-        self._window, self._shard, self._topology = window, shard, topology
-        self._users, self._routes, self._push = list(users), list(routes), [0] * len(users)
+    def __init__(
+        self, window: Window, intakes: Sequence[Intake], topology: Topology, users: Sequence[int], routes: Sequence[Route]
+    ) -> None:
+        self._window, self._topology = window, topology
+        self._intakes, self._users, self._routes = intakes, list(users), list(routes)
         self._applied, self._closed = [0] * len(users), [False] * len(users)
         local = window.local
         self._head, self._tail, self._headers, self._ring = (local[name] for name in ("head", "tail", "header", "ring"))
@@ -307,13 +310,8 @@ class Inbox:
         return min(counts, default=None)
 
     def _apply(self, row: int, origin: int, slot: int) -> None:
-        number, first, n, last, fetched, steps = (int(v) for v in self._headers[row, slot, :6])
-        replica, partition = divmod(origin, self._topology.partitions)
-        if first == 0:
-            self._push[row] = self._shard.begin(partition, fetched)
-        data = self._ring[row, slot]
-        for start, target, length in self._routes[row].segments(first, n):
-            self._shard.apply(target, data[start : start + length], self._push[row])
-        if last:
+        number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])
+        push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
+        pieces = self._routes[row].segments(first, n)
+        if self._intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last)):
             self._applied[row] += steps
-            self._shard.finish(Push(replica, partition, number, fetched, steps))

@@ -66,6 +66,21 @@ def dot(x: np.ndarray, y: np.ndarray) -> float:
     return total
 
 
+@kernel("T[:]", fast=True)
+def first_bad(x: np.ndarray) -> int:
+    """Return the place of the first NaN or Inf, -1 where there is none; per block one sum of 0 x, which only these spoil."""
+    zero = x.dtype.type(0)
+    for lo in range(0, x.size, 4096):
+        block, total = x[lo : lo + 4096], zero
+        for i in range(block.size):
+            total += zero * block[i]
+        if total != zero:
+            for i in range(block.size):
+                if zero * block[i] != zero:
+                    return lo + i
+    return -1
+
+
 @kernel("f8;T[:];T[:];T[:]", fast=True)
 def decay(a: float, x: np.ndarray, mask: np.ndarray, g: np.ndarray) -> float:
     """Add a x to g where the mask is 1; return the sum of x^2 there."""

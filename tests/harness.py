@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from dbnet import config
+from dbnet.intake import Intake
 from dbnet.methods.downpour import Downpour
 from dbnet.model import Footprint, Piece
 from dbnet.orders import GO, Orders, coordinator_fields
@@ -26,7 +27,7 @@ class Gradients:
     def __init__(self, index: int, size: int, steps: int, source: Callable[[int, int, np.ndarray], np.ndarray]) -> None:
         self.index, self._source, self._limit = index, source, steps
         self.steps = self.examples = self.right = 0
-        self.loss = 0.0
+        self.loss, self.trouble = 0.0, None
         self.computed: list[np.ndarray] = []
         self.seen: list[np.ndarray] = []
         self.train = _Endless()
@@ -69,6 +70,8 @@ class World:
         Overrides of the [method] table.
     rule
         Table of the rule.
+    guard
+        Whether pushes that are not finite are refused.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class World:
         source: Callable[[int, int, np.ndarray], np.ndarray],
         method: Sequence[str] = (),
         rule: dict | None = None,
+        guard: bool = True,
     ) -> None:
         tree = {
             "data": {"path": "none"},
             "model": {"layers": [{"kind": "dense", "units": 1}]},
             "rule": rule or {"kind": "sgd", "rate": 1.0},
             "stop": {"steps": steps},
+            "guard": {"finite": guard},
         }
         for text in method:
             config.override(tree, f"method.{text}")
@@ -106,7 +111,9 @@ class World:
             end = self.memory.at(1 + s)
             shard = Shard(part, make("rules", self.config.rule, "rule"), end.local["params"], end.local["clock"], lambda: 0.0)
             self.shards.append(shard)
-            self.inboxes.append(Inbox(end, shard, self.world, self.users[s], [ways[s]] * len(self.users[s]) if s in ways else []))
+            users, mine = self.users[s], [ways[s]] * len(self.users[s]) if s in ways else []
+            intakes = [Intake(shard, self.config.guard.finite) for _ in users]
+            self.inboxes.append(Inbox(end, intakes, self.world, users, mine))
         self.replicas = [Gradients(r, size, steps, source) for r in range(replicas)]
         self.stores = [
             WindowStore(self.memory, self.world, (r, 0), Footprint(footprint, footprint, size), rings, table.overlap)

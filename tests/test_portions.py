@@ -16,10 +16,13 @@ from dbnet.accrual import Accrual
 from dbnet.channel import Mailboxes
 from dbnet.data.base import Part
 from dbnet.descent.base import Pass
+from dbnet.guard import Guard
+from dbnet.intake import Intake
 from dbnet.methods.sandblaster import Driver, Sandblaster, Worker
 from dbnet.model import Footprint, Piece
 from dbnet.orders import Desk, Orders, coordinator_fields
 from dbnet.pace import Pace
+from dbnet.parameters import Layout as Names
 from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.registry import make
@@ -41,7 +44,8 @@ class Ones:
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.train = blocks, self
         self.steps = self.examples = self.right = 0
-        self.loss, self.cursor, self.snapshot = 0.0, SimpleNamespace(epoch=0, position=0), np.zeros(blocks.examples)
+        self.loss, self.trouble = 0.0, None
+        self.cursor, self.snapshot = SimpleNamespace(epoch=0, position=0), np.zeros(blocks.examples)
         self._left: list[int] = []
 
     def open(self, portion: Portion) -> None:
@@ -88,10 +92,11 @@ class World:
         layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)])]
         layouts += [Layout(rings.fields(s, world)) for s in range(shards)]
         memory, boxes = Memory([*layouts, *(Layout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
-        record = SimpleNamespace(events=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None)
+        record = SimpleNamespace(events=lambda *_: None, refused=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None)
         display = SimpleNamespace(say=lambda *_: None)
+        guard = Guard(self.config, Names([("0.dense.W", (examples,), 1.0, True)]), record, display)  # type: ignore
         self.pace = Pace(
-            Desk(memory, world), boxes.at(0), record, display, self.config, examples, lambda: None, self.clock,  # type: ignore
+            Desk(memory, world), boxes.at(0), record, display, self.config, examples, lambda: None, self.clock, guard,  # type: ignore
         )  # fmt: skip
         self.driver = Driver(self.pace)
         self.accruals, serving = [], []
@@ -99,7 +104,8 @@ class World:
             end = memory.at(1 + s)
             shard = Shard(part, make("rules", {"kind": "sgd"}, "rule"), end.local["params"], end.local["clock"], self.clock)
             self.accruals.append(Accrual(shard, [(o, 0) for o in users[s]], {}, {}))
-            inbox = Inbox(end, self.accruals[-1], world, users[s], [ways[s]] * len(users[s]) if s in ways else [])
+            intakes = [Intake(self.accruals[-1]) for _ in users[s]]
+            inbox = Inbox(end, intakes, world, users[s], [ways[s]] * len(users[s]) if s in ways else [])
             serving.append(Sandblaster().serve(self.accruals[-1], inbox, boxes.at(1 + s), self.clock))
         self.workers = [
             Worker(

@@ -95,7 +95,7 @@ def test_one_that_was_given_up_learns_it() -> None:
 def test_everyone_notices_a_lost_coordinator() -> None:
     job = Job()
     job.live(1)
-    with pytest.raises(UserError, match="shard 0: the coordinator is lost.*--resume auto"):
+    with pytest.raises(UserError, match=r"shard 0: the coordinator is lost.*--resume auto"):
         job.live(1.3, without=(0, 2, 3, 4, 5, 6, 7))
     with pytest.raises(UserError, match="replica 2 partition 1: the coordinator is lost"):
         job.live(2, without=(0, 1, 2, 3, 4, 5, 6))
@@ -119,7 +119,7 @@ def test_the_graph_says_who_waits_for_whom() -> None:
     assert text == job.pulses[1].graph()
     lines = text.split("\n")
     assert len(lines) == 1 + WORLD.size
-    assert lines[1].split() == "the coordinator the coordinator waits for shard 0 to answer (sign of life 0.0 s ago)".split()
+    assert "the coordinator waits for shard 0 to answer (sign of life 0.0 s ago)" in lines[1]
     assert "replica 0 partition 0" in lines[3] and "waits for shard 2 (sign of life 0.5 s ago)" in lines[3]
 
 
@@ -176,7 +176,7 @@ def test_a_lost_shard_ends_the_run() -> None:
     job = Called()
     job.live(1)
     job.live(1.5, without=(1,))
-    with pytest.raises(UserError, match="shard 0 is lost.*--resume auto"):
+    with pytest.raises(UserError, match=r"shard 0 is lost.*--resume auto"):
         job.roll.call()
 
 

@@ -56,7 +56,7 @@ def test_rules_follow_their_papers_on_slices(kind):
         t = shard.begin(0)
         for part in split(23, 4):
             shard.apply(part.lo, g[part.slice], t)
-        shard.finish(Push(0, 0, number, number, 1))
+        shard.finish(Push(0, 0, number, number, 1, number))
     np.testing.assert_allclose(shard.params, textbook(kind, gradients, w), rtol=1e-12)
 
 
@@ -85,7 +85,7 @@ def test_nesterov_looks_ahead():
 def test_events_grow_and_keep_their_order():
     shard = Shard(Range(0, 1), make("rules", {"kind": "sgd"}, "rule"), np.zeros(1), np.zeros(1, np.int64), lambda: 0.0)
     for number in range(3000):
-        shard.finish(Push(0, 0, number, number, 1))
+        shard.finish(Push(0, 0, number, number, 1, number))
     events = shard.take_events()
     assert events["push"].tolist() == list(range(3000)) == events["applied"].tolist()
     assert len(shard.take_events()) == 0

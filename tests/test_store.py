@@ -221,7 +221,7 @@ def test_overlapped_fetches_keep_the_local_steps_that_count():
     moves=st.lists(st.integers(0, 5), max_size=60),
     after=st.integers(0, 30),
 )
-def test_a_lost_replica_is_applied_up_to_where_it_was_cut_off(size, shards, moves, after, closed):
+def test_a_lost_replica_is_applied_up_to_where_it_was_cut_off(size, shards, moves, after):
     """Each shard holds its first pushes whole, of one more perhaps the first slices, and nothing that comes later."""
     world = World(size, shards, 2, 1000, whole_numbers, ("slot=64", "slots=3"))
     for move in moves:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from dbnet import jit
 from dbnet.benches.base import Bench, Row, alternate, row
+from dbnet.intake import Intake
 from dbnet.ranges import Range
 from dbnet.rules.adagrad import Adagrad
 from dbnet.rules.sgd import Sgd
-from dbnet.shard import Shard
+from dbnet.shard import Push, Shard
 
 
 @jit.kernel("T[:];T[:];T[:];f8")
@@ -49,13 +51,22 @@ class Apply(Bench):
                 for lo in range(0, n, 1 << 18):
                     shard.apply(lo, g[lo : lo + (1 << 18)], 1)
 
+            intakes = [Intake(shard, finite) for finite in (True, False)]
+
+            def taken(intake: Intake, g: np.ndarray = g) -> None:
+                for lo in range(0, n, 1 << 18):
+                    piece = g[lo : lo + (1 << 18)]
+                    intake.take(Push(0, 0, 0, 0, 1, 0), piece, [(0, lo, piece.size)], lo == 0, False)
+
             def bare(
                 w: np.ndarray = w, g: np.ndarray = g, h: np.ndarray = h, loop: Callable = loop, three: bool = streams == 5
             ) -> None:
                 loop(w, g, h, 1e-9) if three else loop(w, g, 1e-9)
 
-            mine, other = alternate(repeat, slices, bare)
+            mine, other, guarded, unguarded = alternate(repeat, slices, bare, *(partial(taken, i) for i in intakes))
             rows.append(
                 row("apply", f"{rule.kind}, 16.8 M float32", mine, "plain loop", other, ">= 0.8", streams * 4 * n / 1e9, "GB/s")
             )
+            name = f"{rule.kind}, with NaN and Inf refused"
+            rows.append(row("apply", name, guarded, "without", unguarded, ">= 0.8", streams * 4 * n / 1e9, "GB/s"))
         return rows

@@ -50,7 +50,7 @@ def direct(replica: Replica, rule: Rule) -> Callable[[], None]:
             raise AssertionError("a direct fetch never waits")
         store.accrued(first=True)
         replica.accrue(store.w, store.g, 0, 0.0)
-        for _ in store.push(1):
+        for _ in store.push(1, 0):
             raise AssertionError("a direct push never waits")
         shard.take_events()
 

@@ -39,13 +39,18 @@ class Format(Member):
 
 @dataclass(frozen=True)
 class Part:
-    """Examples in memory: x [n, units] in the type of the file, y [n] or [n, units]."""
+    """Examples in memory: x [n, units] in the type of the file, y [n] or [n, units], and which examples of the file they are."""
 
     x: np.ndarray
     y: np.ndarray
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def example(self, row: int) -> int:
+        """Return which example of the file a row is."""
+        return row if self.rows is None else int(self.rows[row])
 
 
 class DataFile:
@@ -149,7 +154,7 @@ class DataFile:
                     raise UserError(
                         f"'{self.path}': /{part}/{name} of example {rows[bad[0][0]]} is {values[tuple(bad[0])]}; remove it."
                     )
-        return Part(x, y.astype(np.int64) if self.classes else y)
+        return Part(x, y.astype(np.int64) if self.classes else y, rows)
 
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
         """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""

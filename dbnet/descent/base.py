@@ -49,6 +49,7 @@ class Accepted(NamedTuple):
 
 
 ACCEPTED = Accepted()
+NOT_FINITE = "the loss is not finite"
 Requests = Generator[Pass | Accepted | Wait, float, str]
 
 
@@ -90,7 +91,7 @@ class FullBatch(Descent):
     def reason(self, state: State) -> str:
         """Return why to stop here, or nothing."""
         if state.ending or not isfinite(state.loss):
-            return state.ending or "the loss is not finite"
+            return state.ending or NOT_FINITE
         if sqrt(state.square) <= self.gradient_norm:
             return "gradient norm"
         if state.change is not None and state.change < self.loss_change:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dbnet.descent.base import ACCEPTED, Descent, Pass, Requests, evaluate
+from dbnet.descent.base import ACCEPTED, NOT_FINITE, Descent, Pass, Requests, evaluate
 from dbnet.history import History, State
 from dbnet.ranges import Range
 from dbnet.space import Combine, Copy, Create, Space
@@ -68,7 +68,7 @@ class MultiBatch(Descent):
         while state.iteration < self.iterations and not state.ending:
             loss = yield from self._gradient(space, state, memory)
             if not isfinite(loss):
-                return "the loss is not finite"
+                return NOT_FINITE
             terms, first = memory.propose()
             step = min(1.0, first) * self.rate / (1 + state.iteration / self.decay if self.decay else 1)
             move = Combine(((1.0, "base"), (step, "direction")), "params")

@@ -70,13 +70,13 @@ class Downpour(Method):
             replica.accrue(store.w, store.g, accrued, alpha if local else 0.0)
             accrued += 1
             if step % method.n_push == 0:
-                yield from store.push(accrued)
+                yield from store.push(accrued, step)
                 accrued = 0
             yield from store.arrive()
             yield from report(replica, store, orders)
             yield None
         if accrued:
-            yield from store.push(accrued)
+            yield from store.push(accrued, replica.steps - 1)
 
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
         next_report, draining, sending = 0.0, False, None
@@ -84,6 +84,9 @@ class Downpour(Method):
             # The message first: after "drain" the rings must be seen empty once more.
             message = channel.receive()
             busy = drain(inbox, clock)
+            # Before any answer: who hears that a pass has ended must have heard what was refused of it.
+            if refused := shard.take_refused():
+                channel.send(0, "refused", refused)
             busy = self.answer(shard, message, channel) or busy
             if message is not None:
                 draining = draining or message.kind == "drain"
@@ -125,7 +128,7 @@ class Downpour(Method):
         desk.go(roll.active)
         while not pace.all_done:
             if reached(pace):
-                desk.stop()
+                desk.stop(pace.guard.stops)
             yield from manage(pace)
         yield from finish(pace)
 
@@ -150,6 +153,10 @@ def report(replica: Replica, store: Store, orders: Orders, now: bool = False) ->
         epoch=cursor.epoch, position=cursor.position, taken=replica.train.taken,
     )  # fmt: skip
     orders.note_cursors(replica.train.cursors)
+    if orders.suspect:
+        replica.examine(store.w)
+    if replica.trouble is not None:
+        orders.note(**replica.trouble._asdict())
     orders.poll(now)
     if orders.evaluation_wanted:
         yield from store.snapshot(replica.snapshot)
@@ -235,10 +242,10 @@ def warming(pace: Pace) -> bool:
 
 
 def reached(pace: Pace) -> bool:
-    """Return whether the time budget is used up or the wanted accuracy is there."""
+    """Return whether the time budget is used up, the wanted accuracy is there, or too many gradients were not finite."""
     stop, score = pace.config.stop, pace.last_score
     by_time = stop.seconds is not None and pace.seconds >= stop.seconds
-    return by_time or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
+    return by_time or pace.guard.stops or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
 
 
 def finish(pace: Pace) -> Turns:
@@ -253,10 +260,12 @@ def finish(pace: Pace) -> Turns:
     yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
     yield from until(lambda: not pace.evaluating, f"the evaluation by replica {pace.desk.evaluating}")
     yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
-    pace.checkpoint()
-    yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
-    pace.evaluate()
-    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
+    if pace.guard.conclude():
+        pace.checkpoint()
+        yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
+    if pace.guard.conclude():
+        pace.evaluate()
+        yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
     pace.roll.part()
     pace.desk.end()
     if pace.roll.broken:

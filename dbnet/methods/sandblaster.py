@@ -20,7 +20,7 @@ from dbnet.accrual import Accrual, ShardSpace
 from dbnet.channel import Channel, Message
 from dbnet.config import Config
 from dbnet.data.base import DataFile, Part
-from dbnet.descent.base import Pass, Requests, minimize, resumed
+from dbnet.descent.base import NOT_FINITE, Pass, Requests, minimize, resumed
 from dbnet.direct import Store
 from dbnet.errors import UserError
 from dbnet.methods.downpour import Downpour, attend, finish, reached, report
@@ -122,7 +122,7 @@ class Sandblaster(Downpour):
         yield from driver.evaluation()
         run = minimize(driver.space, driver.options, driver.state)
         yield from driver.drive(run)
-        pace.desk.stop()
+        pace.desk.stop(pace.guard.stops)
         while not pace.all_done:
             pace.tick()
             driver.ledger.turn()
@@ -225,7 +225,7 @@ class Worker:
         """Push the bundle that was offered, if it was accepted."""
         if self.tasks.verdict:
             self.store.g, self._spare = self._spare, self.store.g
-            yield from self.store.push(self._offered.count)
+            yield from self.store.push(self._offered.count, self.replica.steps - 1)
             self.store.g, self._spare = self._spare, self.store.g
         else:
             self.dropped += self._offered.count
@@ -257,16 +257,18 @@ class Driver:
         self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
         self._before = self._counts()
         pace.handlers["answer"], pace.rows = self.space.take, False
+        pace.guard.by_pass()
         pace.state = lambda: {"descent": self.options.options(), "state": self.state.saved()}
 
     def drive(self, run: Requests) -> Turns:
         """Answer the batch method until it ends."""
         answer: float | None = None
-        while True:
+        while not self.pace.guard.stops:
             try:
                 request = run.send(answer)
             except StopIteration as end:
                 self.pace.display.say(f"The batch method ended by {end.value}.")
+                self.pace.guard.stopped = end.value == NOT_FINITE
                 return
             answer = None
             if isinstance(request, Pass):
@@ -303,7 +305,7 @@ class Driver:
         while pace.writing:
             pace.tick()
             yield Wait("the coordinator waits for the shards to send a checkpoint")
-        return ledger.loss / span.size + sum(scalars)
+        return pace.guard.loss(ledger.number, ledger.loss / span.size + sum(scalars))
 
     def _hand_out(self) -> Turns:
         pace, ledger = self.pace, self.ledger

@@ -33,7 +33,7 @@ class Sgd(Downpour):
             yield from store.arrive()
             store.accrued(first=True)
             replica.accrue(store.w, store.g, 0, 0.0)
-            yield from store.push(1)
+            yield from store.push(1, replica.steps - 1)
             yield from store.confirm()
             # All of a cut replica's pushes must be applied before any partition fetches again.
             orders.meet()

@@ -13,6 +13,7 @@ import numpy as np
 
 from dbnet import jit, mpi
 from dbnet.benches.base import alternate
+from dbnet.intake import Intake
 from dbnet.model import Footprint, Piece
 from dbnet.ranges import Range
 from dbnet.routes import routes
@@ -79,7 +80,7 @@ def serve(comm: object, window: MpiWindow, world: Topology, part: Range, route: 
     comm.Barrier()
     for rule in (Discard(), Sgd(rate=1e-9), Adagrad(rate=1e-9)):
         shard = Shard(part, rule, window.local["params"], window.local["clock"], time.perf_counter)
-        inbox = Inbox(window, shard, world, [0], [route])
+        inbox = Inbox(window, [Intake(shard)], world, [0], [route])
         comm.Barrier()
         request = comm.Irecv(np.zeros(1, np.int64), 1)
         while not request.Test():
@@ -103,7 +104,7 @@ def measure(comm: object, window: MpiWindow, world: Topology, whole: Footprint, 
 
     def push() -> None:
         store.accrued(first=True)
-        finish(store.push(1))
+        finish(store.push(1, 0))
 
     def push_applied() -> None:
         push()
