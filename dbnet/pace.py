@@ -15,7 +15,8 @@ from dbnet.channel import Channel
 from dbnet.checkpoint import REPLICA, Checkpoint, Writer
 from dbnet.config import Config
 from dbnet.display import Display
-from dbnet.monitor import PROGRESS, RunFile
+from dbnet.interrupt import Interrupt
+from dbnet.monitor import FINISHED, PROGRESS, RUNNING, STOPPED, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.ranges import Range
 
@@ -64,6 +65,8 @@ class Pace:
         self.state: Callable[[], dict[str, Any]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
+        # Whoever makes the run installs it.
+        self.interrupt, self.stopped = Interrupt(), False
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
@@ -103,6 +106,11 @@ class Pace:
     @property
     def evaluating(self) -> bool:
         return self.desk.evaluating is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal asks the run to write a checkpoint and stop."""
+        return self.interrupt.asked
 
     @property
     def writing(self) -> bool:
@@ -229,4 +237,4 @@ class Pace:
                 self._writer.discard()
                 self._writer = None
         finally:
-            self.record.close(finished=self.desk.ended)
+            self.record.close(STOPPED if self.stopped else FINISHED if self.desk.ended else RUNNING)

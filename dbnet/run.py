@@ -22,7 +22,9 @@ from dbnet.checkpoint import Writer
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
+from dbnet.interrupt import Interrupt
 from dbnet.link import MpiLink
+from dbnet.marker import Marker
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders
@@ -46,12 +48,15 @@ class Outcome:
         Last accuracy on the test set; NaN without a test set.
     params
         The trained parameters, [parameters]; only after a run in one process.
+    stopped
+        Whether a signal has stopped the run; the checkpoint is to go on from.
     """
 
     run_file: Path
     checkpoint: Path
     accuracy: float
     params: np.ndarray | None = None
+    stopped: bool = False
 
 
 def train(
@@ -61,6 +66,7 @@ def train(
     resume: str | None = None,
     comm: Any = None,
     quiet: bool = False,
+    marker: Marker | None = None,
 ) -> Outcome | None:
     """Train as the run file says, on the ranks of `comm` or in this process.
 
@@ -74,6 +80,8 @@ def train(
         Path of a checkpoint to go on from; "" for the run's own.
     comm
         MPI's world communicator; None trains in this process.
+    marker
+        Where the coordinator says that training begins.
 
     Returns
     -------
@@ -89,14 +97,14 @@ def train(
 
     ready = mpi.together(comm, prepare)
     if comm is None:
-        return _train_here(ready, Display(quiet))
-    return _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+        return _train_here(ready, Display(quiet), marker or Marker(None))
+    return _train_ranks(ready, comm, Display(quiet or comm.rank > 0), marker or Marker(None))
 
 
 # --- one process --------------------------------------------------------------------------------------------------------------
 
 
-def _train_here(ready: Setup, display: Display) -> Outcome:
+def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     """All roles in this process, taking turns; replicas are not cut."""
     config, world = ready.config, replace(ready.topology, partitions=1)
     threads, cores = topology.cores_for(None, True)
@@ -118,7 +126,9 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
         store = DirectStore(flat, shards, r, share=config.method.n_fetch == 1)
         roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, r, clock), config))
     try:
-        take_turns(roles)
+        with pace.interrupt:
+            marker.running()
+            take_turns(roles)
     finally:
         pace.close()
     return outcome(ready, pace, flat)
@@ -127,7 +137,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
 # --- MPI ----------------------------------------------------------------------------------------------------------------------
 
 
-def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
+def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> Outcome | None:
     """This rank's role; from the barrier to the end of the run no collective includes a replica."""
     world, config = ready.topology, ready.config
     comms = topology.connect(comm, world)
@@ -151,6 +161,8 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
             use(ready.config, threads)
         mpi.meet(comms.node)
     ready = replace(ready, config=config)
+    # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
+    interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
     record = mpi.together(
@@ -164,15 +176,19 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
         )
     window = MpiWindow(comms.world, window_layouts(ready))
     clock = _stopwatch()
-    done = _ROLES[role](ready, comms, window, clock, record, display, replica)
+    if role is Role.COORDINATE:
+        marker.running()
+    done = _ROLES[role](ready, comms, window, clock, record, display, replica, interrupt)
     window.free()
     return done
 
 
 def _coordinate(
-    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], record: RunFile, display: Display, _: Any
-) -> Outcome:
+    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], record: RunFile, display: Display, _: Any,
+    interrupt: Interrupt,
+) -> Outcome:  # fmt: skip
     pace = make_pace(ready, window, MpiChannel(comms.servers), record, display, clock)
+    pace.interrupt = interrupt
     try:
         _start(ready.method.coordinate(pace), ready, comms)
     finally:
@@ -189,7 +205,7 @@ def _serve(ready: Setup, comms: Communicators, window: Window, clock: Callable[[
 
 
 def _work(
-    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], _: Any, __: Any, replica: Replica
+    ready: Setup, comms: Communicators, window: Window, clock: Callable[[], float], _: Any, __: Any, replica: Replica, *___: Any
 ) -> None:
     number, partition = ready.topology.place(comms.world.rank)
     mine = footprint(ready.model, replica.network.boxes, leads=partition == 0)
@@ -239,7 +255,7 @@ def make_pace(
 def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params)
+    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params, pace.stopped)
 
 
 def _stopwatch() -> Callable[[], float]:

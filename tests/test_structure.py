@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "window"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
-    ("config", "vector", "activations", "filters", "losses", "rules", "data", "orders", "mover"),
+    ("config", "vector", "activations", "filters", "losses", "rules", "data", "orders", "mover", "marker"),
     ("layers", "batches", "shard", "space", "monitor", "display"),
     ("model", "accrual", "history", "portions", "plot"),
     ("network", "partition", "checkpoint", "store", "tasks", "descent"),

@@ -204,14 +204,14 @@ def warming(pace: Pace) -> bool:
 
 
 def reached(pace: Pace) -> bool:
-    """Return whether the time budget is used up or the wanted accuracy is there."""
+    """Return whether the time budget is used up, the wanted accuracy is there, or a signal asks to stop."""
     stop, score = pace.config.stop, pace.last_score
     by_time = stop.seconds is not None and pace.seconds >= stop.seconds
-    return by_time or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
+    return pace.asked or by_time or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
 
 
 def finish(pace: Pace) -> Turns:
-    """When all replicas are done: drain the rings, evaluate, write the last checkpoint, let everyone go."""
+    """When all replicas are done: drain the rings, write the last checkpoint, evaluate (unless asked to stop), let everyone go."""
 
     def until(done: Callable[[], bool], reason: str) -> Turns:
         while not done():
@@ -224,7 +224,9 @@ def finish(pace: Pace) -> Turns:
     yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
     pace.checkpoint()
     yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
-    pace.evaluate()
+    pace.stopped = pace.asked
+    if not pace.stopped:
+        pace.evaluate()
     yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
     pace.desk.end()
     for shard in range(pace.shards):

@@ -268,14 +268,15 @@ class Driver:
                 return
             answer = None
             if isinstance(request, Pass):
-                answer = yield from self.sum_up(request)
+                if (answer := (yield from self.sum_up(request))) is None:
+                    return
             elif isinstance(request, Wait) or request is None:
                 yield request
             else:
                 yield from self.iteration()
 
     def sum_up(self, request: Pass) -> Turns:
-        """Algorithm 7.2, the coordinator: hand out the batch until it is covered; return its mean loss, with the decay."""
+        """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss, or None if asked to stop."""
         span = request.examples or Range(0, self.blocks.examples)
         pace, ledger = self.pace, self.ledger
         patience, scalars = pace.config.sandblaster.patience, None
@@ -285,7 +286,7 @@ class Driver:
         def lost() -> bool:
             ledger.hear(pace.beats)
             ledger.turn()
-            return ledger.lost(patience)
+            return pace.asked or ledger.lost(patience)
 
         while scalars is None:
             yield from self.space.ask(begin=ledger.number + 1)
@@ -294,6 +295,8 @@ class Driver:
                 pace.checkpoint()
             yield from self._hand_out()
             scalars = yield from self.space.ask(end, counts=ledger.bundles, give_up=lost)
+            if pace.asked:
+                return None  # What is saved while a pass is under way is the state of the last iterate.
             if scalars is None:
                 # A replica fell silent with an accepted bundle: once more, with more patience.
                 ledger.tally.restarts += 1
@@ -305,7 +308,7 @@ class Driver:
 
     def _hand_out(self) -> Turns:
         pace, ledger = self.pace, self.ledger
-        while not ledger.complete:
+        while not ledger.complete and not pace.asked:
             pace.tick()
             ledger.hear(pace.beats)
             if ledger.turn(() if pace.desk.evaluating is None else (pace.desk.evaluating,)):
