@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dbnet import __version__, mpi
+from dbnet import __version__, interrupt, mpi
 from dbnet.errors import UserError
+
+STOPPED = 85
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0 success, 2 something the user can mend, 1 a failure."""
+    """Run one command; return the exit code.
+
+    0 success, 2 something the user can mend, 1 a failure, 85 stopped by a signal with a checkpoint to go on from, 130 interrupted.
+    """
     try:
         options = read(arguments)
     except SystemExit as end:
@@ -106,30 +111,59 @@ def _train(commands: Any) -> None:
         "--resume", nargs="?", const="", metavar="CHECKPOINT",
         help="go on from a checkpoint; without a path from the run's own, run.folder/NAME.checkpoint.h5",
     )  # fmt: skip
+    made.add_argument(
+        "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for job scripts"
+    )
     made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def train(options: argparse.Namespace) -> int:
     from dbnet import run
+    from dbnet.marker import Marker
 
-    comm = mpi.world()
+    interrupt.leave_group()
+    comm, code = mpi.world(), 0
     with mpi.abort_on_error(comm):
-        done = run.train(options.run_file, options.overrides, resume=options.resume, comm=comm, quiet=options.quiet)
-        if done is not None:
-            from dbnet.monitor import Run
-            from dbnet.plot import draw
-
-            picture = done.run_file.with_suffix(".png")
-            draw(Run(done.run_file), picture)
-            if not options.quiet:
-                print(f"Test accuracy  {done.accuracy:.4f}")
-                print(f"Run file       {done.run_file}")
-                print(f"Checkpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}")
-                print(f"Picture        {picture}", flush=True)
+        marker = Marker(options.marker if comm is None or comm.rank == 0 else None)
+        with marker.failing():
+            done = run.train(
+                options.run_file, options.overrides, resume=options.resume, comm=comm, quiet=options.quiet, marker=marker
+            )
+            if done is not None:
+                code = _finished(options, done) if done.finished else _stopped(options, done)
                 if done.losses:
                     print(done.losses, flush=True)
-            if done.losses:
-                mpi.leave(0)
+        marker.ended(code)
+    if done is not None and done.losses:
+        mpi.leave(code)
+    if code and comm is not None:
+        mpi.finalize()
+    return code
+
+
+def _stopped(options: argparse.Namespace, done: Any) -> int:
+    """Say how to go on after a signal, or after the loss of every replica."""
+    why = "Stopped by a signal" if done.stopped else "Every replica is lost"
+    if not done.checkpoint.exists():
+        print(f"dbnet: {why}, but no checkpoint could be written.", file=sys.stderr, flush=True)
+        return 1
+    again = " ".join(["dbnet train", options.run_file, *options.overrides])
+    print(f"dbnet: {why}; checkpoint {done.checkpoint}. Go on with: {again} --resume auto", file=sys.stderr, flush=True)
+    return STOPPED if done.stopped else 1
+
+
+def _finished(options: argparse.Namespace, done: Any) -> int:
+    """Draw the run's picture and say where the outputs are, and what was lost on the way."""
+    from dbnet.monitor import Run
+    from dbnet.plot import draw
+
+    picture = done.run_file.with_suffix(".png")
+    draw(Run(done.run_file), picture)
+    if not options.quiet:
+        print(f"Test accuracy  {done.accuracy:.4f}")
+        print(f"Run file       {done.run_file}")
+        print(f"Checkpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}")
+        print(f"Picture        {picture}", flush=True)
     return 0
 
 

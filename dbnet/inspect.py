@@ -36,8 +36,9 @@ def stored_config(path: str) -> Config:
 def _run(path: str) -> str:
     run = Run(path)
     world = run.config.topology
+    state = "finished" if run.finished else "stopped by a signal" if run.stopped else "not finished"
     lines = [
-        f"run file, {'finished' if run.finished else 'not finished'}, started {run.about['started']}",
+        f"run file, {state}, started {run.about['started']}",
         f"  topology     1 coordinator + {world.shards} shards + {world.replicas} replicas x {world.partitions} partitions",
         f"  network      {run.about['parameters']:,} parameters, {', '.join(layer['kind'] for layer in run.config.model.layers)}",
         f"  method       {run.config.method.kind}, {_how(run)}",

@@ -7,7 +7,7 @@
 /losses       a row per lost replica: when, its steps of this run, how many of their gradients were applied
 /refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
-/state        0 running, 1 finished
+/state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
 attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
 """
 
@@ -112,6 +112,7 @@ TABLES = {
     "refused": REFUSED,
 }
 BINS = 256
+RUNNING, FINISHED, STOPPED = range(3)
 
 
 def versions() -> dict[str, str]:
@@ -200,7 +201,7 @@ class RunFile:
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
         self._file.create_dataset("staleness", data=self._staleness)
-        self._file.create_dataset("state", data=np.int8(0))
+        self._file.create_dataset("state", data=np.int8(RUNNING))
         # From here on others may read along; nothing but rows can be added any more.
         self._file.swmr_mode = True
 
@@ -244,11 +245,11 @@ class RunFile:
         updates = self._staleness.sum()
         return float((self._staleness.sum(axis=0) @ np.arange(BINS)) / updates) if updates else float("nan")
 
-    def close(self, finished: bool) -> None:
+    def close(self, state: int) -> None:
         """Mark the run's end; closing again does nothing."""
         if not self._file:
             return
-        self._file["state"][...] = int(finished)
+        self._file["state"][...] = state
         self._file.close()
 
 
@@ -263,8 +264,8 @@ class Run:
         Versions, revision, MPI library, hosts.
     progress, evaluation, iterations, events, losses, refused, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
-    finished
-        Whether the run came to its own end.
+    finished, stopped
+        Whether the run came to its own end; whether a signal stopped it, with a checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -290,7 +291,7 @@ class Run:
             self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:])
             self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
             counts = file["staleness"][:].T
-            self.finished = bool(file["state"][()])
+            self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
         last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
         self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
         self.staleness.index.name = "staleness"

@@ -83,12 +83,31 @@ def abort_on_error(comm: Any) -> Iterator[None]:
             return
         if isinstance(error, UserError):
             print(f"dbnet: {error}", file=sys.stderr, flush=True)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"dbnet: interrupted (rank {comm.rank})", file=sys.stderr, flush=True)
         elif not isinstance(error, SystemExit):
             lines = "".join(traceback.format_exception(error))
             print(f"dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
         # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
         time.sleep(0.3)
-        comm.Abort(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        comm.Abort(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for what ended a command: 2 something the user can mend, 130 an interruption, 1 a failure."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, UserError | Refused):
+        return 2
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def finalize() -> None:
+    """End MPI now: an exit code other than 0 is then this process's own affair and aborts nothing."""
+    from mpi4py import MPI
+
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def together(comm: Any, function: Callable[[], T]) -> T:

@@ -16,7 +16,8 @@ from dbnet.checkpoint import REPLICA, Checkpoint, Writer
 from dbnet.config import Config
 from dbnet.display import Display
 from dbnet.guard import Guard
-from dbnet.monitor import PROGRESS, RunFile
+from dbnet.interrupt import Interrupt
+from dbnet.monitor import FINISHED, PROGRESS, RUNNING, STOPPED, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.pulse import Watch
 from dbnet.ranges import Range
@@ -80,6 +81,8 @@ class Pace:
         self.state: Callable[[], dict[str, Any]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
+        # Whoever makes the run installs it.
+        self.interrupt, self.stopped = Interrupt(), False
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
@@ -125,6 +128,29 @@ class Pace:
     @property
     def evaluating(self) -> bool:
         return self.desk.evaluating is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal asks the run to write a checkpoint and stop."""
+        return self.interrupt.asked or self.roll.asked
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run is to end now: its time, its accuracy, too many gradients that were refused, or a signal."""
+        stop, score = self.config.stop, self.last_score
+        by_time = stop.seconds is not None and self.seconds >= stop.seconds
+        by_accuracy = stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy
+        return self.asked or by_time or by_accuracy or self.guard.stops
+
+    @property
+    def halted(self) -> bool:
+        """Whether the run cannot or shall not go on."""
+        return self.asked or not self.roll.active
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its own end."""
+        return self.desk.ended and not self.stopped and not self.guard.stopped and bool(self.roll.active)
 
     @property
     def writing(self) -> bool:
@@ -267,4 +293,4 @@ class Pace:
         try:
             self._discard()
         finally:
-            self.record.close(finished=self.desk.ended and not self.guard.stopped)
+            self.record.close(STOPPED if self.stopped else FINISHED if self.finished else RUNNING)

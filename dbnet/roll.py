@@ -77,6 +77,11 @@ class Roll:
             if role is Role.WORK:
                 self._give_up(*self._world.place(rank))
 
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked any rank to stop."""
+        return self._watch is not None and self._watch.asked
+
     def _give_up(self, replica: int, partition: int) -> None:
         if replica in self.lost:
             return

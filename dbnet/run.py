@@ -26,7 +26,9 @@ from dbnet.display import Display
 from dbnet.errors import Stopped
 from dbnet.guard import Guard
 from dbnet.intake import Intake
+from dbnet.interrupt import Interrupt
 from dbnet.link import Gone, MpiLink
+from dbnet.marker import Marker
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders
@@ -51,16 +53,20 @@ class Outcome:
         Last accuracy on the test set; NaN without a test set.
     params
         The trained parameters, [parameters]; only after a run in one process.
+    finished, stopped
+        Whether the run came to its own end; whether a signal has stopped it: the checkpoint is to go on from.
     losses
         What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
     diagnosis
-        Why the run was stopped; empty where it came to its end.
+        Why the run was stopped for its numbers.
     """
 
     run_file: Path
     checkpoint: Path
     accuracy: float
     params: np.ndarray | None = None
+    finished: bool = True
+    stopped: bool = False
     losses: str = ""
     diagnosis: str = ""
 
@@ -72,6 +78,7 @@ def train(
     resume: str | None = None,
     comm: Any = None,
     quiet: bool = False,
+    marker: Marker | None = None,
 ) -> Outcome | None:
     """Train as the run file says, on the ranks of `comm` or in this process.
 
@@ -85,6 +92,8 @@ def train(
         Path of a checkpoint to go on from; "" for the run's own.
     comm
         MPI's world communicator; None trains in this process.
+    marker
+        Where the coordinator says that training begins.
 
     Returns
     -------
@@ -104,7 +113,11 @@ def train(
         return ready
 
     ready = mpi.together(comm, prepare)
-    done = _train_here(ready, Display(quiet)) if comm is None else _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    marker = marker or Marker(None)
+    if comm is None:
+        done = _train_here(ready, Display(quiet), marker)
+    else:
+        done = _train_ranks(ready, comm, Display(quiet or comm.rank > 0), marker)
     if done is not None and done.diagnosis:
         raise Stopped(done.diagnosis)
     return done
@@ -113,7 +126,7 @@ def train(
 # --- one process --------------------------------------------------------------------------------------------------------------
 
 
-def _train_here(ready: Setup, display: Display) -> Outcome:
+def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     """All roles in this process, taking turns; replicas are not cut."""
     config, world = ready.config, replace(ready.topology, partitions=1, spares=0)
     threads, cores = topology.cores_for(None, True)
@@ -135,7 +148,9 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
         store = DirectStore(flat, shards, r, config.method.n_fetch == 1, config.guard.finite)
         roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, world, r, clock), config))
     try:
-        take_turns(roles)
+        with pace.interrupt:
+            marker.running()
+            take_turns(roles)
     finally:
         pace.close()
     return outcome(ready, pace, flat)
@@ -144,7 +159,7 @@ def _train_here(ready: Setup, display: Display) -> Outcome:
 # --- MPI ----------------------------------------------------------------------------------------------------------------------
 
 
-def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
+def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> Outcome | None:
     """This rank's role; from the barrier to the end of the run no collective includes a replica."""
     world, config = ready.topology, ready.config
     comms = topology.connect(comm, world)
@@ -168,6 +183,8 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
             use(ready.config, threads)
         mpi.meet(comms.node)
     ready = replace(ready, config=config)
+    # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
+    interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
     record = mpi.together(
@@ -181,8 +198,10 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
         )
     window = MpiWindow(comms.world, window_layouts(ready))
     clock = _stopwatch()
+    if role is Role.COORDINATE:
+        marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank = Rank(ready, comms, window, clock)
+    rank = Rank(ready, comms, window, clock, interrupt)
     done, broken = _ROLES[role](rank, record, display, replica)
     dog.stop()
     if not broken:
@@ -193,12 +212,13 @@ def _train_ranks(ready: Setup, comm: Any, display: Display) -> Outcome | None:
 
 
 class Rank(NamedTuple):
-    """What a role is played with: the run, communicators, window, and the time of the run."""
+    """What a role is played with: the run, communicators, window, the time of the run, signals."""
 
     ready: Setup
     comms: Communicators
     window: Window
     clock: Callable[[], float]
+    interrupt: Interrupt
 
     def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
@@ -207,13 +227,15 @@ class Rank(NamedTuple):
 
     def pulse(self) -> Pulse:
         """Return this rank's signs of life."""
-        return Pulse(self.window, self.ready.topology, self.comms.world.rank, self.ready.config.run.bound, lambda: False)
+        config = self.ready.config.run
+        return Pulse(self.window, self.ready.topology, self.comms.world.rank, config.bound, lambda: self.interrupt.asked)
 
 
 def _coordinate(rank: Rank, record: RunFile, display: Display, _: Any) -> tuple[Outcome, bool]:
     ready, window, clock = rank.ready, rank.window, rank.clock
     watch = Watch(window, ready.topology, ready.config.run.bound)
     pace = make_pace(ready, window, MpiChannel(rank.comms.servers), record, display, clock, watch)
+    pace.interrupt = rank.interrupt
     try:
         rank.play(ready.method.coordinate(pace), watch.say, watch.graph)
     finally:
@@ -296,7 +318,7 @@ def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outco
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
     diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
     paths = ready.config.output(".h5"), ready.config.output(".checkpoint.h5")
-    return Outcome(*paths, accuracy, params, pace.roll.summary(), diagnosis)
+    return Outcome(*paths, accuracy, params, pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -16,9 +16,10 @@ from dbnet.accrual import Accrual
 from dbnet.channel import Mailboxes
 from dbnet.data.base import Part
 from dbnet.descent.base import Pass
+from dbnet.driver import Driver
 from dbnet.guard import Guard
 from dbnet.intake import Intake
-from dbnet.methods.sandblaster import Driver, Sandblaster, Worker
+from dbnet.methods.sandblaster import Sandblaster, Worker
 from dbnet.model import Footprint, Piece
 from dbnet.orders import Desk, Orders, coordinator_fields
 from dbnet.pace import Pace

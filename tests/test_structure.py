@@ -15,15 +15,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "window"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
-    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover"),
+    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker"),
     ("layers", "batches", "shard", "space", "monitor"),
     ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
     ("exchange", "store", "inspect", "display", "pulse"),
     ("direct", "roll", "guard"),
     ("replica", "pace"),
+    ("driver",),
     ("build", "methods", "benches"),
     ("run", "infer", "plan", "bench"),
     ("__init__", "__main__"),

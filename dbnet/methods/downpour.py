@@ -123,11 +123,11 @@ class Downpour(Method):
         if warming(pace):
             desk.go([0])
             pace.display.say("Warmstart: replica 0 trains alone.")
-        while warming(pace) and not reached(pace):
+        while warming(pace) and not pace.reached:
             yield from manage(pace)
         desk.go(roll.active)
         while not pace.all_done:
-            if reached(pace):
+            if pace.reached:
                 desk.stop(pace.guard.stops)
             yield from manage(pace)
         yield from finish(pace)
@@ -241,15 +241,8 @@ def warming(pace: Pace) -> bool:
     return pace.steps[0] < warm.steps or (warm.accuracy is not None and not warm.steps)
 
 
-def reached(pace: Pace) -> bool:
-    """Return whether the time budget is used up, the wanted accuracy is there, or too many gradients were not finite."""
-    stop, score = pace.config.stop, pace.last_score
-    by_time = stop.seconds is not None and pace.seconds >= stop.seconds
-    return by_time or pace.guard.stops or (stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy)
-
-
 def finish(pace: Pace) -> Turns:
-    """When all replicas are done: drain the rings, evaluate, write the last checkpoint, let everyone go."""
+    """When all replicas are done: drain the rings, write the last checkpoint, evaluate (unless asked to stop), let everyone go."""
 
     def until(done: Callable[[], bool], reason: str) -> Turns:
         while not done():
@@ -263,9 +256,10 @@ def finish(pace: Pace) -> Turns:
     if pace.guard.conclude():
         pace.checkpoint()
         yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
-    if pace.guard.conclude():
+    pace.stopped = pace.asked
+    if pace.guard.conclude() and not pace.stopped:
         pace.evaluate()
-        yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
+    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
     pace.roll.part()
     pace.desk.end()
     if pace.roll.broken:

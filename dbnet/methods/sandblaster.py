@@ -16,14 +16,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dbnet.accrual import Accrual, ShardSpace
+from dbnet.accrual import Accrual
 from dbnet.channel import Channel, Message
 from dbnet.config import Config
 from dbnet.data.base import DataFile, Part
-from dbnet.descent.base import NOT_FINITE, Pass, Requests, minimize, resumed
+from dbnet.descent.base import minimize
 from dbnet.direct import Store
+from dbnet.driver import Driver
 from dbnet.errors import UserError
-from dbnet.methods.downpour import Downpour, attend, finish, reached, report
+from dbnet.methods.downpour import Downpour, attend, finish, report
 from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
 from dbnet.parameters import Layout
@@ -31,8 +32,8 @@ from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.replica import Replica
 from dbnet.shard import Shard
-from dbnet.space import Command, Decay, Registers, Scale
-from dbnet.tasks import LIMIT, Ledger, Task, Tasks, task_fields
+from dbnet.space import Registers
+from dbnet.tasks import LIMIT, Task, Tasks, task_fields
 from dbnet.topology import Topology
 from dbnet.waiting import IDLE, Turns, Wait
 from dbnet.window import Field
@@ -234,126 +235,3 @@ class Worker:
     def _report(self) -> Turns:
         self.orders.note(computed=self.computed, dropped=self.dropped)
         yield from report(self.replica, self.store, self.orders)
-
-
-# --- the coordinator's side ---------------------------------------------------------------------------------------------------
-
-
-class Driver:
-    """Runs a batch method: answers its passes, records its iterations, says when to end."""
-
-    def __init__(self, pace: Pace) -> None:
-        self.pace, table = pace, pace.config.sandblaster
-        options, limit = pace.config.batch_method(), pace.config.stop.iterations
-        self.options = options if limit is None else options.model_copy(update={"iterations": limit})
-        self.state = resumed(pace.resumed, self.options)
-        self.space = ShardSpace(pace.shards, pace.channel, pace.tick)
-        self.blocks = Blocks(table.portion, pace.examples)
-        self.ledger = Ledger(
-            pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.clock
-        )
-        self.ledger.absent = set(pace.roll.spares)
-        pace.roll.inherit, pace.roll.steps = self.inherit, pace.counted
-        self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
-        self._before = self._counts()
-        pace.handlers["answer"], pace.rows = self.space.take, False
-        pace.guard.by_pass()
-        pace.state = lambda: {"descent": self.options.options(), "state": self.state.saved()}
-
-    def drive(self, run: Requests) -> Turns:
-        """Answer the batch method until it ends."""
-        answer: float | None = None
-        while not self.pace.guard.stops:
-            try:
-                request = run.send(answer)
-            except StopIteration as end:
-                self.pace.display.say(f"The batch method ended by {end.value}.")
-                self.pace.guard.stopped = end.value == NOT_FINITE
-                return
-            answer = None
-            if isinstance(request, Pass):
-                answer = yield from self.sum_up(request)
-            elif isinstance(request, Wait) or request is None:
-                yield request
-            else:
-                yield from self.iteration()
-
-    def sum_up(self, request: Pass) -> Turns:
-        """Algorithm 7.2, the coordinator: hand out the batch until it is covered; return its mean loss, with the decay."""
-        span = request.examples or Range(0, self.blocks.examples)
-        pace, ledger = self.pace, self.ledger
-        patience, scalars = pace.config.sandblaster.patience, None
-        minibatch = min(pace.config.method.minibatch, self.blocks.size, self.blocks.examples)
-        end: list[Command] = [Scale("gradient", minibatch / span.size), *self._end]
-
-        def lost() -> bool:
-            ledger.hear(pace.beats)
-            ledger.turn()
-            return ledger.lost(patience)
-
-        while scalars is None:
-            yield from self.space.ask(begin=ledger.number + 1)
-            ledger.open(ledger.number + 1, span, self.blocks.portions(span))
-            if pace.checkpoint_due():
-                pace.checkpoint()
-            yield from self._hand_out()
-            scalars = yield from self.space.ask(end, counts=ledger.bundles, give_up=lost)
-            if scalars is None:
-                # A replica fell silent with an accepted bundle: once more, with more patience.
-                ledger.tally.restarts += 1
-                patience *= 2
-        while pace.writing:
-            pace.tick()
-            yield Wait("the coordinator waits for the shards to send a checkpoint")
-        return pace.guard.loss(ledger.number, ledger.loss / span.size + sum(scalars))
-
-    def _hand_out(self) -> Turns:
-        pace, ledger = self.pace, self.ledger
-        while not ledger.complete:
-            pace.tick()
-            ledger.hear(pace.beats)
-            if ledger.turn(() if pace.desk.evaluating is None else (pace.desk.evaluating,)):
-                yield None
-            elif not pace.roll.active:
-                raise UserError("Every replica is lost; go on from the newest checkpoint with --resume auto.")
-            elif all(ledger.silent(r) for r in range(ledger.replicas)):
-                yield Wait("the coordinator waits for any replica to compute")
-            else:
-                yield IDLE
-
-    def inherit(self, lost: int, heirs: list[int]) -> None:
-        """A lost replica's portions go to the others; a spare one joins them."""
-        self.ledger.absent.add(lost)
-        self.ledger.absent.difference_update(heirs)
-        self.pace.desk.go(heirs)
-
-    def iteration(self) -> Turns:
-        """Record an iterate, have it evaluated if that is due, and see whether it is the last."""
-        pace, state, now = self.pace, self.state, self._counts()
-        since = [int(b - a) for a, b in zip(self._before, now, strict=True)]
-        self._before = now
-        values = (pace.seconds, state.iteration, state.loss, float(np.sqrt(state.square)), state.step, *since)
-        pace.record.iteration(*values)
-        pace.display.iteration(values, pace.last_score)
-        if pace.evaluation_due():
-            yield from self.evaluation()
-        stop = pace.config.stop
-        if reached(pace):
-            state.ending = "the run's time or accuracy"
-        elif stop.epochs is not None and state.passes >= stop.epochs:
-            state.ending = "the run's epochs"
-
-    def _counts(self) -> tuple[int, ...]:
-        return self.state.passes, self.space.rounds, self.ledger.tally.backups, self.pace.dropped
-
-    def evaluation(self) -> Turns:
-        """Have the parameters evaluated; go on when the replica has its copy of them."""
-        pace = self.pace
-        living = [r for r in pace.roll.active if not self.ledger.silent(r)] or pace.roll.active
-        turn = pace.turn + 1
-        chosen = min(living, key=lambda r: (r - turn) % self.ledger.replicas)
-        pace.evaluate(chosen)
-        while not pace.desk.snapshot_taken and not self.ledger.silent(chosen):
-            pace.tick()
-            self.ledger.hear(pace.beats)
-            yield Wait(f"the coordinator waits for replica {chosen} to fetch what it evaluates")
