@@ -33,13 +33,14 @@ EVALUATION_BATCH = 250
 
 @dataclass(frozen=True)
 class Setup:
-    """What every rank knows: the run, its data, its model, its world, and what it goes on from."""
+    """What every rank knows: the run, its data, its model, its world, what it goes on from, and the name it was asked to have."""
 
     config: Config
     data: DataFile
     model: Model
     topology: Topology
     checkpoint: Checkpoint | None
+    name: str = ""
 
     @property
     def ranges(self) -> list[Range]:
@@ -83,7 +84,7 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     shape = config.topology
     checkpoint = None
     if resume is not None:
-        checkpoint = Checkpoint(config.output(".checkpoint.h5") if resume == "" else resume)
+        checkpoint = Checkpoint(resume)
         checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
     if config.run.start is not None:
         Checkpoint(config.run.start).require(model)
@@ -91,7 +92,7 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     blind = bool(data.targets) or not data.sizes.get("test")
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
-    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint)
+    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions), checkpoint, config.run.name)
     out.method.check(config)
     return out
 
@@ -167,9 +168,9 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
 
 
 def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
-    """Set a replica's counters and cursor from the checkpoint, if there is one for it; return its store."""
-    if ready.checkpoint is not None and index < len(ready.checkpoint.replicas):
-        row = ready.checkpoint.replicas[index]
+    """Set a replica's counters and cursor from the checkpoint, if there is one; return its store."""
+    if ready.checkpoint is not None:
+        row = ready.checkpoint.replica(index, ready.topology.replicas, ready.data.sizes["train"])
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
         position = min(int(row["position"]), max(0, len(replica.train) - 1))
         replica.train.seek(Cursor(int(row["epoch"]), position))

@@ -7,6 +7,8 @@
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished
 attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
+
+While the disk has no room, rows wait in memory.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 
 from dbnet import __version__
 from dbnet.config import Config, stored
+from dbnet.disk import require_room, reserve, why
 from dbnet.errors import UserError, reading
 
 if TYPE_CHECKING:
@@ -84,6 +87,9 @@ EVENTS = np.dtype(
     ]
 )
 BINS = 256
+_TABLES = {"progress": PROGRESS, "evaluation": EVALUATION, "iterations": ITERATIONS, "events": EVENTS}
+_CHUNK = 4096
+_AHEAD = 1 << 20
 
 
 def versions() -> dict[str, str]:
@@ -123,7 +129,7 @@ def free_name(config: Config) -> Config:
         raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
-    while any((folder / f"{name}{ending}").exists() for ending in (".h5", ".checkpoint.h5", ".png")):
+    while any(os.path.lexists(folder / f"{name}{ending}") for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
@@ -150,14 +156,22 @@ class RunFile:
         The effective configuration.
     about
         More attributes: MPI library, hosts, what was resumed.
+
+    Attributes
+    ----------
+    trouble
+        Why rows wait in memory; nothing where none do.
     """
 
     def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
         try:
+            require_room(path.parent, 2 * _AHEAD)
             self._file = h5py.File(path, "w", libver="latest")
         except OSError as error:
-            raise UserError(f"Cannot write the run file '{path}': {error}; set run.folder to another.") from None
-        self.path = path
+            raise UserError(f"Cannot write the run file '{path}': {why(error)}; set run.folder to another.") from None
+        self.path, self.trouble = path, ""
+        self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in _TABLES}
+        self._reserved = 0
         self._file.attrs.update(
             {
                 "config": config.text(),
@@ -167,8 +181,8 @@ class RunFile:
                 **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
             }
         )
-        for name, dtype in (("progress", PROGRESS), ("evaluation", EVALUATION), ("iterations", ITERATIONS), ("events", EVENTS)):
-            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
+        for name, dtype in _TABLES.items():
+            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", shuffle=True)
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
         self._file.create_dataset("staleness", data=self._staleness)
@@ -177,10 +191,44 @@ class RunFile:
         self._file.swmr_mode = True
 
     def _append(self, name: str, rows: np.ndarray) -> None:
-        data = self._file[name]
-        data.resize(len(data) + len(rows), axis=0)
-        data[len(data) - len(rows) :] = rows
-        data.flush()
+        self._waiting[name].append(rows)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, if the disk has room for them."""
+        if not self._room():
+            return
+        for table, waiting in self._waiting.items():
+            if waiting:
+                data, more = self._file[table], np.concatenate(waiting)
+                data.resize(len(data) + len(more), axis=0)
+                data[len(data) - len(more) :] = more
+                data.flush()
+                waiting.clear()
+
+    def _room(self) -> bool:
+        """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
+        # A chunk that is added to is written once more, at the end of the file.
+        needed = sum(
+            2 * sum(rows.nbytes for rows in waiting) + _CHUNK * _TABLES[name].itemsize
+            for name, waiting in self._waiting.items()
+            if waiting
+        )
+        size = self._file.id.get_filesize() + needed + _AHEAD // 4
+        if size > self._reserved:
+            try:
+                reserve(self._file.id.get_vfd_handle(), self.path.parent, size + _AHEAD)
+            except OSError as error:
+                self.trouble = why(error)
+                return False
+            self._reserved = size + _AHEAD
+        self.trouble = ""
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait in memory."""
+        return sum(len(rows) for waiting in self._waiting.values() for rows in waiting)
 
     def progress(self, rows: np.ndarray) -> None:
         self._append("progress", rows)

@@ -1,7 +1,7 @@
 """The coordinator's everyday work, the same for every method: record, show, have evaluated, have checkpoints written.
 
 It reads what the replicas have written into the coordinator's window and what the shards send; it asks one replica at a time for an
-evaluation, in turn, while the others go on. It holds no parameters: a checkpoint's slices pass through one at a time.
+evaluation, in turn, while the others go on. It holds no parameters: the shards write their parts of a checkpoint themselves.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from dbnet.channel import Channel
-from dbnet.checkpoint import REPLICA, Checkpoint, Writer
+from dbnet.checkpoint import REPLICA, Checkpoint
 from dbnet.config import Config
 from dbnet.display import Display
+from dbnet.keeper import Keeper
 from dbnet.monitor import PROGRESS, RunFile
 from dbnet.orders import Desk, Score
-from dbnet.ranges import Range
+from dbnet.saving import Saved
 
 INTERVAL = 0.25
 
@@ -35,40 +36,40 @@ class Pace:
         The run.
     examples
         Size of the training set.
-    begin_checkpoint
-        Makes the writer of a checkpoint.
+    keeper
+        Has checkpoints written.
     clock
         Seconds of the run.
     """
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
-        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float],
+        keeper: Keeper, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self.examples, self._begin, self.clock = examples, begin_checkpoint, clock
+        self.examples, self.keeper, self.clock = examples, keeper, clock
         self.shards = config.topology.shards
         self.seconds_before = 0.0
         self._status = desk.status()
         self._shown = {name: values.copy() for name, values in self._status.items()}
-        self._next_progress = self._next_checkpoint = 0.0
+        self._next_progress = 0.0
         self.drained: set[int] = set()
         self.turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
-        self._writer: Writer | None = None
-        self._awaited = False
-        self._parts: dict[int, tuple[Range, np.ndarray]] = {}
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
-        # What a method adds: handlers of messages from shards, its own state for checkpoints, its own rows on the display.
+        # What a method adds: handlers of messages from shards, state and tables for checkpoints, its own rows on the display.
         self.handlers: dict[str, Callable[[int, Any], None]] = {}
         self.state: Callable[[], dict[str, Any]] = dict
+        self.tables: Callable[[], dict[str, np.ndarray]] = dict
         self.resumed: dict[str, Any] = {}
         self.rows = True
+        self._trouble = ""
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
         self.seconds_before = checkpoint.seconds
         self.resumed = checkpoint.state
+        self.keeper.resume()
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Pace:
 
     @property
     def writing(self) -> bool:
-        return self._awaited
+        return self.keeper.writing
 
     # --- one round ------------------------------------------------------------------------------------------------------------
 
@@ -117,6 +118,7 @@ class Pace:
             handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
             handle(message.source - 1, message.content)
             heard = True
+        heard = self.keeper.advance() or heard
         self._status = self.desk.status()
         score = self.desk.collect()
         if score is not None:
@@ -126,7 +128,19 @@ class Pace:
             self._show(score)
         elif self.clock() >= self._next_progress:
             self._show(None)
+            self._say_trouble()
         return heard or bool(self._status["heartbeat"].sum() != before)
+
+    def _say_trouble(self) -> None:
+        """Say once that the run file cannot be written, and once that it can again."""
+        trouble, path = self.record.trouble, self.record.path
+        if trouble and not self._trouble:
+            self.display.warn(
+                f"The coordinator cannot write the run file '{path}' ({trouble}); its rows wait in memory. The run goes on."
+            )
+        elif self._trouble and not trouble:
+            self.display.warn(f"The run file '{path}' is written again; nothing was lost.")
+        self._trouble = trouble
 
     def _show(self, score: Score | None) -> None:
         """Append a row per replica: means since the last rows."""
@@ -175,24 +189,12 @@ class Pace:
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
     def checkpoint_due(self) -> bool:
-        every = self.config.checkpoint.seconds
-        if every is None or self.writing:
-            return False
-        self._next_checkpoint = self._next_checkpoint or every
-        return self.clock() >= self._next_checkpoint
+        return self.keeper.due(int(self.steps.sum()))
 
     def checkpoint(self) -> None:
-        """Ask every shard for its registers."""
-        self._next_checkpoint = self.clock() + (self.config.checkpoint.seconds or 0)
-        try:
-            self._writer = self._begin()
-        except OSError as error:
-            self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
-            return
-        self._parts, self._awaited = {}, True
-        self._replicas, self._state = self._cursors(), self.state()
-        for shard in range(self.shards):
-            self.channel.send(1 + shard, "checkpoint")
+        """Have a checkpoint written while the run goes on."""
+        tables = {"replicas": self._cursors(), **{f"table.{name}": rows for name, rows in self.tables().items()}}
+        self.keeper.begin(tables, self.state(), self.seconds, int(self.steps.sum()))
 
     def _cursors(self) -> np.ndarray:
         rows = np.zeros(len(self.steps), REPLICA)
@@ -200,33 +202,18 @@ class Pace:
             rows[name] = self._status[name]
         return rows
 
-    def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
-        self._guarded(lambda writer: writer.write(*content))
+    def _on_saving(self, shard: int, _: int) -> None:
+        """A shard is still at it: the message alone is a sign of life."""
 
-    def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
-        self._parts[shard] = content
-        if len(self._parts) < self.shards:
-            return
-        ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
-        self._guarded(lambda w: w.commit(np.array(clocks), list(ranges), self._replicas, self.seconds, self._state))
-        self._writer, self._awaited = None, False
-
-    def _guarded(self, act: Callable[[Writer], None]) -> None:
-        """Do something with the checkpoint under way; if the disk refuses, leave no part of it and go on."""
-        if self._writer is None:
-            return
-        try:
-            act(self._writer)
-        except (OSError, RuntimeError) as error:
-            self.display.say(f"The checkpoint could not be written: {error}. The run goes on.")
-            self._writer.discard()
-            self._writer = None
+    def _on_saved(self, shard: int, saved: Saved) -> None:
+        self.keeper.take(shard, saved)
 
     def close(self) -> None:
-        """End the run's outputs; a checkpoint that is not complete leaves nothing."""
+        """End the run's outputs."""
         try:
-            if self._writer is not None:
-                self._writer.discard()
-                self._writer = None
+            self.keeper.close()
         finally:
+            lost = self.record.waiting
+            if lost:
+                self.display.warn(f"{lost} rows of the run file '{self.record.path}' are lost ({self.record.trouble}).")
             self.record.close(finished=self.desk.ended)

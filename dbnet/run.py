@@ -18,16 +18,18 @@ from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
 from dbnet.build import Setup, coordinator_layout, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
-from dbnet.checkpoint import Writer
+from dbnet.checkpoint import Checkpoint, link_of, texts
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
+from dbnet.keeper import Keeper
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders
 from dbnet.pace import Pace
 from dbnet.replica import Replica
+from dbnet.resume import choose
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role, crowded
 from dbnet.waiting import Turns, drive, take_turns
@@ -44,6 +46,8 @@ class Outcome:
         Paths of the outputs.
     accuracy
         Last accuracy on the test set; NaN without a test set.
+    unsaved
+        Why the last checkpoint could not be written; nothing if it was.
     params
         The trained parameters, [parameters]; only after a run in one process.
     """
@@ -51,6 +55,7 @@ class Outcome:
     run_file: Path
     checkpoint: Path
     accuracy: float
+    unsaved: str = ""
     params: np.ndarray | None = None
 
 
@@ -71,7 +76,7 @@ def train(
     overrides
         Changes like "topology.replicas=4".
     resume
-        Path of a checkpoint to go on from; "" for the run's own.
+        Path of a checkpoint to go on from; "" for the newest of this name, "auto" for that or none.
     comm
         MPI's world communicator; None trains in this process.
 
@@ -80,17 +85,22 @@ def train(
     The outcome, on the coordinator; None on other ranks.
     """
 
+    def load() -> Config:
+        return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides)
+
     def prepare() -> Setup:
-        config = run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides)
-        ready = setup(config, resume)
+        ready = setup(config, point)
         if comm is not None:
             ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
         return ready
 
+    display = Display(quiet or (comm is not None and comm.rank > 0))
+    config = mpi.together(comm, load)
+    # One rank reads the checkpoints through; all take the same.
+    point = mpi.together(comm, lambda: choose(config, resume, display) if comm is None or comm.rank == 0 else None)
+    point = point if comm is None else comm.bcast(point)
     ready = mpi.together(comm, prepare)
-    if comm is None:
-        return _train_here(ready, Display(quiet))
-    return _train_ranks(ready, comm, Display(quiet or comm.rank > 0))
+    return _train_here(ready, display) if comm is None else _train_ranks(ready, comm, display)
 
 
 # --- one process --------------------------------------------------------------------------------------------------------------
@@ -221,16 +231,12 @@ def make_pace(
 ) -> Pace:
     """Return the coordinator's everyday work for this run."""
 
-    def begin() -> Writer:
-        described = {
-            "shape": ready.data.shape,
-            "outputs": ready.data.targets or ready.data.classes,
-            "vectors": bool(ready.data.targets),
-        }
-        return Writer(ready.config.output(".checkpoint.h5"), ready.config, ready.model, described)
-
-    examples = ready.data.sizes["train"]
-    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock)
+    data, config = ready.data, ready.config
+    described = {"shape": data.shape, "outputs": data.targets or data.classes, "vectors": bool(data.targets)}
+    start = config.run.start
+    origin = ready.checkpoint or (None if start is None else Checkpoint(start))
+    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, described, origin), clock)
+    pace = Pace(Desk(window, ready.topology), channel, record, display, config, data.sizes["train"], keeper, clock)
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
     return pace
@@ -239,7 +245,7 @@ def make_pace(
 def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    return Outcome(ready.config.output(".h5"), ready.config.output(".checkpoint.h5"), accuracy, params)
+    return Outcome(ready.config.output(".h5"), link_of(ready.config), accuracy, pace.keeper.failure, params)
 
 
 def _stopwatch() -> Callable[[], float]:

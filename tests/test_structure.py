@@ -15,13 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "window"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "disk"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
     ("config", "vector", "activations", "filters", "losses", "rules", "data", "orders", "mover"),
     ("layers", "batches", "shard", "space", "monitor", "display"),
     ("model", "accrual", "history", "portions", "plot"),
     ("network", "partition", "checkpoint", "store", "tasks", "descent"),
-    ("exchange", "direct", "pace", "inspect"),
+    ("saving", "resume"),
+    ("exchange", "direct", "keeper", "inspect"),
+    ("pace",),
     ("replica",),
     ("build", "methods", "benches"),
     ("run", "infer", "plan", "bench"),
@@ -31,7 +33,7 @@ LIBRARIES = {
     "mpi4py": {"mpi", "topology", "window", "link"},
     "numba": {"jit"},
     "llvmlite": {"jit"},
-    "h5py": {"checkpoint", "monitor", "data.base", "inspect", "infer", "table"},
+    "h5py": {"disk", "checkpoint", "saving", "resume", "monitor", "data.base", "table"},
     "torch": {"benches.layers", "benches.step"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
