@@ -256,12 +256,14 @@ class RunFile:
         updates = self._staleness.sum()
         return float((self._staleness.sum(axis=0) @ np.arange(BINS)) / updates) if updates else float("nan")
 
-    def close(self, finished: bool) -> None:
-        """Mark the run's end; closing again does nothing."""
+    def close(self, finished: bool) -> int:
+        """Mark the run's end; return how many rows are lost for want of room. Closing again does nothing."""
         if not self._file:
-            return
+            return 0
+        self.flush()
         self._file["state"][...] = int(finished)
         self._file.close()
+        return self.waiting
 
 
 class Run:

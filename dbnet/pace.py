@@ -135,9 +135,7 @@ class Pace:
         """Say once that the run file cannot be written, and once that it can again."""
         trouble, path = self.record.trouble, self.record.path
         if trouble and not self._trouble:
-            self.display.warn(
-                f"The coordinator cannot write the run file '{path}' ({trouble}); its rows wait in memory. The run goes on."
-            )
+            self.display.warn(f"The coordinator cannot write the run file '{path}' ({trouble}). Its rows wait; the run goes on.")
         elif self._trouble and not trouble:
             self.display.warn(f"The run file '{path}' is written again; nothing was lost.")
         self._trouble = trouble
@@ -213,7 +211,6 @@ class Pace:
         try:
             self.keeper.close()
         finally:
-            lost = self.record.waiting
+            lost = self.record.close(finished=self.desk.ended)
             if lost:
                 self.display.warn(f"{lost} rows of the run file '{self.record.path}' are lost ({self.record.trouble}).")
-            self.record.close(finished=self.desk.ended)
