@@ -103,9 +103,10 @@ class Keeper:
 
     def _jobs(self) -> Iterator[Callable[[], None]]:
         parts = [self._answers[shard] for shard in range(self._config.topology.shards)]
-        failed = [f"shard {shard}: {part.failure}" for shard, part in enumerate(parts) if part.failure]
+        failed = [(shard, part.failure) for shard, part in enumerate(parts) if part.failure]
         if failed:
-            self._fail("; ".join(failed))
+            shard, reason = failed[0]
+            self._fail(f"shard {shard}{f' and {len(failed) - 1} more' if len(failed) > 1 else ''}: {reason}")
             yield partial(prune, self.folder, self._config.checkpoint.keep, self._number)
         else:
             yield from seal(self._master, self.link, self._config.checkpoint.keep, *self._content, parts)

@@ -35,15 +35,11 @@ def hurt(path: Path, name: str = "params") -> None:
 
 
 def test_the_newest_by_the_time_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A name that was asked for with its number is another one.
     for name, number in (("run", 1), ("run-2", 1), ("run", 2), ("runner", 9), ("run-x", 9)):
-        link = write(tmp_path, number, name=name)
-        # What was asked for is in it: the outputs' names got numbers.
-        assert link.exists()
+        write(tmp_path, number, name=name)
     mine = config(tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in candidates(mine)] == [
-        "run.checkpoints/000002.h5",
-        "run.checkpoints/000001.h5",
-    ]
+    assert candidates(mine) == [tmp_path / "run.checkpoints" / f"00000{number}.h5" for number in (2, 1)]
     newest = tmp_path / "run.checkpoints" / "000002.h5"
     os.utime(newest, (0, 0))
     assert choose(mine, "", Display(True)) == choose(mine, "auto", Display(True)) == str(newest)
@@ -65,7 +61,7 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(line.split("'")[1] for line in said) == sorted(map(str, masters[:2]))
     assert any(f"'{part_of(masters[0], 1)}': /state.sum, elements 0 .. " in line for line in said)
     part_of(masters[2], 0).unlink()
-    with pytest.raises(UserError, match="All 3 checkpoints of 'run' in .* are damaged"):
+    with pytest.raises(UserError, match=r"All 3 checkpoints of 'run' in .* are damaged"):
         choose(config(tmp_path), "auto", Display(True))
 
 
@@ -90,10 +86,8 @@ def test_auto_begins_and_goes_on(run_file: Path, dbnet: Command) -> None:
     hurt(part_of(last.path, 0))
     again = dbnet(*words, "stop.steps=30")
     assert again.code == 0 and again.err.count("\n") == 1
-    assert (
-        "The checkpoint 'out/run-3.checkpoints/000001.h5' is damaged and left out: 'out/run-3.checkpoints/000001.shard-0.h5': "
-        in (again.err)
-    )
+    assert "The checkpoint 'out/run-3.checkpoints/000001.h5' is damaged and left out: " in again.err
+    assert "'out/run-3.checkpoints/000001.shard-0.h5': /params, elements 0 .. " in again.err
     assert open_run("out/run-4.h5").about["resumed_from"] == "out/run-2.checkpoints/000001.h5"
 
 
