@@ -43,7 +43,7 @@ REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epo
 TEXTS = ("about", "config", "layout", "data", "method", "chain")
 # Old enough for any program, new enough for checksums of the metadata.
 LIBVER = ("v110", "v110")
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 def link_of(config: Config) -> Path:
