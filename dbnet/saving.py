@@ -158,7 +158,7 @@ class Saver:
         return self._background is not None and self._background.busy
 
     def begin(self, master: Path, number: int, identity: str) -> None:
-        """Start a part; what was under way is given up."""
+        """Start a part; the coordinator asks for one at a time."""
         if self._background is None:
             self._background = Background()
         self._id, self._bytes, self._said = identity, 0, self._clock()
