@@ -20,7 +20,7 @@ import h5py
 
 _SYNC = 64 << 20
 _KEEP_SIZE = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_ALLOCATE = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 
 class Shelter:
@@ -139,11 +139,12 @@ def require_room(folder: Path, needed: int) -> None:
 
 def reserve(number: int, folder: Path, size: int) -> None:
     """Reserve blocks for an open file to grow to `size` bytes, so that writing them cannot fail; OSError where there is no room."""
-    if _LIBC.fallocate(number, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-        return
-    code = ctypes.get_errno()
-    if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-        raise OSError(code, os.strerror(code))
+    if _ALLOCATE is not None:
+        if _ALLOCATE(number, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
     # A disk that cannot reserve is asked what it has left.
     require_room(folder, size - os.fstat(number).st_size)
 

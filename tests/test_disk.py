@@ -17,7 +17,7 @@ from points import TREE, write
 from dbnet import open_run, saving
 from dbnet.checkpoint import Checkpoint, damage
 from dbnet.config import build
-from dbnet.disk import Shelter, hdf5
+from dbnet.disk import Shelter, hdf5, reserve
 from dbnet.keeper import Keeper
 from dbnet.monitor import Run, RunFile
 from dbnet.shard import EVENT
@@ -201,3 +201,17 @@ def test_a_link_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="not permitted"):
         write(tmp_path, 2)
     assert os.readlink(link) == "run.checkpoints/000001.h5" and damage(link) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reserved_blocks_can_be_written_on_a_full_disk(known: bool, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not known:
+        monkeypatch.setattr("dbnet.disk._ALLOCATE", None)
+    with open(disk / "a", "wb", buffering=0) as file:
+        reserve(file.fileno(), disk, 1 << 20)
+        assert os.path.getsize(disk / "a") == 0
+        fill(disk)
+        if known:
+            assert file.write(bytes(1 << 20)) == 1 << 20
+        with pytest.raises(OSError, match="No space left"):
+            reserve(file.fileno(), disk, 3 << 20)
