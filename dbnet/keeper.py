@@ -119,7 +119,9 @@ class Keeper:
             busy = self._background.advance()
         except FAILURES as error:
             busy = True
-            if not self.failure:
+            if self.link.is_symlink() and self.link.readlink().name == self._master.name:
+                self._display.warn(f"Old checkpoints could not be removed (the coordinator: {why(error)}). The run goes on.")
+            elif not self.failure:
                 # What there is of it goes; where even that fails, the reason has been said.
                 self._fail(f"the coordinator: {why(error)}")
                 self._background.start(iter([partial(prune, self.folder, self._config.checkpoint.keep, self._number)]))

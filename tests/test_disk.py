@@ -190,6 +190,16 @@ def test_one_shard_that_cannot_write(run_file: Path, dbnet: Command, monkeypatch
     assert {"000001", "000003"} <= numbers and "000002" not in numbers
 
 
+def test_old_ones_that_cannot_be_removed(run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(saving, "prune", refuse)
+    done = dbnet("train", run_file, "--quiet", "stop.steps=2")
+    assert done.code == 0 and "Old checkpoints could not be removed (the coordinator: Read-only file system)." in done.err
+    assert damage("out/run.checkpoint.h5") == []
+
+
 def test_a_link_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint before it stays the newest, and whole."""
     link = write(tmp_path)
