@@ -291,7 +291,7 @@ def test_a_resumed_run_counts_on(run_file: Path, dbnet: Command) -> None:
         for replica in (0, 1):
             assert before[before.replica == replica].push.tolist() == list(range(50))
             assert after[after.replica == replica].push.tolist() == list(range(50, 80))
-    assert second.evaluation.seconds.iloc[0] >= Checkpoint("out/run.checkpoint.h5").seconds > first.progress.seconds.iloc[0]
+    assert second.evaluation.seconds.iloc[0] >= Checkpoint("out/run.checkpoint.h5").seconds > 0
     assert second.evaluation.test_loss.iloc[0] == pytest.approx(first.evaluation.test_loss.iloc[-1])
     assert (second.progress.steps > 50).all()
 
