@@ -104,12 +104,13 @@ def _train(commands: Any) -> None:
         "train as a run file says",
         "Train as a run file says.\n\n  mpirun -n 5 dbnet train jobs/digits.toml      one rank per role\n"
         "  dbnet train jobs/digits.toml                  all roles in this process, taking turns\n\n"
-        "Outputs go to run.folder: NAME.h5 (the run file), NAME.checkpoint.h5, NAME.png. A name that is taken gets a number.",
+        "Outputs go to run.folder: NAME.h5 (the run file), NAME.checkpoint.h5 (a link into NAME.checkpoints), NAME.png.\n"
+        "A name that is taken gets a number.",
     )
     _run_file(made)
     made.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT",
-        help="go on from a checkpoint; without a path from the run's own, run.folder/NAME.checkpoint.h5",
+        help="go on from a checkpoint; without a path from the newest whole one of this name; auto: that, or begin afresh",
     )  # fmt: skip
     made.add_argument(
         "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for job scripts"
@@ -144,8 +145,8 @@ def train(options: argparse.Namespace) -> int:
 def _stopped(options: argparse.Namespace, done: Any) -> int:
     """Say how to go on after a signal, or after the loss of every replica."""
     why = "Stopped by a signal" if done.stopped else "Every replica is lost"
-    if not done.checkpoint.exists():
-        print(f"dbnet: {why}, but no checkpoint could be written.", file=sys.stderr, flush=True)
+    if done.unsaved:
+        print(f"dbnet: {why}, but no checkpoint could be written ({done.unsaved}).", file=sys.stderr, flush=True)
         return 1
     again = " ".join(["dbnet train", options.run_file, *options.overrides])
     print(f"dbnet: {why}; checkpoint {done.checkpoint}. Go on with: {again} --resume auto", file=sys.stderr, flush=True)
@@ -153,17 +154,24 @@ def _stopped(options: argparse.Namespace, done: Any) -> int:
 
 
 def _finished(options: argparse.Namespace, done: Any) -> int:
-    """Draw the run's picture and say where the outputs are, and what was lost on the way."""
+    """Draw the run's picture and say where the outputs are."""
     from dbnet.monitor import Run
     from dbnet.plot import draw
 
     picture = done.run_file.with_suffix(".png")
-    draw(Run(done.run_file), picture)
+    try:
+        draw(Run(done.run_file), picture)
+    except UserError as error:
+        print(f"dbnet: {error}", file=sys.stderr)
     if not options.quiet:
         print(f"Test accuracy  {done.accuracy:.4f}")
         print(f"Run file       {done.run_file}")
-        print(f"Checkpoint     {done.checkpoint if done.checkpoint.exists() else 'could not be written'}")
-        print(f"Picture        {picture}", flush=True)
+        print(f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}")
+        print(f"Picture        {picture if picture.exists() else 'could not be drawn'}", flush=True)
+    if done.unsaved:
+        newest = f"the newest is '{done.checkpoint}'" if done.checkpoint.exists() else "there is none"
+        print(f"dbnet: The run has ended, but its last checkpoint could not be written: {newest}.", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -270,16 +278,22 @@ def _look(commands: Any) -> None:
     made = _command(commands, "inspect", inspect, "say what is in a run file, a checkpoint or a data file")
     made.add_argument("file", metavar="FILE.h5", help="the file to describe")
     made.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
+    made.add_argument("--verify", action="store_true", help="read all of a checkpoint and name what is damaged")
     made = _command(commands, "plot", plot, "draw loss, accuracy and staleness of a run file")
     made.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
     made.add_argument("picture", nargs="?", metavar="OUT.png", help="default: the run file's name with .png")
 
 
-def inspect(options: argparse.Namespace) -> None:
+def inspect(options: argparse.Namespace) -> int:
     from dbnet import config as configuration
     from dbnet import inspect
 
+    if options.verify:
+        sound, report = inspect.verify(options.file)
+        print(report)
+        return 0 if sound else 1
     print(configuration.to_toml(inspect.stored_config(options.file)) if options.config else inspect.describe(options.file))
+    return 0
 
 
 def plot(options: argparse.Namespace) -> None:

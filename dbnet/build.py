@@ -36,13 +36,14 @@ EVALUATION_BATCH = 250
 
 @dataclass(frozen=True)
 class Setup:
-    """What every rank knows: the run, its data, its model, its world, and what it goes on from."""
+    """What every rank knows: the run, its data, its model, its world, what it goes on from, and the name it was asked to have."""
 
     config: Config
     data: DataFile
     model: Model
     topology: Topology
     checkpoint: Checkpoint | None
+    name: str = ""
 
     @property
     def ranges(self) -> list[Range]:
@@ -86,7 +87,7 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     shape = config.topology
     checkpoint = None
     if resume is not None:
-        checkpoint = Checkpoint(config.output(".checkpoint.h5") if resume == "" else resume)
+        checkpoint = Checkpoint(resume)
         checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
     if config.run.start is not None:
         Checkpoint(config.run.start).require(model)
@@ -94,7 +95,8 @@ def setup(config: Config, resume: str | None = None) -> Setup:
     blind = bool(data.targets) or not data.sizes.get("test")
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
-    out = Setup(config, data, model, Topology(shape.shards, shape.replicas, shape.partitions, shape.spares), checkpoint)
+    world = Topology(shape.shards, shape.replicas, shape.partitions, shape.spares)
+    out = Setup(config, data, model, world, checkpoint, config.run.name)
     out.method.check(config)
     return out
 
@@ -175,17 +177,23 @@ def first_shares(ready: Setup, index: int) -> list[Share]:
     parts = ready.topology.replicas
     if index >= parts:
         return []
+    point = ready.checkpoint
     subset = Share(index, 0, split(ready.data.sizes["train"], parts)[index].size)
-    if ready.checkpoint is None or index >= len(ready.checkpoint.replicas):
+    if point is None:
         return [subset]
-    row = ready.checkpoint.replicas[index]
-    return [subset._replace(epoch=int(row["epoch"]), position=min(int(row["position"]), max(0, subset.size - 1)))]
+    left = [Share(*row) for row in point.tables["shares"].tolist()] if "shares" in point.tables else []
+    mine = [share for share in left if share.subset == index]
+    # Of another number of replicas, or other data, the subsets are others too: each goes on at the mean progress.
+    if point.subsets == parts and sum(share.size for share in mine) == subset.size:
+        return mine
+    epoch, rest = divmod(point.progress, 1)
+    return [subset._replace(epoch=int(epoch), position=int(rest * subset.size))]
 
 
 def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
-    """Set a replica's counters from the checkpoint, if there is one for it; return its store."""
-    if ready.checkpoint is not None and index < len(ready.checkpoint.replicas):
-        row = ready.checkpoint.replicas[index]
+    """Set a replica's counters from the checkpoint, if there is one; return its store."""
+    if ready.checkpoint is not None and index < ready.topology.replicas:
+        row = ready.checkpoint.replica(index, ready.topology.replicas)
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
         store.resume(int(row["pushes"]))
     return store

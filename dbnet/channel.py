@@ -57,6 +57,7 @@ class MpiChannel:
         self._sent: list[Any] = []
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
+        self.pending()
         self._sent.append(self._comm.isend(Message(self._comm.rank, kind, content), rank))
 
     def receive(self) -> Message | None:

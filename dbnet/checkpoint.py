@@ -1,117 +1,194 @@
-"""Checkpoints: the whole restartable state in one HDF5 file, written whole or not at all.
+"""Checkpoints: the whole restartable state as global named arrays, whatever the topology was.
 
-    /params, /state.<name>   [parameters] the flat vector and the rule's registers
-    /vector.<name>, /state   [parameters] the registers of a batch method, and what its coordinator knows (JSON)
-    /clock                   [shards, partitions] count of updates, with /ranges [shards, 2]
-    /replicas                one row per replica: steps, examples, pushes, epoch, position (the cursor of its subset)
-    attributes               config (JSON), layout (names, offsets, shapes), model input shape, run seconds
+    NAME.checkpoint.h5                         a link to the newest master
+    NAME.checkpoints/000007.h5                 the master of generation 7
+    NAME.checkpoints/000007.shard-0.h5, ...    its parts, one per shard
 
-The order of examples is a function of (seed, subset, epoch), so a cursor is the state of the generators too. The shards send
-their registers slice by slice while they go on serving; the coordinator writes them to a temporary name, makes them durable and
-renames. A checkpoint that is taken during training therefore holds each slice as it was when it was sent.
+A part holds what its shard owns:
+
+    /params, /state.<name>, /vector.<name>     [range] parameters, registers of the rule or of a batch method
+    /clock, /range, /about                     [partitions] count of updates; lo, hi; JSON: the checkpoint's id, the part's number
+
+The master makes one file of them and holds what belongs to no shard:
+
+    /params, ...                               [parameters] virtual datasets over the parts
+    /clock, /ranges                            [shards, partitions], [shards, 2]
+    /replicas                                  a row per replica: steps, examples, pushes, epoch, position (its cursor)
+    /table.<name>                              small tables that a method adds
+    /config, /layout, /data, /method, /chain   JSON, as bytes: configuration; names, offsets, shapes; shape of an example; what a
+                                               batch method knows; configurations of the runs that this one came from, oldest first
+    /about                                     JSON, as bytes: id, name asked for, seconds, time of writing, size, registers
+
+The order of examples is a function of (seed, subset, epoch), so a cursor is the state of the generators too. Every dataset is
+stored in chunks with a checksum each, and the metadata have HDF5's own, so a flipped byte is found wherever it is. HDF5 takes a
+source that it cannot open for one that was never written: the virtual datasets are for other programs, dbnet reads the parts.
 """
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from dbnet import __version__
-from dbnet.config import Config, stored
-from dbnet.errors import UserError, reading
+from dbnet.config import Config, build
+from dbnet.errors import UNREADABLE, UserError, reading, words
 from dbnet.model import Model
-from dbnet.ranges import Range, overlap
+from dbnet.ranges import Range, overlap, split
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
+TEXTS = ("about", "config", "layout", "data", "method", "chain")
+# Old enough for any program, new enough for checksums of the metadata.
+LIBVER = ("v110", "v110")
+CHUNK = 1 << 18
 
 
-class Writer:
-    """Collects one checkpoint; `commit` makes it appear.
+def link_of(config: Config) -> Path:
+    """Return the path of the link to a run's newest checkpoint."""
+    return config.output(".checkpoint.h5")
+
+
+def folder_of(config: Config) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return config.output(".checkpoints")
+
+
+def part_of(master: Path, shard: int) -> Path:
+    """Return the path of one shard's part."""
+    return master.with_name(f"{master.stem}.shard-{shard}.h5")
+
+
+def texts(config: Config, name: str, model: Model, data: dict[str, Any], origin: Checkpoint | None) -> dict[str, Any]:
+    """Return what every checkpoint of a run says of it.
+
+    Parameters
+    ----------
+    name
+        The name that was asked for; that of the outputs may have a number.
+    data
+        Shape of an example, number of outputs.
+    origin
+        The checkpoint that the run came from.
+    """
+    chain = [] if origin is None else [*origin.chain, json.loads(origin.config.text())]
+    layout = [(e.name, e.offset, e.shape) for e in model.layout.entries]
+    return {
+        "config": json.loads(config.text()), "layout": layout, "data": data, "chain": chain, "name": name, "size": model.layout.size
+    }  # fmt: skip
+
+
+def store(file: h5py.File, name: str, values: np.ndarray | Any) -> None:
+    """Write a small array with checksums, or anything else as JSON."""
+    if not isinstance(values, np.ndarray):
+        values = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    create(file, name, values.shape, values.dtype)[...] = values
+
+
+def create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """Make a dataset whose chunks have checksums, cut along its first axis."""
+    rows = max(1, CHUNK // max(1, dtype.itemsize * int(np.prod(shape[1:]))))
+    chunks = (max(1, min(rows, shape[0])), *(max(1, n) for n in shape[1:]))
+    return file.create_dataset(name, shape, dtype, maxshape=tuple(max(1, n) for n in shape), chunks=chunks, fletcher32=True)
+
+
+def text(file: h5py.File, name: str) -> Any:
+    """Read what `store` wrote as JSON."""
+    return json.loads(file[name][:].tobytes())
+
+
+class Checkpoint:
+    """A checkpoint to read; every reader takes only its own ranges.
 
     Parameters
     ----------
     path
-        The final path.
-    config, model, input_shape
-        What the checkpoint is of.
+        The master, or a link to it; it is followed once, so that what is read is of one generation.
+
+    Attributes
+    ----------
+    config, chain
+        The configuration of the run, and (as nested tables) those of the runs that it came from, oldest first.
+    replicas, tables
+        Where each replica stood; the tables that a method has added, by name.
+    state
+        What a batch method knows.
     """
 
-    def __init__(self, path: Path, config: Config, model: Model, data: dict[str, Any]) -> None:
-        self.path, self._part = path, path.with_name(path.name + ".part")
-        self._size = model.layout.size
-        self._file = h5py.File(self._part, "w")
-        layout = [(e.name, e.offset, e.shape) for e in model.layout.entries]
-        self._file.attrs.update(
-            {"dbnet": __version__, "config": config.text(), "layout": json.dumps(layout), "data": json.dumps(data)}
-        )
-
-    def write(self, name: str, lo: int, values: np.ndarray) -> None:
-        """Write a slice of a register, `lo` counted in the flat vector."""
-        if name not in self._file:
-            self._file.create_dataset(name, (self._size,), values.dtype)
-        self._file[name][lo : lo + values.size] = values
-
-    def commit(
-        self, clocks: np.ndarray, ranges: list[Range], replicas: np.ndarray, seconds: float, state: dict[str, Any] | None = None
-    ) -> None:
-        """Add what belongs to no register, make the file durable and give it its name."""
-        self._file["clock"], self._file["ranges"], self._file["replicas"] = clocks, np.array(ranges), replicas
-        self._file.attrs["seconds"] = seconds
-        if state:
-            # Not an attribute: a long history's Gram matrix may be too large for one.
-            self._file["state"] = json.dumps(state)
-        self._file.close()
-        with open(self._part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._part, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
-
-
-class Checkpoint:
-    """A checkpoint to read; every reader takes only its own ranges."""
-
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
+        if not Path(path).exists():
             raise UserError(f"No checkpoint '{path}'; a run writes its own beside its run file (NAME.checkpoint.h5).")
-        with reading(path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
-            if "params" not in file or "config" not in file.attrs:
+        self.path = resolved(path)
+        with reading(self.path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
+            if "params" not in file or "about" not in file:
                 raise UserError(f"'{path}' is not a dbnet checkpoint; give the NAME.checkpoint.h5 of a run.")
-            self.config: Config = stored(file.attrs["config"])
-            self.layout = json.loads(file.attrs["layout"])
-            self.data: dict[str, Any] = json.loads(file.attrs["data"])
-            self.seconds = float(file.attrs["seconds"])
-            self.size, self.dtype = file["params"].shape[0], file["params"].dtype
-            self.clock, self.ranges = file["clock"][:], file["ranges"][:]
+            about = text(file, "about")
+            if "part" in about:
+                raise UserError(f"'{path}' is one shard's part of a checkpoint; give {self.path.name.split('.')[0]}.h5.")
+            self.id, self.name, self.seconds, self.written = (about[key] for key in ("id", "name", "seconds", "written"))
+            self.config: Config = build(text(file, "config"))
+            self.chain: list[dict[str, Any]] = text(file, "chain")
+            self.layout, self.data, self.state = (text(file, name) for name in ("layout", "data", "method"))
+            self.size, self.dtype = int(about["size"]), np.dtype(about["registers"]["params"])
+            self.registers: list[str] = list(about["registers"])
+            self.clock, self.ranges = file["clock"][:], [Range(*map(int, row)) for row in file["ranges"][:]]
             self.replicas: np.ndarray = file["replicas"][:].astype(REPLICA)
-            self.registers = [name for name in file if name == "params" or name.startswith(("state.", "vector."))]
-            self.state: dict[str, Any] = json.loads(file["state"][()]) if "state" in file else {}
+            self.tables = {name.removeprefix("table."): file[name][:] for name in file if name.startswith("table.")}
+        for shard in range(len(self.ranges)):
+            self._check(shard)
+
+    def _check(self, shard: int) -> None:
+        """Raise UserError unless the part is there, and of this checkpoint."""
+        path = part_of(self.path, shard)
+        if not path.exists():
+            raise UserError(f"'{self.path}' lacks its part '{path.name}'; copy a checkpoint with all its parts into one folder.")
+        with reading(path, "use an earlier checkpoint"), h5py.File(path, "r") as file:
+            if text(file, "about")["id"] != self.id:
+                raise UserError(f"'{path}' belongs to another checkpoint than '{self.path}'; use an earlier checkpoint.")
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
-        """Read a range of a register into `out` [part.size]."""
-        with reading(self.path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
-            if name in file:
-                out[:] = file[name][part.slice]
+        """Read a range of a register into `out` [part.size]; a register that was not stored leaves it as it is."""
+        for shard, owned in enumerate(self.ranges):
+            both, path = overlap(part, owned), part_of(self.path, shard)
+            if both.size and name in self.registers:
+                with reading(f"{path}: /{name}", "use an earlier checkpoint"), h5py.File(path, "r") as file:
+                    out[both.shift(-part.lo).slice] = file[name][both.shift(-owned.lo).slice]
 
     def clock_of(self, part: Range, partitions: int) -> np.ndarray:
         """Return the clocks for a shard with this range: those of the old shards it overlaps, the largest of them."""
-        touching = [bool(overlap(part, Range(*old)).size) for old in self.ranges.tolist()]
+        touching = [bool(overlap(part, old).size) for old in self.ranges]
         clocks = self.clock[touching] if any(touching) else self.clock
         newest = clocks.max(axis=0)
         # Another cut has no clocks of its own yet; Adam must not take its old moments for new ones.
         return np.where(newest, newest, newest.max()) if len(newest) == partitions else np.full(partitions, newest.max())
+
+    @property
+    def subsets(self) -> int:
+        """Into how many subsets the training set was cut: one for each replica that was not spare."""
+        return self.config.topology.replicas
+
+    @property
+    def progress(self) -> float:
+        """Passes over the training set, on average over its examples."""
+        rows = self.tables["shares"] if "shares" in self.tables else np.zeros(0, [("lo", "i8")])
+        if not len(rows):
+            return 0.0
+        sizes = rows["hi"] - rows["lo"]
+        return float((rows["epoch"] * sizes + rows["position"]).sum() / max(1, sizes.sum()))
+
+    def replica(self, index: int, replicas: int) -> np.void:
+        """Return the counters that one of `replicas` goes on from; those of another number share what the old ones had."""
+        old, row = self.replicas, np.zeros(1, REPLICA)[0]
+        if self.subsets == replicas:
+            return old[index]
+        working = old[old["steps"] > 0]
+        if len(working):
+            row["steps"], row["pushes"] = round(working["steps"].mean()), working["pushes"].max()
+        # All together have seen as many as before.
+        row["examples"] = split(int(old["examples"].sum()), replicas)[index].size
+        return row
 
     def require(self, model: Model, state: tuple[str, ...] = ()) -> None:
         """Raise UserError where the checkpoint is of another network, or lacks registers that the rule keeps."""
@@ -124,3 +201,70 @@ class Checkpoint:
         mine = [[e.name, e.offset, list(e.shape)] for e in model.layout.entries]
         if mine != self.layout:
             raise UserError(f"'{self.path}' holds another network than the run file describes; use the run file it came from.")
+
+
+def resolved(path: str | Path) -> Path:
+    """Follow a link, so that what is read later is the same."""
+    path = Path(path)
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def damage(path: str | Path) -> list[str]:
+    """Read every byte of a checkpoint; return what is damaged: file, dataset, elements."""
+    master = resolved(path)
+    found = list(_damaged(master, (*TEXTS, "clock", "ranges", "replicas")))
+    try:
+        with h5py.File(master, "r") as file:
+            about = text(file, "about")
+            virtual = [(name, sorted(_sources(file, name))) for name in about["registers"]]
+            ranges = [Range(*map(int, row)) for row in file["ranges"][:]]
+            shards = [(part_of(master, s), part) for s, part in enumerate(ranges) if part.size]
+    except UNREADABLE as error:
+        # What has not been named yet cannot be found.
+        return found or [f"'{master}': {words(error)}"]
+    wanted = sorted((path.name, part.lo, part.hi) for path, part in shards)
+    found += [f"'{master}': /{name} does not map the parts as /ranges says" for name, have in virtual if have != wanted]
+    for shard, part in enumerate(ranges):
+        expected = [*about["registers"], "clock", "range", "about"] if part.size else ["clock", "range", "about"]
+        found += _damaged(part_of(master, shard), expected)
+    if not found:
+        try:
+            Checkpoint(master)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def _sources(file: h5py.File, name: str) -> Iterator[tuple[str, int, int]]:
+    for source in file[name].virtual_sources():
+        (lo,), (last,) = source.vspace.get_select_bounds()
+        yield source.file_name, lo, last + 1
+
+
+def _damaged(path: Path, expected: Any) -> Iterator[str]:
+    """Yield what cannot be read of one file."""
+    if not path.exists():
+        yield f"'{path}' is missing (copy a checkpoint with all its parts into one folder)"
+        return
+    try:
+        with h5py.File(path, "r") as file:
+            for name in sorted({*expected, *file}):
+                yield from (f"'{path}': /{name}{where}" for where in _damaged_elements(file, name))
+    except UNREADABLE as error:
+        yield f"'{path}': {words(error)}"
+
+
+def _damaged_elements(file: h5py.File, name: str) -> Iterator[str]:
+    try:
+        data = file[name]
+        if data.is_virtual:
+            return
+        step = data.chunks[0]
+    except UNREADABLE as error:
+        yield f": {words(error)}"
+        return
+    for lo in range(0, data.shape[0], step):
+        try:
+            data[lo : lo + step]
+        except UNREADABLE as error:
+            yield f", elements {lo} .. {min(lo + step, data.shape[0])}: {words(error)}"

@@ -140,6 +140,8 @@ class GuardTable(Table):
 
 class CheckpointTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="a checkpoint each so many seconds, besides the one at the end")
+    steps: int | None = Field(default=None, gt=0, description="a checkpoint each so many steps of all replicas together")
+    keep: int = Field(default=2, gt=0, description="checkpoints that are kept; older ones are removed")
 
 
 class Config(Table):

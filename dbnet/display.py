@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from dbnet.orders import Score
@@ -24,6 +25,10 @@ class Display:
         """Print a sentence."""
         if not self._quiet:
             print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print a sentence about something that went wrong, also where nothing else is printed."""
+        print(f"dbnet: {text}", file=sys.stderr, flush=True)
 
     def row(
         self, seconds: float, epochs: float, steps: int, loss: float, rate: float, staleness: float, score: Score | None

@@ -22,14 +22,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+# Whatever a missing part, a cut-off or a damaged file makes a reader raise.
+UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+
+
+def words(error: BaseException) -> str:
+    """Return what a reader's error says, on one line."""
+    said = str(error.args[-1] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(said.split()) or type(error).__name__
+
+
 @contextmanager
 def reading(path: str | Path, advice: str) -> Iterator[None]:
-    """Turn whatever a missing part, a cut-off or a damaged file makes a reader raise into one sentence that ends in `advice`."""
+    """Turn what a reader raises into one sentence that ends in `advice`."""
     try:
         yield
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        why = " ".join(str(error.args[-1] if isinstance(error, KeyError) and error.args else error).split())
-        raise UserError(f"'{path}' cannot be read ({why or type(error).__name__}); {advice}.") from None
+    except UNREADABLE as error:
+        raise UserError(f"'{path}' cannot be read ({words(error)}); {advice}.") from None
 
 
 @contextmanager

@@ -145,25 +145,17 @@ class Guard:
         """Take the replicas' status."""
         self._status = status
 
-    def checked(self, name: str, values: np.ndarray) -> bool:
-        """Return whether a checkpoint may hold these values of a register; if not, say so."""
-        if not self._active or np.abs(values).max(initial=0) <= (LOST if name == "params" else np.finfo(values.dtype).max):
-            return True
-        self._display.say(f"No checkpoint is written: {name} holds values that are not finite, or beyond all learning.")
-        self.unsound = True
-        return False
-
     # --- what follows ---------------------------------------------------------------------------------------------------------
 
     @property
     def stops(self) -> bool:
         """Whether the run is to end: by the bound, or because no later push can mend the parameters."""
-        lost = not self.patient and (self.unsound or bool(self._active and self._status and self._status["spoiled"].any()))
-        return self.stopped or lost or len(self.keys) >= self._config.guard.refused
+        spoiled = self.unsound or bool(self._status and self._status["spoiled"].any())
+        return self.stopped or (self._active and not self.patient and spoiled) or len(self.keys) >= self._config.guard.refused
 
     def conclude(self) -> bool:
         """When everything has been applied: return whether the parameters are fit for a last checkpoint and evaluation."""
-        self.stopped = self.stops or self.unsound
+        self.stopped = self.stops or (self._active and self.unsound)
         return not self.stopped
 
     def loss(self, number: int, loss: float) -> float:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from dbnet import mpi
@@ -15,6 +14,7 @@ from dbnet.batches import Batches
 from dbnet.build import EVALUATION_BATCH, make_model, use
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
+from dbnet.disk import hdf5
 from dbnet.errors import UserError, writing
 from dbnet.link import MpiLink
 from dbnet.model import footprint
@@ -138,7 +138,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) ->
     target = Path(out)
     with writing(target) as partial:
         if target.suffix in (".h5", ".hdf5"):
-            with h5py.File(partial, "w") as file:
+            with hdf5(partial) as file:
                 file["class"], file["outputs"] = answers, values
                 file.attrs["checkpoint"], file.attrs["data"], file.attrs["part"] = path, data_path, part
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+from contextlib import suppress
 from pathlib import Path
 
-from dbnet.checkpoint import Checkpoint
+from dbnet.checkpoint import Checkpoint, damage, part_of
 from dbnet.config import Config
 from dbnet.data.base import DataFile
-from dbnet.errors import UserError, reading
+from dbnet.errors import UNREADABLE, UserError, reading
 from dbnet.monitor import Run, open_growing
 
 
@@ -31,6 +33,23 @@ def stored_config(path: str) -> Config:
     if words.startswith("data file"):
         raise UserError(f"'{path}' is a data file; only run files and checkpoints hold a configuration.")
     return Run(path).config if words.startswith("run file") else Checkpoint(path).config
+
+
+def verify(path: str) -> tuple[bool, str]:
+    """Read every byte of a checkpoint; return whether it is whole, and what is to be said of it."""
+    if not Path(path).exists():
+        raise UserError(f"No file '{path}'.")
+    other = None
+    with suppress(*UNREADABLE), open_growing(path) as file:
+        other = next((word for name, word in (("progress", "run file"), ("train", "data file")) if name in file), None)
+    if other is not None:
+        raise UserError(f"'{path}' is a {other}; only checkpoints have checksums.")
+    flaws = damage(path)
+    if flaws:
+        return False, "\n".join(f"damaged: {flaw}" for flaw in flaws)
+    point = Checkpoint(path)
+    files = [point.path, *(part_of(point.path, shard) for shard in range(len(point.ranges)))]
+    return True, f"'{path}' is whole: {len(files)} files, {sum(file.stat().st_size for file in files):,} bytes read."
 
 
 def _run(path: str) -> str:
@@ -71,7 +90,8 @@ def _how(run: Run) -> str:
 def _checkpoint(path: str) -> str:
     point = Checkpoint(path)
     lines = [
-        f"checkpoint of a run named '{point.config.run.name}', {point.seconds:.1f} s of training",
+        f"checkpoint of a run named '{point.config.run.name}', {point.seconds:.1f} s of training, written {_when(point.written)}",
+        f"  files        {point.path} and {len(point.ranges)} parts",
         f"  registers    {', '.join(point.registers)}; {point.size:,} numbers each ({point.dtype})",
         *(f"    {name:<20} {'x'.join(map(str, shape)):>16} from {offset}" for name, offset, shape in point.layout),
         f"  clocks       {', '.join(str(int(c.max())) for c in point.clock)} (updates of each shard)",
@@ -80,7 +100,15 @@ def _checkpoint(path: str) -> str:
         lines.append(
             f"  replica {index}    step {row['steps']}, push {row['pushes']}, epoch {row['epoch']} at example {row['position']}"
         )
+    if point.chain:
+        lines.append(f"  came from    {', '.join(tree['run']['name'] for tree in point.chain)}")
+    for name, rows in point.tables.items():
+        lines.append(f"  table        {name}: {len(rows)} rows of {', '.join(rows.dtype.names or ())}")
     return "\n".join(lines)
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _data(path: str) -> str:

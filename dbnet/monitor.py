@@ -9,6 +9,8 @@
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
 attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
+
+While the disk has no room, rows wait in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 
 from dbnet import __version__
 from dbnet.config import Config, stored
+from dbnet.disk import require_room, reserve, why
 from dbnet.errors import UserError, reading
 
 if TYPE_CHECKING:
@@ -113,6 +116,8 @@ TABLES = {
 }
 BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
+_CHUNK = 4096
+_AHEAD = 1 << 20
 
 
 def versions() -> dict[str, str]:
@@ -152,7 +157,7 @@ def free_name(config: Config) -> Config:
         raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
-    while any((folder / f"{name}{ending}").exists() for ending in (".h5", ".checkpoint.h5", ".png")):
+    while any(os.path.lexists(folder / f"{name}{ending}") for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
         number += 1
         name = f"{config.run.name}-{number}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
@@ -179,14 +184,22 @@ class RunFile:
         The effective configuration.
     about
         More attributes: MPI library, hosts, what was resumed.
+
+    Attributes
+    ----------
+    trouble
+        Why rows wait in memory; nothing where none do.
     """
 
     def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
         try:
+            require_room(path.parent, 2 * _AHEAD)
             self._file = h5py.File(path, "w", libver="latest")
         except OSError as error:
-            raise UserError(f"Cannot write the run file '{path}': {error}; set run.folder to another.") from None
-        self.path = path
+            raise UserError(f"Cannot write the run file '{path}': {why(error)}; set run.folder to another.") from None
+        self.path, self.trouble = path, ""
+        self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+        self._reserved = 0
         self._file.attrs.update(
             {
                 "config": config.text(),
@@ -197,7 +210,7 @@ class RunFile:
             }
         )
         for name, dtype in TABLES.items():
-            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(4096,), compression="gzip", shuffle=True)
+            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", shuffle=True)
         shards = config.topology.shards
         self._staleness = np.zeros((shards, BINS), np.int64)
         self._file.create_dataset("staleness", data=self._staleness)
@@ -206,10 +219,44 @@ class RunFile:
         self._file.swmr_mode = True
 
     def _append(self, name: str, rows: np.ndarray) -> None:
-        data = self._file[name]
-        data.resize(len(data) + len(rows), axis=0)
-        data[len(data) - len(rows) :] = rows
-        data.flush()
+        self._waiting[name].append(rows)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, if the disk has room for them."""
+        if not self._room():
+            return
+        for table, waiting in self._waiting.items():
+            if waiting:
+                data, more = self._file[table], np.concatenate(waiting)
+                data.resize(len(data) + len(more), axis=0)
+                data[len(data) - len(more) :] = more
+                data.flush()
+                waiting.clear()
+
+    def _room(self) -> bool:
+        """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
+        # A chunk that is added to is written once more, at the end of the file.
+        needed = sum(
+            2 * sum(rows.nbytes for rows in waiting) + _CHUNK * TABLES[name].itemsize
+            for name, waiting in self._waiting.items()
+            if waiting
+        )
+        size = self._file.id.get_filesize() + needed + _AHEAD // 4
+        if size > self._reserved:
+            try:
+                reserve(self._file.id.get_vfd_handle(), self.path.parent, size + _AHEAD)
+            except OSError as error:
+                self.trouble = why(error)
+                return False
+            self._reserved = size + _AHEAD
+        self.trouble = ""
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait in memory."""
+        return sum(len(rows) for waiting in self._waiting.values() for rows in waiting)
 
     def progress(self, rows: np.ndarray) -> None:
         self._append("progress", rows)
@@ -245,12 +292,14 @@ class RunFile:
         updates = self._staleness.sum()
         return float((self._staleness.sum(axis=0) @ np.arange(BINS)) / updates) if updates else float("nan")
 
-    def close(self, state: int) -> None:
-        """Mark the run's end; closing again does nothing."""
+    def close(self, state: int) -> int:
+        """Mark the run's end; return how many rows are lost for want of room. Closing again does nothing."""
         if not self._file:
-            return
+            return 0
+        self.flush()
         self._file["state"][...] = state
         self._file.close()
+        return self.waiting
 
 
 class Run:

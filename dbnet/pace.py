@@ -1,7 +1,7 @@
 """The coordinator's everyday work, the same for every method: record, show, have evaluated, have checkpoints written.
 
 It reads what the replicas have written into the coordinator's window and what the shards send; it asks one replica at a time for an
-evaluation, in turn, while the others go on. It holds no parameters: a checkpoint's slices pass through one at a time.
+evaluation, in turn, while the others go on. It holds no parameters: the shards write their parts of a checkpoint themselves.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from dbnet.channel import Channel
-from dbnet.checkpoint import REPLICA, Checkpoint, Writer
+from dbnet.checkpoint import REPLICA, Checkpoint
 from dbnet.config import Config
 from dbnet.display import Display
 from dbnet.guard import Guard
 from dbnet.interrupt import Interrupt
+from dbnet.keeper import Keeper
 from dbnet.monitor import FINISHED, PROGRESS, RUNNING, STOPPED, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.pulse import Watch
-from dbnet.ranges import Range
 from dbnet.roll import Roll
-from dbnet.shares import Share
+from dbnet.saving import Saved
+from dbnet.shares import SHARE, Share
 
 INTERVAL = 0.25
 
@@ -40,8 +41,8 @@ class Pace:
         The run.
     examples
         Size of the training set.
-    begin_checkpoint
-        Makes the writer of a checkpoint.
+    keeper
+        Has checkpoints written.
     clock
         Seconds of the run.
     guard
@@ -52,28 +53,25 @@ class Pace:
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
-        begin_checkpoint: Callable[[], Writer], clock: Callable[[], float], guard: Guard, watch: Watch | None = None,
+        keeper: Keeper, clock: Callable[[], float], guard: Guard, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self.examples, self._begin, self.clock, self.guard = examples, begin_checkpoint, clock, guard
+        self.examples, self.keeper, self.clock, self.guard = examples, keeper, clock, guard
         self.shards = config.topology.shards
         self.seconds_before = 0.0
         self._status = desk.status()
         self._shown = {name: values.copy() for name, values in self._status.items()}
-        self._next_progress = self._next_checkpoint = 0.0
+        self._next_progress = 0.0
         self.drained: set[int] = set()
         self.turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
-        self._writer: Writer | None = None
-        self._awaited = False
-        self._parts: dict[int, tuple[Range, np.ndarray]] = {}
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
         # What each replica trains on at first.
         self.first_shares: list[list[Share]] = []
-        # What a method adds: handlers of messages from shards, its own state for checkpoints, its own rows on the display.
         self.roll = Roll(desk, channel, watch, self._steps_of, lambda: self.seconds, display.say, lambda loss: record.loss(*loss))
         self.roll.evaluation_lost = self.evaluate
         self._steps_before = np.zeros(desk.topology.copies)
+        # What a method adds: handlers of messages from shards, state for checkpoints, its own rows on the display.
         self.handlers: dict[str, Callable[[int, Any], None]] = {
             "closed": self.roll.closed,
             "refused": lambda shard, refusals: guard.take(self.seconds, shard, refusals),
@@ -83,13 +81,15 @@ class Pace:
         self.rows = True
         # Whoever makes the run installs it.
         self.interrupt, self.stopped = Interrupt(), False
+        self._trouble = ""
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on counting from a checkpoint."""
         self.seconds_before = checkpoint.seconds
         self.resumed = checkpoint.state
-        known = min(len(checkpoint.replicas), len(self._steps_before))
-        self._steps_before[:known] = checkpoint.replicas["steps"][:known]
+        self.keeper.resume()
+        if checkpoint.subsets == self.desk.topology.replicas:
+            self._steps_before[: checkpoint.subsets] = checkpoint.replicas["steps"][: checkpoint.subsets]
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Pace:
 
     @property
     def writing(self) -> bool:
-        return self._awaited
+        return self.keeper.writing
 
     # --- one round ------------------------------------------------------------------------------------------------------------
 
@@ -165,11 +165,10 @@ class Pace:
             handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
             handle(message.source - 1, message.content)
             heard = True
+        heard = self.keeper.advance() or heard
         self._status = self.desk.status()
         self.roll.call()
         self.guard.hear(self._status)
-        if self.guard.stops:
-            self._discard()
         score = self.desk.collect()
         if score is not None:
             self.last_score = score
@@ -178,7 +177,17 @@ class Pace:
             self._show(score)
         elif self.clock() >= self._next_progress:
             self._show(None)
+            self._say_trouble()
         return heard or bool(self._status["heartbeat"].sum() != before)
+
+    def _say_trouble(self) -> None:
+        """Say once that the run file cannot be written, and once that it can again."""
+        trouble, path = self.record.trouble, self.record.path
+        if trouble and not self._trouble:
+            self.display.warn(f"The coordinator cannot write the run file '{path}' ({trouble}). Its rows wait; the run goes on.")
+        elif self._trouble and not trouble:
+            self.display.warn(f"The run file '{path}' is written again; nothing was lost.")
+        self._trouble = trouble
 
     def _show(self, score: Score | None) -> None:
         """Append a row per replica: means since the last rows."""
@@ -234,24 +243,18 @@ class Pace:
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
     def checkpoint_due(self) -> bool:
-        every = self.config.checkpoint.seconds
-        if every is None or self.writing:
-            return False
-        self._next_checkpoint = self._next_checkpoint or every
-        return self.clock() >= self._next_checkpoint
+        return self.keeper.due(int(self.steps.sum()))
 
     def checkpoint(self) -> None:
-        """Ask every shard for its registers."""
-        self._next_checkpoint = self.clock() + (self.config.checkpoint.seconds or 0)
-        try:
-            self._writer = self._begin()
-        except OSError as error:
-            self.display.say(f"No checkpoint could be written: {error}. The run goes on.")
-            return
-        self._parts, self._awaited, self.guard.unsound = {}, True, False
-        self._replicas, self._state = self._cursors(), self.state()
-        for shard in range(self.shards):
-            self.channel.send(1 + shard, "checkpoint")
+        """Have a checkpoint written while the run goes on."""
+        self.guard.unsound = False
+        tables = {"replicas": self._cursors(), "table.shares": self._shares()}
+        self.keeper.begin(tables, self.state(), self.seconds, int(self.steps.sum()))
+
+    def _shares(self) -> np.ndarray:
+        """Return what is trained on, whoever does it, and how far each share is."""
+        replicas = [r for r in range(self.desk.topology.copies) if not self.roll.handed_on(r)]
+        return np.array([tuple(share) for r in replicas for share in self.desk.shares(r)], SHARE)
 
     def _cursors(self) -> np.ndarray:
         rows = np.zeros(len(self.steps), REPLICA)
@@ -259,38 +262,18 @@ class Pace:
             rows[name] = self._status[name]
         return rows
 
-    def _on_slice(self, shard: int, content: tuple[str, int, np.ndarray]) -> None:
-        if self._writer is not None and not self.guard.checked(content[0], content[2]):
-            self._discard()
-        self._guarded(lambda writer: writer.write(*content))
+    def _on_saving(self, shard: int, _: int) -> None:
+        """A shard is still at it: the message alone is a sign of life."""
 
-    def _on_checkpointed(self, shard: int, content: tuple[Range, np.ndarray]) -> None:
-        self._parts[shard] = content
-        if len(self._parts) < self.shards:
-            return
-        ranges, clocks = zip(*(self._parts[s] for s in range(self.shards)), strict=True)
-        self._guarded(lambda w: w.commit(np.array(clocks), list(ranges), self._replicas, self.seconds, self._state))
-        self._writer, self._awaited = None, False
-
-    def _guarded(self, act: Callable[[Writer], None]) -> None:
-        """Do something with the checkpoint under way; if the disk refuses, leave no part of it and go on."""
-        if self._writer is None:
-            return
-        try:
-            act(self._writer)
-        except (OSError, RuntimeError) as error:
-            self.display.say(f"The checkpoint could not be written: {error}. The run goes on.")
-            self._discard()
-
-    def _discard(self) -> None:
-        """Leave no part of a checkpoint under way."""
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
+    def _on_saved(self, shard: int, saved: Saved) -> None:
+        self.guard.unsound = self.guard.unsound or not saved.sound
+        self.keeper.take(shard, saved)
 
     def close(self) -> None:
-        """End the run's outputs; a checkpoint that is not complete leaves nothing."""
+        """End the run's outputs."""
         try:
-            self._discard()
+            self.keeper.close()
         finally:
-            self.record.close(STOPPED if self.stopped else FINISHED if self.finished else RUNNING)
+            lost = self.record.close(STOPPED if self.stopped else FINISHED if self.finished else RUNNING)
+            if lost:
+                self.display.warn(f"{lost} rows of the run file '{self.record.path}' are lost ({self.record.trouble}).")

@@ -132,11 +132,13 @@ def describe(ready: Setup) -> str:
         "",
         f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]
-    rows = ranks(ready)
+    rows, vectors = ranks(ready), 1 + ready.method.vectors(ready.config)
     lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<50} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
     lines += [
         "",
         f"Memory in all: {size(sum(r.memory for r in rows))}",
+        f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
+        f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
         f"Start it with: mpirun -n {ready.topology.size} dbnet train RUN.toml",
     ]
     return "\n".join(lines)

@@ -52,6 +52,7 @@ class Roll:
         self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
         self.lost: dict[int, float] = {}
         self.losses: list[Loss] = []
+        self._handed_on: set[int] = set()
         self._closing: dict[int, dict[int, int]] = {}
         # What a method does when a replica is lost: hand on its work to the heirs.
         self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
@@ -102,6 +103,7 @@ class Roll:
         for shard in range(self._world.shards):
             self._channel.send(self._world.shard_rank(shard), "close", replica)
         if heirs:
+            self._handed_on.add(replica)
             self.inherit(replica, heirs)
 
     def _call_spare(self) -> list[int]:
@@ -111,6 +113,10 @@ class Roll:
         spare = self.spares.pop(0)
         self.active.append(spare)
         return [spare]
+
+    def handed_on(self, replica: int) -> bool:
+        """Whether others have got what a replica was to train on."""
+        return replica in self._handed_on
 
     def closed(self, shard: int, content: tuple[int, int | None]) -> None:
         """Take a shard's report of how many gradients of a lost replica it has applied; None: it never got any."""

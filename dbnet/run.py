@@ -19,7 +19,7 @@ from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
 from dbnet.build import Setup, coordinator_layout, first_shares, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
-from dbnet.checkpoint import Writer
+from dbnet.checkpoint import Checkpoint, link_of, texts
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
@@ -27,6 +27,7 @@ from dbnet.errors import Stopped
 from dbnet.guard import Guard
 from dbnet.intake import Intake
 from dbnet.interrupt import Interrupt
+from dbnet.keeper import Keeper
 from dbnet.link import Gone, MpiLink
 from dbnet.marker import Marker
 from dbnet.model import footprint
@@ -35,6 +36,7 @@ from dbnet.orders import Desk, Orders
 from dbnet.pace import Pace
 from dbnet.pulse import GivenUp, Pulse, Watch, Watchdog
 from dbnet.replica import Replica
+from dbnet.resume import choose
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role, crowded
 from dbnet.waiting import Turns, drive, take_turns
@@ -51,6 +53,8 @@ class Outcome:
         Paths of the outputs.
     accuracy
         Last accuracy on the test set; NaN without a test set.
+    unsaved
+        Why the last checkpoint could not be written; nothing if it was.
     params
         The trained parameters, [parameters]; only after a run in one process.
     finished, stopped
@@ -64,6 +68,7 @@ class Outcome:
     run_file: Path
     checkpoint: Path
     accuracy: float
+    unsaved: str = ""
     params: np.ndarray | None = None
     finished: bool = True
     stopped: bool = False
@@ -89,7 +94,7 @@ def train(
     overrides
         Changes like "topology.replicas=4".
     resume
-        Path of a checkpoint to go on from; "" for the run's own.
+        Path of a checkpoint to go on from; "" for the newest of this name, "auto" for that or none.
     comm
         MPI's world communicator; None trains in this process.
     marker
@@ -105,19 +110,23 @@ def train(
         On the coordinator, when all ranks have ended: too many gradients were not finite. The message is the diagnosis.
     """
 
+    def load() -> Config:
+        return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides)
+
     def prepare() -> Setup:
-        config = run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides)
-        ready = setup(config, resume)
+        ready = setup(config, point)
         if comm is not None:
             ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
         return ready
 
+    display = Display(quiet or (comm is not None and comm.rank > 0))
+    config = mpi.together(comm, load)
+    # One rank reads the checkpoints through; all take the same.
+    point = mpi.together(comm, lambda: choose(config, resume, display) if comm is None or comm.rank == 0 else None)
+    point = point if comm is None else comm.bcast(point)
     ready = mpi.together(comm, prepare)
     marker = marker or Marker(None)
-    if comm is None:
-        done = _train_here(ready, Display(quiet), marker)
-    else:
-        done = _train_ranks(ready, comm, Display(quiet or comm.rank > 0), marker)
+    done = _train_here(ready, display, marker) if comm is None else _train_ranks(ready, comm, display, marker)
     if done is not None and done.diagnosis:
         raise Stopped(done.diagnosis)
     return done
@@ -296,17 +305,13 @@ def make_pace(
 ) -> Pace:  # fmt: skip
     """Return the coordinator's everyday work for this run."""
 
-    def begin() -> Writer:
-        described = {
-            "shape": ready.data.shape,
-            "outputs": ready.data.targets or ready.data.classes,
-            "vectors": bool(ready.data.targets),
-        }
-        return Writer(ready.config.output(".checkpoint.h5"), ready.config, ready.model, described)
-
-    examples = ready.data.sizes["train"]
-    guard = Guard(ready.config, ready.model.layout, record, display)
-    pace = Pace(Desk(window, ready.topology), channel, record, display, ready.config, examples, begin, clock, guard, watch)
+    data, config = ready.data, ready.config
+    described = {"shape": data.shape, "outputs": data.targets or data.classes, "vectors": bool(data.targets)}
+    start = config.run.start
+    origin = ready.checkpoint or (None if start is None else Checkpoint(start))
+    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, described, origin), clock)
+    guard, desk = Guard(config, ready.model.layout, record, display), Desk(window, ready.topology)
+    pace = Pace(desk, channel, record, display, config, data.sizes["train"], keeper, clock, guard, watch)
     pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
@@ -317,8 +322,8 @@ def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outco
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
     diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
-    paths = ready.config.output(".h5"), ready.config.output(".checkpoint.h5")
-    return Outcome(*paths, accuracy, params, pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
+    paths, saved = (ready.config.output(".h5"), link_of(ready.config)), pace.keeper.failure
+    return Outcome(*paths, accuracy, saved, params, pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -33,6 +33,7 @@ class Share(NamedTuple):
         return self.hi - self.lo
 
 
+SHARE = np.dtype([(name, "i8") for name in Share._fields])
 Order = Callable[[int], np.ndarray]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dbnet.errors import UserError
+from dbnet.disk import hdf5
+from dbnet.errors import writing
 
 
 def write(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -20,10 +20,5 @@ def write(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
     data = np.zeros(len(rows), dtype)
     for key, values in columns.items():
         data[key] = values.astype(object) if values.dtype.kind == "U" else values
-    part = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(part, "w") as file:
-            file[name] = data
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror or error}; choose another place with --out.") from None
+    with writing(path) as part, hdf5(part) as file:
+        file[name] = data

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on this machine, one process per role: jobs/local.sh RUN.toml [table.key=value ...] [--resume [CHECKPOINT]] [--quiet]
+# Train on this machine, one process per role: jobs/local.sh RUN.toml [table.key=value ...] [--resume [CHECKPOINT | auto]] [--quiet]
 # The number of ranks follows from the run file; the mpirun of the project's environment is used if there is one.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -15,7 +15,7 @@ for word in "$@"; do
     case $word in
         --resume) skip=yes ;;
         --*) ;;
-        *.h5) [[ $skip ]] || plain+=("$word") ;;
+        *.h5 | auto) [[ $skip ]] || plain+=("$word") ;;
         *) plain+=("$word") ;;
     esac
 done

@@ -41,7 +41,7 @@ def refused(dbnet: Command) -> Callable[..., str]:
 def test_missing_files(run_file: Path, refused: Callable[..., str]) -> None:
     assert "No run file 'none.toml'" in refused("train", "none.toml")
     assert "No data file 'none.h5'" in refused("train", run_file, "data.path=none.h5")
-    assert "No checkpoint 'out/run.checkpoint.h5'" in refused("train", run_file, "--resume")
+    assert "No checkpoint of a run named 'run' in 'out'" in refused("train", run_file, "--resume")
     assert "No checkpoint 'none.h5'" in refused("train", run_file, "--resume", "none.h5")
     for command in (["inspect", "none.h5"], ["plot", "none.h5"], ["evaluate", "none.h5"], ["predict", "none.h5", "a.h5", "o.csv"]):
         assert "none.h5" in refused(*command)

@@ -32,7 +32,7 @@ def trained(run_file: Path, dbnet: Command) -> Finished:
 
 def test_train(trained: Finished, run_file: Path) -> None:
     assert trained.code == 0 and trained.err == ""
-    assert sorted(p.name for p in Path("out").iterdir()) == ["run.checkpoint.h5", "run.h5", "run.png"]
+    assert sorted(p.name for p in Path("out").iterdir()) == ["run.checkpoint.h5", "run.checkpoints", "run.h5", "run.png"]
     run = open_run("out/run.h5")
     assert run.finished and run.accuracy > 0.85
     assert f"Test accuracy  {run.accuracy:.4f}" in trained.out
@@ -61,15 +61,16 @@ def test_overrides_stand_anywhere(run_file: Path, dbnet: Command) -> None:
     assert Path("out/b.h5").exists()
     assert dbnet("train", run_file, "run.name=b", "--resume", "stop.steps=5", "--quiet").code == 0
     assert open_run("out/b-2.h5").config.stop.steps == 5
-    assert open_run("out/b-2.h5").about["resumed_from"] == "out/b.checkpoint.h5"
+    assert open_run("out/b-2.h5").about["resumed_from"] == "out/b.checkpoints/000001.h5"
 
 
 def test_names_are_never_taken_twice(run_file: Path, dbnet: Command) -> None:
     dbnet("train", run_file, "stop.steps=2")
-    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    before = {path: path.read_bytes() for path in Path("out").rglob("*.*") if path.is_file()}
     assert dbnet("train", run_file, "stop.steps=3").code == 0
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert {p.name for p in Path("out").iterdir()} - {p.name for p in before} == {"run-2.h5", "run-2.checkpoint.h5", "run-2.png"}
+    after = {path.name for path in Path("out").glob("run-2*")}
+    assert after == {"run-2.h5", "run-2.checkpoint.h5", "run-2.checkpoints", "run-2.png"}
 
 
 def test_plan(run_file: Path, dbnet: Command) -> None:

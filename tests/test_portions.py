@@ -93,11 +93,14 @@ class World:
         layouts = [Layout([*coordinator_fields(world), *task_fields(replicas)])]
         layouts += [Layout(rings.fields(s, world)) for s in range(shards)]
         memory, boxes = Memory([*layouts, *(Layout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
-        record = SimpleNamespace(events=lambda *_: None, refused=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None)
+        record = SimpleNamespace(
+            trouble="", path="run.h5", events=lambda *_: None, refused=lambda *_: None, mean_staleness=0.0, progress=lambda *_: None
+        )
         display = SimpleNamespace(say=lambda *_: None)
         guard = Guard(self.config, Names([("0.dense.W", (examples,), 1.0, True)]), record, display)  # type: ignore
+        keeper = SimpleNamespace(advance=lambda: False, due=lambda steps: False, writing=False)
         self.pace = Pace(
-            Desk(memory, world), boxes.at(0), record, display, self.config, examples, lambda: None, self.clock, guard,  # type: ignore
+            Desk(memory, world), boxes.at(0), record, display, self.config, examples, keeper, self.clock, guard,  # type: ignore
         )  # fmt: skip
         self.driver = Driver(self.pace)
         self.accruals, serving = [], []

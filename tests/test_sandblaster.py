@@ -259,3 +259,15 @@ def test_run_file_round_trips(dbnet, digits, tmp_path, place) -> None:
     done = dbnet("train", "again.toml", "run.folder=out", "stop.iterations=2")
     assert done.code == 0 and "iteration" in done.out
     shutil.rmtree(place / "out")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_equals_uninterrupted(digits, tmp_path, kind) -> None:
+    changes = [DENSE, *KINDS[kind]]
+    straight = run.train(cfg(digits, tmp_path, *changes, "run.name=straight", "stop.iterations=12"), quiet=True)
+    early = run.train(cfg(digits, tmp_path, *changes, "run.name=early", "stop.iterations=6"), quiet=True)
+    late = run.train(
+        cfg(digits, tmp_path, *changes, "run.name=late", "stop.iterations=12"), resume=str(early.checkpoint), quiet=True
+    )
+    np.testing.assert_allclose(params(late.checkpoint), params(straight.checkpoint), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(Run(late.run_file).iterations.loss, Run(straight.run_file).iterations.loss[6:], rtol=1e-10)

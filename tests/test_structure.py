@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt", "disk"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
     ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker"),
     ("layers", "batches", "shard", "space", "monitor"),
     ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
-    ("exchange", "store", "inspect", "display", "pulse"),
-    ("direct", "roll", "guard"),
+    ("exchange", "store", "display", "pulse", "saving"),
+    ("direct", "roll", "guard", "keeper", "resume", "inspect"),
     ("replica", "pace"),
     ("driver",),
     ("build", "methods", "benches"),
@@ -33,7 +33,7 @@ LIBRARIES = {
     "mpi4py": {"mpi", "topology", "window", "link"},
     "numba": {"jit"},
     "llvmlite": {"jit"},
-    "h5py": {"checkpoint", "monitor", "data.base", "inspect", "infer", "table"},
+    "h5py": {"disk", "checkpoint", "saving", "resume", "monitor", "data.base", "table"},
     "torch": {"benches.layers", "benches.step"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

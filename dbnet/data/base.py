@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import h5py
 import numpy as np
 
+from dbnet.disk import hdf5
 from dbnet.errors import UserError, reading, writing
 from dbnet.ranges import Range, split
 from dbnet.registry import Member
@@ -203,7 +204,7 @@ def _number(file: h5py.File, name: str, default: float) -> float:
 def write(path: str | Path, contents: dict[str, Any]) -> None:
     """Write a data file, whole and checked or not at all; `contents` as `Format.read` returns it."""
     with writing(Path(path)) as part:
-        with h5py.File(part, "w") as file:
+        with hdf5(part) as file:
             for name, value in contents.items():
                 if isinstance(value, np.ndarray):
                     file.create_dataset(name, data=value, chunks=True, compression="gzip" if value.dtype == np.uint8 else None)

@@ -22,12 +22,12 @@ from dbnet.orders import END, GO, Orders
 from dbnet.pace import Pace
 from dbnet.ranges import split
 from dbnet.replica import Replica
+from dbnet.saving import Saver
 from dbnet.shard import Shard
 from dbnet.shares import hand_out
 from dbnet.store import Inbox
 from dbnet.waiting import IDLE, Turns, Wait
 
-_SLICE = 1 << 20
 _REPORT = 0.1
 _ALONE = 1e-3
 
@@ -79,7 +79,7 @@ class Downpour(Method):
             yield from store.push(accrued, replica.steps - 1)
 
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
-        next_report, draining, sending = 0.0, False, None
+        next_report, draining, saver = 0.0, False, Saver(shard, channel, clock)
         while True:
             # The message first: after "drain" the rings must be seen empty once more.
             message = channel.receive()
@@ -93,7 +93,7 @@ class Downpour(Method):
                 if message.kind == "close" and inbox is not None:
                     channel.send(0, "closed", (message.content, inbox.close(message.content)))
                 if message.kind == "checkpoint":
-                    sending = registers(shard)
+                    saver.begin(*message.content)
                 if message.kind == "end":
                     break
             if clock() >= next_report or (draining and not busy):
@@ -104,9 +104,9 @@ class Downpour(Method):
             if draining and not busy:
                 draining = False
                 channel.send(0, "drained")
-            if not channel.pending() and sending is not None:
-                sending = next_slice(sending, shard, channel)
-            yield None if busy or sending else IDLE
+            busy = saver.advance() or busy
+            yield None if busy else IDLE
+        saver.close()
         while channel.pending():
             yield IDLE
 
@@ -187,23 +187,6 @@ def drain(inbox: Inbox | None, clock: Callable[[], float]) -> bool:
     while clock() < until and inbox.drain():
         pass
     return True
-
-
-def registers(shard: Shard) -> list[tuple[str, int]]:
-    """Return the slices (register, first element) that a checkpoint of this shard consists of."""
-    step = _SLICE // shard.params.itemsize
-    return [(name, lo) for name in shard.registers() for lo in range(0, shard.range.size, step)]
-
-
-def next_slice(left: list[tuple[str, int]], shard: Shard, channel: Channel) -> list[tuple[str, int]] | None:
-    """Send one slice of a checkpoint, or the clock after the last; return what is left to send."""
-    if not left:
-        channel.send(0, "checkpointed", (shard.range, shard.clock.copy()))
-        return None
-    name, lo = left[0]
-    values = shard.registers()[name][lo : lo + _SLICE // shard.params.itemsize].copy()
-    channel.send(0, "slice", (name, shard.range.lo + lo, values))
-    return left[1:]
 
 
 # --- the coordinator's side ---------------------------------------------------------------------------------------------------

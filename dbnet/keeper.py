@@ -1,0 +1,143 @@
+"""The coordinator's side of checkpoints: when one is due, who is asked, what is done where one fails.
+
+A checkpoint that cannot be written costs nothing but itself: what there is of it goes, the run goes on, and the next one is tried
+at its time. What failed last is known at the end of the run.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbnet.channel import Channel
+from dbnet.checkpoint import folder_of, link_of
+from dbnet.config import Config
+from dbnet.disk import why
+from dbnet.display import Display
+from dbnet.saving import FAILURES, Background, Saved, master_of, prune, seal
+
+
+class Keeper:
+    """Has the checkpoints of one run written.
+
+    Parameters
+    ----------
+    channel, display
+        To the shards; where failures are said.
+    config, texts
+        The run; what `checkpoint.texts` says of it.
+    clock
+        Seconds since the start.
+
+    Attributes
+    ----------
+    failure
+        Why the last checkpoint could not be written; nothing if it could.
+    """
+
+    def __init__(
+        self, channel: Channel, display: Display, config: Config, texts: dict[str, Any], clock: Callable[[], float]
+    ) -> None:
+        self._channel, self._display, self._config, self._texts, self._clock = channel, display, config, texts, clock
+        self.folder, self.link = folder_of(config), link_of(config)
+        self._background: Background | None = None
+        self._number, self._next = 0, config.checkpoint.seconds or 0.0
+        self._marks: int | None = 0
+        self._id, self._answers = "", {}
+        self._seconds = 0.0
+        self.writing, self.failure = False, ""
+
+    def resume(self) -> None:
+        """The run's steps do not count from nought."""
+        self._marks = None
+
+    def due(self, steps: int) -> bool:
+        """Return whether it is time, after so many steps of all replicas together."""
+        every = self._config.checkpoint
+        if self.writing:
+            return False
+        if every.steps is not None and self._marks is None and steps:
+            self._marks = steps // every.steps
+        by_steps = every.steps is not None and self._marks is not None and steps // every.steps > self._marks
+        return by_steps or (every.seconds is not None and self._clock() >= self._next)
+
+    def begin(self, tables: dict[str, np.ndarray], state: dict[str, Any], seconds: float, steps: int) -> None:
+        """Ask every shard for its part of a checkpoint that also holds `tables` and a batch method's `state`."""
+        every = self._config.checkpoint
+        self._next = self._clock() + (every.seconds or 0)
+        self._marks = steps // every.steps if every.steps is not None else 0
+        self._number += 1
+        self._id, self._answers, self._seconds, self.failure = secrets.token_hex(8), {}, seconds, ""
+        about = {"id": self._id, "name": self._texts["name"], "seconds": seconds, "steps": steps, "size": self._texts["size"]}
+        texts = {name: self._texts[name] for name in ("config", "layout", "data", "chain")}
+        self._content = ({**texts, "about": about, "method": state}, tables)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._fail(f"the coordinator: {why(error)}")
+            return
+        self.writing = True
+        for shard in range(self._config.topology.shards):
+            self._channel.send(1 + shard, "checkpoint", (self._master, shard, self._id))
+
+    @property
+    def _master(self) -> Path:
+        return master_of(self.folder, self._number)
+
+    def take(self, shard: int, saved: Saved) -> None:
+        """Take a shard's answer; when all have come, write the master on a thread."""
+        if saved.id != self._id:
+            return
+        self._answers[shard] = saved
+        if len(self._answers) < self._config.topology.shards:
+            return
+        if self._background is None:
+            self._background = Background()
+        self._background.start(self._jobs())
+
+    def _jobs(self) -> Iterator[Callable[[], None]]:
+        parts = [self._answers[shard] for shard in range(self._config.topology.shards)]
+        failed = [(shard, part.failure) for shard, part in enumerate(parts) if part.failure]
+        if failed:
+            shard, reason = failed[0]
+            self._fail(f"shard {shard}{f' and {len(failed) - 1} more' if len(failed) > 1 else ''}: {reason}")
+            yield partial(prune, self.folder, self._config.checkpoint.keep, self._number)
+        else:
+            yield from seal(self._master, self.link, self._config.checkpoint.keep, *self._content, parts)
+
+    def advance(self) -> bool:
+        """See how far the thread is; return whether there was something to do."""
+        if self._background is None:
+            return False
+        try:
+            busy = self._background.advance()
+        except FAILURES as error:
+            busy = True
+            if self.link.is_symlink() and self.link.readlink().name == self._master.name:
+                self._display.warn(f"Old checkpoints could not be removed (the coordinator: {why(error)}). The run goes on.")
+            elif not self.failure:
+                # What there is of it goes; where even that fails, the reason has been said.
+                self._fail(f"the coordinator: {why(error)}")
+                self._background.start(iter([partial(prune, self.folder, self._config.checkpoint.keep, self._number)]))
+        if busy and not self._background.busy:
+            self.writing = False
+        return busy
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason
+        self._display.warn(f"The checkpoint at {self._seconds:.1f} s could not be written ({reason}). The run goes on.")
+
+    def close(self) -> None:
+        """End the thread; a checkpoint that is not complete leaves nothing."""
+        if self._background is not None:
+            self._background.close()
+        if self.writing:
+            self.writing = False
+            with suppress(OSError):
+                prune(self.folder, self._config.checkpoint.keep, self._number)
