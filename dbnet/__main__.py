@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet import __version__, mpi
-from dbnet.errors import UserError
+from dbnet.errors import UserError, reading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,7 +250,8 @@ def plot(options: argparse.Namespace) -> None:
 
     run = Run(options.run_file)
     picture = options.picture or str(run.path.with_suffix(".png"))
-    draw(run, picture)
+    with reading(options.run_file, "it is damaged or not dbnet's"):
+        draw(run, picture)
     print(picture)
 
 

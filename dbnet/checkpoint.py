@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,31 @@ class Checkpoint:
             self.seconds = float(file.attrs["seconds"])
             self.size, self.dtype = file["params"].shape[0], file["params"].dtype
             self.clock, self.ranges = file["clock"][:], file["ranges"][:]
-            self.replicas: np.ndarray = file["replicas"][:].astype(REPLICA)
+            rows = file["replicas"][:]
+            if rows.dtype.names != REPLICA.names or rows.ndim != 1:
+                raise ValueError("/replicas is damaged")
+            self.replicas: np.ndarray = rows.astype(REPLICA)
             self.registers = [name for name in file if name == "params" or name.startswith(("state.", "vector."))]
             self.state: dict[str, Any] = json.loads(file["state"][()]) if "state" in file else {}
+            self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError where what a checkpoint says of itself cannot be used."""
+        for name, offset, shape in self.layout:
+            if not isinstance(name, str) or any(type(n) is not int or n < 0 for n in (offset, *shape)):
+                raise ValueError(f"the layout of {name!r} is damaged")
+        shape, outputs = self.data["shape"], self.data["outputs"]
+        if not shape or any(type(n) is not int or n < 1 for n in (*shape, outputs)) or type(self.data["vectors"]) is not bool:
+            raise ValueError("what it says of its data is damaged")
+        shards = len(self.ranges)
+        if self.clock.ndim != 2 or not self.clock.size or len(self.clock) != shards or self.ranges.shape != (shards, 2):
+            raise ValueError(f"/clock {self.clock.shape} and /ranges {self.ranges.shape} do not fit each other")
+        if any(values.dtype.kind not in "iu" or values.min() < 0 for values in (self.clock, self.ranges)):
+            raise ValueError("/clock and /ranges must hold whole numbers from 0 on")
+        if any(self.replicas[name].min(initial=0) < 0 for name in REPLICA.names):
+            raise ValueError("/replicas has negative counts")
+        if self.dtype.kind != "f" or not isfinite(self.seconds) or not isinstance(self.state, dict):
+            raise ValueError("/params, /state or the attribute seconds is damaged")
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of a register into `out` [part.size]."""

@@ -253,8 +253,8 @@ class Run:
             self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
             counts = file["staleness"][:].T
             self.finished = bool(file["state"][()])
-        last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
-        self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
+            last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
+            self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
         self.staleness.index.name = "staleness"
 
     @property
