@@ -20,6 +20,9 @@ from hypothesis import strategies as st
 from dbnet.config import build
 from dbnet.data.base import write
 
+# Of the long form.
+pytestmark = pytest.mark.timeout(1200)
+
 DENSE = [{"kind": "dense", "units": 4, "activation": "tanh"}, {"kind": "dropout", "rate": 0.2}, {"kind": "dense", "units": 3}]
 IMAGES = [
     {"kind": "local", "maps": 2, "field": 2, "activation": "relu"},
@@ -61,11 +64,11 @@ def full(tables: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def fuzz(soak: bool, whole: Path) -> Callable[..., None]:
-    """Return a function that calls a test with what strategies draw, `n` times or, in the long form, a hundred times as often."""
+    """Return a function that calls a test with what strategies draw, `n` times or, in the long form, thirty times as often."""
 
     def call(n: int, test: Callable[..., None], *strategies: st.SearchStrategy) -> None:
         bounded = settings(
-            max_examples=100 * n if soak else n, deadline=None, derandomize=not soak, database=None,
+            max_examples=30 * n if soak else n, deadline=None, derandomize=not soak, database=None,
             suppress_health_check=list(HealthCheck), print_blob=False,
         )  # fmt: skip
         bounded(given(st.tuples(*strategies))(lambda drawn: in_empty_folder(test, *drawn)))()

@@ -73,7 +73,7 @@ def launch(n: int, *words: object, timeout: float = 150, cwd: Path | None = None
     """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail."""
     options = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
     with started([str(MPIRUN), *options, "-n", str(n)], words, cwd, env) as job:
-        return ended(job, timeout)
+        return ended(job, timeout, _kill)
 
 
 @contextmanager
@@ -95,14 +95,14 @@ def started(launcher: Sequence[str], words: Sequence[object], cwd: Path | None, 
         _remove_unused(_shared_memory() - before)
 
 
-def ended(job: subprocess.Popen, timeout: float) -> Job:
+def ended(job: subprocess.Popen, timeout: float, kill: Callable[[subprocess.Popen], None]) -> Job:
     """Wait for a started job; after `timeout` seconds kill it and fail, showing what it printed."""
     start = time.perf_counter()
     try:
         out, err = job.communicate(timeout=timeout)
         return Job(job.returncode, out, err, time.perf_counter() - start)
     except subprocess.TimeoutExpired:
-        _kill(job)
+        kill(job)
         out, err = job.communicate()
         pytest.fail(f"still running after {timeout} s: {' '.join(job.args)}\n--- out\n{out}\n--- err\n{err}")
 
@@ -219,7 +219,12 @@ class OverHosts:
     def launch(self, ranks: int | Sequence[int], *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
         """Run a job to its end; after `timeout` seconds kill it and fail."""
         with self.start(ranks, *words, cwd=cwd, **env) as job:
-            return ended(job, timeout)
+            return ended(job, timeout, self.kill)
+
+    def kill(self, job: subprocess.Popen) -> None:
+        """Kill a job, with the launcher's helpers on the hosts, which hold its output open."""
+        self.hosts.sweep()
+        _kill(job)
 
 
 @pytest.fixture(scope="session")

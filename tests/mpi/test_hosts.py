@@ -96,6 +96,6 @@ def test_a_cut_link_ends_the_run_with_a_named_peer(kind: str, ranks, hosts, digi
         here.cut("h2")
         until(lambda: living() == [0, 0], 40, "all ranks are gone")
         # The launcher itself may wait for ever for its other half behind the link.
-        job.kill()
-        err = job.communicate()[1]
+        hosts.kill(job)
+        err = job.communicate(timeout=20)[1]
     assert any(name in err for name in ("shard 0", "replica 0", "replica 1", "the coordinator")), err
