@@ -29,6 +29,8 @@ from dbnet.model import Model
 from dbnet.ranges import Range, overlap
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
+# Counts travel as float64, too.
+_MOST = 1 << 53
 
 
 class Writer:
@@ -101,6 +103,8 @@ class Checkpoint:
                 raise ValueError("/replicas is damaged")
             self.replicas: np.ndarray = rows.astype(REPLICA)
             self.registers = [name for name in file if name == "params" or name.startswith(("state.", "vector."))]
+            if any(file[name].shape != (self.size,) or file[name].dtype.kind != "f" for name in self.registers):
+                raise ValueError(f"the registers must all have {self.size} floating-point numbers")
             self.state: dict[str, Any] = json.loads(file["state"][()]) if "state" in file else {}
             self._check()
 
@@ -115,12 +119,11 @@ class Checkpoint:
         shards = len(self.ranges)
         if self.clock.ndim != 2 or not self.clock.size or len(self.clock) != shards or self.ranges.shape != (shards, 2):
             raise ValueError(f"/clock {self.clock.shape} and /ranges {self.ranges.shape} do not fit each other")
-        if any(values.dtype.kind not in "iu" or values.min() < 0 for values in (self.clock, self.ranges)):
-            raise ValueError("/clock and /ranges must hold whole numbers from 0 on")
-        if any(self.replicas[name].min(initial=0) < 0 for name in REPLICA.names):
-            raise ValueError("/replicas has negative counts")
-        if self.dtype.kind != "f" or not isfinite(self.seconds) or not isinstance(self.state, dict):
-            raise ValueError("/params, /state or the attribute seconds is damaged")
+        for values in (self.clock, self.ranges, *(self.replicas[name] for name in REPLICA.names)):
+            if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > _MOST:
+                raise ValueError("/clock, /ranges and /replicas must hold counts")
+        if not isfinite(self.seconds) or not isinstance(self.state, dict):
+            raise ValueError("/state or the attribute seconds is damaged")
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of a register into `out` [part.size]."""
