@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet import __version__, interrupt, mpi
-from dbnet.errors import UserError
+from dbnet.errors import UserError, reading
 
 STOPPED = 85
 
@@ -155,24 +155,33 @@ def _stopped(options: argparse.Namespace, done: Any) -> int:
 
 def _finished(options: argparse.Namespace, done: Any) -> int:
     """Draw the run's picture and say where the outputs are."""
-    from dbnet.monitor import Run
-    from dbnet.plot import draw
-
-    picture = done.run_file.with_suffix(".png")
-    try:
-        draw(Run(done.run_file), picture)
-    except UserError as error:
-        print(f"dbnet: {error}", file=sys.stderr)
+    lines = [
+        f"Test accuracy  {done.accuracy:.4f}",
+        f"Run file       {done.run_file}",
+        f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
+    ]
+    if done.picture is not None:
+        lines.append(f"Picture        {_drawn(done.run_file, done.picture)}")
     if not options.quiet:
-        print(f"Test accuracy  {done.accuracy:.4f}")
-        print(f"Run file       {done.run_file}")
-        print(f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}")
-        print(f"Picture        {picture if picture.exists() else 'could not be drawn'}", flush=True)
+        print("\n".join(lines), flush=True)
     if done.unsaved:
         newest = f"the newest is '{done.checkpoint}'" if done.checkpoint.exists() else "there is none"
         print(f"dbnet: The run has ended, but its last checkpoint could not be written: {newest}.", file=sys.stderr)
         return 1
     return 0
+
+
+def _drawn(run_file: Path, picture: Path) -> str:
+    """Draw a run; return the picture's path, or that there is none."""
+    from dbnet.monitor import Run
+    from dbnet.plot import draw
+
+    try:
+        draw(Run(run_file), picture)
+    except UserError as error:
+        print(f"dbnet: {error}", file=sys.stderr)
+        return "could not be drawn"
+    return str(picture)
 
 
 def _plan(commands: Any) -> None:
@@ -302,7 +311,8 @@ def plot(options: argparse.Namespace) -> None:
 
     run = Run(options.run_file)
     picture = options.picture or str(run.path.with_suffix(".png"))
-    draw(run, picture)
+    with reading(options.run_file, "it is damaged or not dbnet's"):
+        draw(run, picture)
     print(picture)
 
 

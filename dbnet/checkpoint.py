@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ from dbnet.config import Config, build
 from dbnet.errors import UNREADABLE, UserError, reading, words
 from dbnet.model import Model
 from dbnet.ranges import Range, overlap, split
+from dbnet.shares import SHARE, Share
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
 TEXTS = ("about", "config", "layout", "data", "method", "chain")
 # Old enough for any program, new enough for checksums of the metadata.
 LIBVER = ("v110", "v110")
 CHUNK = 1 << 18
+# Counts travel as float64, too.
+_MOST = 1 << 53
 
 
 def link_of(config: Config) -> Path:
@@ -133,13 +137,38 @@ class Checkpoint:
             self.layout, self.data, self.state = (text(file, name) for name in ("layout", "data", "method"))
             self.size, self.dtype = int(about["size"]), np.dtype(about["registers"]["params"])
             self.registers: list[str] = list(about["registers"])
-            self.clock, self.ranges = file["clock"][:], [Range(*map(int, row)) for row in file["ranges"][:]]
-            self.replicas: np.ndarray = file["replicas"][:].astype(REPLICA)
+            self.clock, ranges, rows = file["clock"][:], file["ranges"][:], file["replicas"][:]
+            if rows.dtype.names != REPLICA.names or rows.ndim != 1:
+                raise ValueError("/replicas is damaged")
+            self.replicas: np.ndarray = rows.astype(REPLICA)
             self.tables = {name.removeprefix("table."): file[name][:] for name in file if name.startswith("table.")}
+            self._check(ranges)
+            self.ranges = [Range(*map(int, row)) for row in ranges]
         for shard in range(len(self.ranges)):
-            self._check(shard)
+            self._look_for_part(shard)
 
-    def _check(self, shard: int) -> None:
+    def _check(self, ranges: np.ndarray) -> None:
+        """Raise ValueError where what a checkpoint says of itself cannot be used."""
+        for name, offset, shape in self.layout:
+            if not isinstance(name, str) or any(type(n) is not int or n < 0 for n in (offset, *shape)):
+                raise ValueError(f"the layout of {name!r} is damaged")
+        shape, outputs = self.data["shape"], self.data["outputs"]
+        if not shape or any(type(n) is not int or n < 1 for n in (*shape, outputs)) or type(self.data["vectors"]) is not bool:
+            raise ValueError("what it says of its data is damaged")
+        shards = len(ranges)
+        if self.clock.ndim != 2 or not self.clock.size or len(self.clock) != shards or ranges.shape != (shards, 2):
+            raise ValueError(f"/clock {self.clock.shape} and /ranges {ranges.shape} do not fit each other")
+        shares = self.tables.get("shares", np.zeros(0, SHARE))
+        if shares.dtype != SHARE or shares.ndim != 1 or (shares["lo"] > shares["hi"]).any():
+            raise ValueError("/table.shares is damaged")
+        counts = (self.clock, ranges, *(self.replicas[name] for name in REPLICA.names), *(shares[name] for name in Share._fields))
+        for values in counts:
+            if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > _MOST:
+                raise ValueError("/clock, /ranges, /replicas and /table.shares must hold counts")
+        if not isfinite(self.seconds) or not isinstance(self.state, dict) or self.size < 0:
+            raise ValueError("/about or /method is damaged")
+
+    def _look_for_part(self, shard: int) -> None:
         """Raise UserError unless the part is there, and of this checkpoint."""
         path = part_of(self.path, shard)
         if not path.exists():

@@ -30,6 +30,7 @@ class RunTable(Table):
     folder: str = Field(default="runs", description="folder of the outputs: NAME.h5, NAME.checkpoint.h5, NAME.png")
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
     start: str | None = Field(default=None, description="checkpoint whose parameters the run starts from; default: random ones")
+    picture: bool = Field(default=True, description="draw NAME.png at the end")
     deadline: float = Field(default=60.0, gt=0, description="seconds that any rank waits for another before it gives up")
     heartbeat: float = Field(
         default=20.0, gt=0, description="seconds without a sign of life after which a rank is lost; at most half of the deadline"

@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one clear sentence that says how."""
+    """Something the user can mend. The message is one clear sentence that says how, on one line whatever names it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Stopped(UserError):

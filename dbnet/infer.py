@@ -53,7 +53,7 @@ class Judge:
         self.boxes = self.cut.boxes[0 if comm is None else comm.rank]
         self.columns = None if comm is None else flatten(self.boxes[0], self.model.shapes[0])
         used, _, size = footprint(self.model, self.boxes, leads=True)
-        self.w = np.empty(size, self.checkpoint.dtype)
+        self.w = np.empty(size, self.model.dtype)
         for piece in used:
             self.checkpoint.read("params", piece.range, self.w[piece.at : piece.at + piece.range.size])
 

@@ -21,7 +21,8 @@ def describe(path: str) -> str:
         names = set(file)
     for name, words in (("progress", _run), ("params", _checkpoint), ("train", _data)):
         if name in names:
-            return words(path)
+            with reading(path, "it is damaged or not dbnet's"):
+                return words(path)
     raise UserError(
         f"'{path}' is neither a run file, a checkpoint nor a data file of dbnet; it holds {', '.join(sorted(names)) or 'nothing'}."
     )

@@ -32,88 +32,13 @@ from dbnet import __version__
 from dbnet.config import Config, stored
 from dbnet.disk import require_room, reserve, why
 from dbnet.errors import UserError, reading
+from dbnet.rows import EVALUATION, EVENTS, ITERATIONS, LOSSES, REFUSED, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dbnet.shard import Refusal
 
-PROGRESS = np.dtype(
-    [
-        ("seconds", "f8"),
-        ("replica", "i4"),
-        ("steps", "i8"),
-        ("examples", "i8"),
-        ("loss", "f8"),
-        ("accuracy", "f8"),
-        ("throughput", "f8"),
-        ("pushes", "i8"),
-        ("fetches", "i8"),
-        ("bytes_pushed", "i8"),
-        ("bytes_fetched", "i8"),
-        ("waited", "f8"),
-    ]
-)
-EVALUATION = np.dtype(
-    [
-        ("seconds", "f8"),
-        ("replica", "i4"),
-        ("steps", "i8"),
-        ("epochs", "f8"),
-        ("test_loss", "f8"),
-        ("test_accuracy", "f8"),
-        ("train_loss", "f8"),
-        ("train_accuracy", "f8"),
-    ]
-)
-ITERATIONS = np.dtype(
-    [
-        ("seconds", "f8"),
-        ("iteration", "i4"),
-        ("loss", "f8"),
-        ("gradient_norm", "f8"),
-        ("step", "f8"),
-        ("passes", "i4"),
-        ("rounds", "i4"),
-        ("backups", "i4"),
-        ("discarded", "i4"),
-    ]
-)
-EVENTS = np.dtype(
-    [
-        ("shard", "i4"),
-        ("replica", "i4"),
-        ("partition", "i4"),
-        ("push", "i8"),
-        ("fetched", "i8"),
-        ("applied", "i8"),
-        ("steps", "i4"),
-        ("seconds", "f8"),
-    ]
-)
-LOSSES = np.dtype([("replica", "i4"), ("seconds", "f8"), ("steps", "i8"), ("applied", "i8")])
-REFUSED = np.dtype(
-    [
-        ("seconds", "f8"),
-        ("shard", "i4"),
-        ("replica", "i4"),
-        ("partition", "i4"),
-        ("push", "i8"),
-        ("fetched", "i8"),
-        ("steps", "i4"),
-        ("step", "i8"),
-        ("index", "i8"),
-        ("value", "f8"),
-    ]
-)
-TABLES = {
-    "progress": PROGRESS,
-    "evaluation": EVALUATION,
-    "iterations": ITERATIONS,
-    "events": EVENTS,
-    "losses": LOSSES,
-    "refused": REFUSED,
-}
 BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
 _CHUNK = 4096
@@ -341,8 +266,8 @@ class Run:
             self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
             counts = file["staleness"][:].T
             self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
-        last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
-        self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
+            last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
+            self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
         self.staleness.index.name = "staleness"
 
     @property

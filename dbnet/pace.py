@@ -18,10 +18,11 @@ from dbnet.display import Display
 from dbnet.guard import Guard
 from dbnet.interrupt import Interrupt
 from dbnet.keeper import Keeper
-from dbnet.monitor import FINISHED, PROGRESS, RUNNING, STOPPED, RunFile
+from dbnet.monitor import FINISHED, RUNNING, STOPPED, RunFile
 from dbnet.orders import Desk, Score
 from dbnet.pulse import Watch
 from dbnet.roll import Roll
+from dbnet.rows import PROGRESS
 from dbnet.saving import Saved
 from dbnet.shares import SHARE, Share
 

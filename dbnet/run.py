@@ -53,6 +53,8 @@ class Outcome:
         Paths of the outputs.
     accuracy
         Last accuracy on the test set; NaN without a test set.
+    picture
+        Where to draw the run; None: nowhere.
     unsaved
         Why the last checkpoint could not be written; nothing if it was.
     params
@@ -68,6 +70,7 @@ class Outcome:
     run_file: Path
     checkpoint: Path
     accuracy: float
+    picture: Path | None = None
     unsaved: str = ""
     params: np.ndarray | None = None
     finished: bool = True
@@ -322,8 +325,9 @@ def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outco
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
     diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
-    paths, saved = (ready.config.output(".h5"), link_of(ready.config)), pace.keeper.failure
-    return Outcome(*paths, accuracy, saved, params, pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
+    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
+    picture = config.output(".png") if config.run.picture else None
+    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, pace.keeper.failure, params, *ending)
 
 
 def _stopwatch() -> Callable[[], float]:

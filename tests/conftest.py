@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 RUN_FILE = """# A small network on the handwritten digits.
 [run]
 folder = "out"
+picture = false
 
 [data]
 path = "{data}"
@@ -46,6 +47,16 @@ epochs = 2
 [evaluate]
 epochs = 2
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long forms of the tests that have one: fuzzing, faults")
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Return whether tests run in their long form."""
+    return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from finished import ROOT, Finished
 from dbnet import open_run
 from dbnet.config import Config, build
 from dbnet.errors import UserError
-from dbnet.monitor import BINS, PROGRESS, Run, RunFile, free_name
+from dbnet.monitor import BINS, Run, RunFile, free_name
 from dbnet.plot import draw
+from dbnet.rows import PROGRESS
 from dbnet.shard import EVENT
 
 

@@ -115,6 +115,8 @@ class DataFile:
         x, y = file[f"{part}/x"], file[f"{part}/y"]
         if len(x) != len(y) or tuple(x.shape[1:]) != shape or y.shape[1:] != file["train/y"].shape[1:]:
             raise UserError(f"'{self.path}': /{part}/x {x.shape} and /{part}/y {y.shape} do not fit each other and /train.")
+        if x.dtype not in (np.uint8, np.float32, np.float64) or y.dtype.kind not in ("iu" if self.classes else "iuf"):
+            raise UserError(f"'{self.path}': /{part}/x is {x.dtype} and /{part}/y {y.dtype}; use the types of /train.")
         if self.classes:
             labels = y[:]
             bad = np.flatnonzero((labels < 0) | (labels >= self.classes))

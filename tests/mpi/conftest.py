@@ -12,10 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hosts import Hosts, NoHosts
 
+from dbnet.jit import cache_folder
 from dbnet.monitor import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,27 +71,40 @@ class Job:
 
 def launch(n: int, *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
     """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail."""
-    session = Path(tempfile.mkdtemp(prefix="dbnet-"))
     options = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(session), **env}
-    surroundings.update(OPEN_MPI if VENDOR == "openmpi" else {})
-    command = [str(MPIRUN), *options, "-n", str(n), sys.executable, *map(str, words)]
-    before, start = _shared_memory(), time.perf_counter()
+    with started([str(MPIRUN), *options, "-n", str(n)], words, cwd, env) as job:
+        return ended(job, timeout, _kill)
+
+
+@contextmanager
+def started(launcher: Sequence[str], words: Sequence[object], cwd: Path | None, env: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Start this Python with the arguments `words` on the launcher's ranks; in the end kill what is left and remove its files."""
+    session = Path(tempfile.mkdtemp(prefix="dbnet-"))
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(session)}
+    surroundings.update({**(OPEN_MPI if VENDOR == "openmpi" else {}), **env})
+    before = _shared_memory()
     job = subprocess.Popen(
-        command, env=surroundings, cwd=cwd or session, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        [*launcher, sys.executable, *map(str, words)], env=surroundings, cwd=cwd or session, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        out, err = job.communicate(timeout=timeout)
-        return Job(job.returncode, out, err, time.perf_counter() - start)
-    except subprocess.TimeoutExpired:
-        _kill(job)
-        out, err = job.communicate()
-        pytest.fail(f"still running after {timeout} s: {' '.join(command)}\n--- out\n{out}\n--- err\n{err}")
+        yield job
     finally:
         _kill(job)
         shutil.rmtree(session, ignore_errors=True)
         _remove_unused(_shared_memory() - before)
+
+
+def ended(job: subprocess.Popen, timeout: float, kill: Callable[[subprocess.Popen], None]) -> Job:
+    """Wait for a started job; after `timeout` seconds kill it and fail, showing what it printed."""
+    start = time.perf_counter()
+    try:
+        out, err = job.communicate(timeout=timeout)
+        return Job(job.returncode, out, err, time.perf_counter() - start)
+    except subprocess.TimeoutExpired:
+        kill(job)
+        out, err = job.communicate()
+        pytest.fail(f"still running after {timeout} s: {' '.join(job.args)}\n--- out\n{out}\n--- err\n{err}")
 
 
 def _kill(job: subprocess.Popen[str]) -> None:
@@ -153,22 +169,78 @@ def mpirun() -> Callable[..., Job]:
 def trainings(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Return a function that makes several runs on `n` ranks in one start of mpirun, and returns the folder of their outputs.
 
-    Each run is a name with its overrides; without `data.path` among these it learns the digits.
+    Each run is a name with its overrides; without `data.path` among these it learns the digits. With `start=hosts.launch` the
+    ranks lie on several hosts.
     """
 
-    def make(n: int, runs: dict[str, Sequence[str]], **options: object) -> Path:
+    def make(n: int, runs: dict[str, Sequence[str]], start: Callable[..., Job] = launch, **options: object) -> Path:
         folder = tmp_path_factory.mktemp("trainings")
         (folder / "run.toml").write_text(_RUN_FILE.format(data=digits))
         lists = [["train", str(folder / "run.toml"), f"run.name={name}", *changes] for name, changes in runs.items()]
         (folder / "commands.json").write_text(json.dumps(lists))
-        launch(n, HERE / "commands.py", folder / "commands.json", cwd=folder, **options).good()
+        start(n, HERE / "commands.py", folder / "commands.json", cwd=folder, **options).good()
         return folder / "out"
 
     yield make
 
 
+class OverHosts:
+    """Jobs over TCP: `ranks[i]` ranks on the i-th host, or, where `ranks` is a number, on the hosts in turns.
+
+    Attributes
+    ----------
+    hosts
+        The hosts, whose links can be cut while a job runs.
+    """
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
+
+    @contextmanager
+    def start(
+        self, ranks: int | Sequence[int], *words: object, options: Sequence[str] = (), cwd: Path | None = None, **env: str
+    ) -> Iterator[subprocess.Popen]:
+        """Start a job and give the launcher's process; in the end nothing of it is left on the hosts, and all links hold.
+
+        Parameters
+        ----------
+        words
+            Arguments for this Python.
+        options
+            More options for mpirun.
+        """
+        surroundings = {**self.hosts.surroundings(VENDOR), "NUMBA_CACHE_DIR": str(cache_folder()), **env}
+        try:
+            with started(self.hosts.launcher(VENDOR, MPIRUN, ranks, options), words, cwd or ROOT, surroundings) as job:
+                yield job
+        finally:
+            self.hosts.sweep()
+
+    def launch(self, ranks: int | Sequence[int], *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
+        """Run a job to its end; after `timeout` seconds kill it and fail."""
+        with self.start(ranks, *words, cwd=cwd, **env) as job:
+            return ended(job, timeout, self.kill)
+
+    def kill(self, job: subprocess.Popen) -> None:
+        """Kill a job, with the launcher's helpers on the hosts, which hold its output open."""
+        self.hosts.sweep()
+        _kill(job)
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[OverHosts]:
+    """Return two hosts that share nothing but files; skip where this machine cannot make them."""
+    try:
+        made = Hosts(2)
+    except NoHosts as error:
+        pytest.skip(str(error))
+    yield OverHosts(made)
+    made.close()
+
+
 _RUN_FILE = """[run]
 folder = "out"
+picture = false
 [data]
 path = "{data}"
 [[model.layers]]

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import ledger
 import numpy as np
 import pytest
 
 from dbnet import train
 from dbnet.data.base import write
-from dbnet.monitor import BINS, Run
+from dbnet.monitor import Run
 
 TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
 
@@ -111,44 +112,22 @@ def test_it_learns(run: Run) -> None:
 
 @every(ALL)
 def test_every_push_is_applied_once_and_in_order_on_every_shard(run: Run) -> None:
-    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
-        pushes, layout = file["replicas"]["pushes"].tolist(), file["ranges"][:]
-    assert sum(pushes) > 0
-    for shard, (lo, hi) in enumerate(layout.tolist()):
-        mine = run.events[run.events["shard"] == shard]
-        for replica, n in enumerate(pushes):
-            applied = mine[mine.replica == replica].push.tolist()
-            assert applied == (list(range(n)) if hi > lo else [])
+    ledger.pushes_are_applied_once(run)
 
 
 @every(ALL)
 def test_clocks_count_up_by_one(run: Run) -> None:
-    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
-        clocks = file["clock"][:, 0].tolist()
-    for shard, clock in enumerate(clocks):
-        mine = run.events[run.events["shard"] == shard]
-        assert mine.applied.tolist() == list(range(clock))
-        assert (mine.fetched <= mine.applied).all() and (mine.fetched >= 0).all()
-        assert mine.seconds.is_monotonic_increasing
+    ledger.clocks_count_up(run)
 
 
 @every(ALL)
 def test_gradients_are_conserved(run: Run) -> None:
-    steps = run.progress.groupby("replica").steps.max()
-    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
-        done = file["replicas"]["steps"].tolist()
-    for (_, replica), applied in run.events.groupby(["shard", "replica"]).steps.sum().items():
-        assert applied == done[replica]
-    assert all(done[replica] >= n for replica, n in steps.items())
+    ledger.gradients_are_conserved(run)
 
 
 @every(ALL)
 def test_staleness_is_the_histogram_of_the_events(run: Run) -> None:
-    late = np.minimum(run.events.applied - run.events.fetched, BINS - 1)
-    for shard in range(run.config.topology.shards):
-        counts = np.bincount(late[run.events["shard"] == shard], minlength=BINS)
-        stated = run.staleness[f"shard {shard}"].to_numpy()
-        assert stated.tolist() == counts[: len(stated)].tolist() and not counts[len(stated) :].any()
+    ledger.staleness_is_that_of_the_events(run)
 
 
 @every([("on4", "shards"), ("on4", "overlap-seldom")])
