@@ -139,7 +139,7 @@ def test_events_of_a_run_in_one_process(run_file: Path, dbnet: Callable[..., Fin
 def test_the_picture_is_a_picture(run_file: Path, dbnet: Callable[..., Finished]) -> None:
     from matplotlib.image import imread
 
-    assert dbnet("train", run_file, "--quiet").code == 0
+    assert dbnet("train", run_file, "run.picture=true", "--quiet").code == 0
     picture = Path("out/run.png")
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     image = imread(picture)
