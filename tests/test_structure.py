@@ -25,6 +25,7 @@ TIERS = (
     ("replica",),
     ("build", "methods", "benches"),
     ("run", "infer", "plan", "bench"),
+    ("slurm",),
     ("__init__", "__main__"),
 )
 LIBRARIES = {
