@@ -66,19 +66,26 @@ class Job:
         return self
 
 
-def launch(n: int, *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
-    """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail."""
+def launch(
+    n: int, *words: object, timeout: float = 150, cwd: Path | None = None, options: Sequence[object] = (),
+    meanwhile: Callable[[subprocess.Popen[str]], None] = lambda job: None, **env: str,
+) -> Job:  # fmt: skip
+    """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail.
+
+    `options` stand before the program; `meanwhile` is called with the launcher's process when it has been started.
+    """
     session = Path(tempfile.mkdtemp(prefix="dbnet-"))
-    options = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
+    crowd = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(session), **env}
     surroundings.update(OPEN_MPI if VENDOR == "openmpi" else {})
-    command = [str(MPIRUN), *options, "-n", str(n), sys.executable, *map(str, words)]
+    command = [str(MPIRUN), *crowd, "-n", str(n), *map(str, options), sys.executable, *map(str, words)]
     before, start = _shared_memory(), time.perf_counter()
     job = subprocess.Popen(
         command, env=surroundings, cwd=cwd or session, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     try:
+        meanwhile(job)
         out, err = job.communicate(timeout=timeout)
         return Job(job.returncode, out, err, time.perf_counter() - start)
     except subprocess.TimeoutExpired:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from started import processes
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -71,17 +73,9 @@ class Cluster:
             assert time.monotonic() < until, f"not within {seconds} s: {what}\n{said()}"
             time.sleep(0.1)
 
-    def left(self) -> list[str]:
+    def left(self) -> dict[int, str]:
         """Return the processes of jobs that still run: those that have the folder in their environment and are no daemon."""
-        mine, daemons, out = str(self.folder).encode(), (b"slurmd", b"slurmctld", b"munged"), []
-        for place in Path("/proc").glob("[0-9]*"):
-            try:
-                words, surroundings = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
-            except OSError:
-                continue
-            if mine in surroundings and words and not words.split(b"\0")[0].endswith(daemons):
-                out.append(words.replace(b"\0", b" ").decode())
-        return out
+        return processes(str(self.folder), besides=("slurmd", "slurmctld", "slurmscriptd", "munged"))
 
     def stop(self) -> None:
         """End all jobs and daemons."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing
+from started import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -65,17 +66,7 @@ def cluster() -> Iterator[Cluster]:
         made.stop()
         left = made.left()
         shutil.rmtree(folder)
-    assert left == []
-
-
-def programs(folder: Path) -> Path:
-    """Make a folder with the programs that an installation has in its bin: dbnet, python, mpirun."""
-    folder.mkdir()
-    beside = Path(sys.executable).parent
-    for name, command in (("dbnet", f"{sys.executable} -m dbnet"), ("python", sys.executable), ("mpirun", beside / "mpirun")):
-        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (folder / name).chmod(0o755)
-    return folder
+    assert left == {}
 
 
 @pytest.fixture

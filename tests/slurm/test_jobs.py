@@ -30,14 +30,18 @@ def said(folder: Path) -> str:
 
 
 def training(cluster: Cluster, folder: Path) -> None:
-    """Wait until a run in the folder trains: its coordinator has written the first row."""
-    cluster.wait(lambda: "0.00          0" in said(folder), f"training begins: {said(folder)}", 90)
+    """Wait until a run in the folder trains: its marker says so."""
+
+    def begun() -> bool:
+        return any(path.read_text().startswith("running") for path in folder.glob(".dbnet-*"))
+
+    cluster.wait(begun, "training begins", 90, lambda: said(folder))
 
 
 def ended(cluster: Cluster, job: str, folder: Path, state: str = "COMPLETED") -> None:
     """Wait for a job's end, and check that it is this one."""
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-    cluster.wait(lambda: cluster.field(job, "JobState") in over, f"the end of job {job}", 120)
+    cluster.wait(lambda: cluster.field(job, "JobState") in over, f"the end of job {job}", 120, lambda: said(folder))
     assert cluster.field(job, "JobState") == state, said(folder)
 
 
@@ -53,7 +57,7 @@ def folders(folder: Path) -> Sequence[Path]:
 
 
 def test_a_time_limit_requeues_the_job_and_the_run_goes_on(cluster: Cluster, folders: Sequence[Path]) -> None:
-    """Two jobs at once, over two nodes each; `scancel --signal` stands for the time limit, which Slurm checks each half a minute."""
+    """Two jobs at once, over two nodes each; `scancel` sends what a time limit would send, which Slurm checks every 30 s."""
     jobs = []
     for place in folders:
         job = submit(cluster, place, ROOT / "jobs" / f"{place.name}.sbatch", "run.toml", f"method.kind={place.name}")
@@ -81,7 +85,7 @@ def test_a_canceled_job_ends_with_a_checkpoint_and_stays_away(cluster: Cluster, 
     cluster.ask("scancel", job)
     ended(cluster, job, folder, "CANCELLED")
     assert (folder / "out" / "run.checkpoint.h5").exists() and Run(folder / "out" / "run.h5").stopped
-    cluster.wait(lambda: not cluster.left(), f"no process is left: {cluster.left()}", 20)
+    cluster.wait(lambda: not cluster.left(), "no process is left", 20, lambda: str(cluster.left()))
     assert cluster.field(job, "JobState") == "CANCELLED" and cluster.field(job, "Restarts") == "0"
 
 
