@@ -190,11 +190,17 @@ def _plan(commands: Any) -> None:
     made.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
     made.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
     made.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
+    made.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
+    made.add_argument("--nodes", type=int, metavar="N", help="--slurm: nodes; default: as few as have a core for each rank")
+    made.add_argument(
+        "--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one for each rank"
+    )
+    made.add_argument("--time", default="01:00:00", metavar="HH:MM:SS", help="--slurm: time limit (default: 01:00:00)")
 
 
 def plan(options: argparse.Namespace) -> None:
     from dbnet import config as configuration
-    from dbnet import plan, run
+    from dbnet import plan, run, slurm
 
     config = configuration.load(options.run_file, options.overrides)
     if options.config:
@@ -206,6 +212,10 @@ def plan(options: argparse.Namespace) -> None:
     ready = run.setup(config)
     if options.n is not None:
         plan.check_size(ready, options.n)
+    if options.slurm:
+        shape = {"nodes": options.nodes, "cores": options.cores, "time": options.time}
+        print(slurm.script(ready, options.run_file, options.overrides, **shape), end="")
+        return
     print(plan.describe(ready).replace("RUN.toml", " ".join([options.run_file, *options.overrides])))
 
 

@@ -27,6 +27,7 @@ TIERS = (
     ("driver",),
     ("build", "methods", "benches"),
     ("run", "infer", "plan", "bench"),
+    ("slurm",),
     ("__init__", "__main__"),
 )
 LIBRARIES = {

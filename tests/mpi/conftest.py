@@ -69,10 +69,17 @@ class Job:
         return self
 
 
-def launch(n: int, *words: object, timeout: float = 150, cwd: Path | None = None, **env: str) -> Job:
-    """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail."""
-    options = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
-    with started([str(MPIRUN), *options, "-n", str(n)], words, cwd, env) as job:
+def launch(
+    n: int, *words: object, timeout: float = 150, cwd: Path | None = None, options: Sequence[object] = (),
+    meanwhile: Callable[[subprocess.Popen[str]], None] = lambda job: None, **env: str,
+) -> Job:  # fmt: skip
+    """Run `n` ranks of this Python with the arguments `words`; after `timeout` seconds kill them all and fail.
+
+    `options` stand before the program; `meanwhile` is called with the launcher's process when it has been started.
+    """
+    crowd = ["--bind-to", "none", "--oversubscribe"] if VENDOR == "openmpi" else []
+    with started([str(MPIRUN), *crowd, "-n", str(n), *map(str, options)], words, cwd, env) as job:
+        meanwhile(job)
         return ended(job, timeout, _kill)
 
 
