@@ -91,6 +91,8 @@ def abort_on_error(comm: Any) -> Iterator[None]:
         # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
         time.sleep(0.3)
         comm.Abort(exit_code(error))
+        # Where the launcher lets others live it may return.
+        os._exit(exit_code(error))
 
 
 def exit_code(error: BaseException) -> int:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from faults import COUNTS
 from hosts import Hosts, NoHosts
 
 from dbnet.jit import cache_folder
@@ -39,6 +40,8 @@ def vendor() -> str:
 
 
 VENDOR = vendor() if MPIRUN.exists() else ""
+# Options of mpirun, and what stands before the program.
+SURVIVING = {"mpich": (["-disable-auto-cleanup"], [str(ROOT / "jobs" / "survive")]), "openmpi": (["--with-ft", "ulfm"], [])}
 OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -55,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.mpi)
             if not VENDOR:
                 item.add_marker(pytest.mark.skip(reason=f"there is no mpirun beside {sys.executable}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if COUNTS:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"{VENDOR}: " + ", ".join(f"{n} {what}" for what, n in sorted(COUNTS.items())))
 
 
 class Job:
@@ -205,7 +214,7 @@ class OverHosts:
 
     @contextmanager
     def start(
-        self, ranks: int | Sequence[int], *words: object, options: Sequence[str] = (), cwd: Path | None = None, **env: str
+        self, ranks: int | Sequence[int], *words: object, surviving: bool = False, cwd: Path | None = None, **env: str
     ) -> Iterator[subprocess.Popen]:
         """Start a job and give the launcher's process; in the end nothing of it is left on the hosts, and all links hold.
 
@@ -213,12 +222,14 @@ class OverHosts:
         ----------
         words
             Arguments for this Python.
-        options
-            More options for mpirun.
+        surviving
+            Whether the others are to live when a rank is killed.
         """
+        options, wrapper = SURVIVING[VENDOR] if surviving else ([], [])
         surroundings = {**self.hosts.surroundings(VENDOR), "NUMBA_CACHE_DIR": str(cache_folder()), **env}
         try:
-            with started(self.hosts.launcher(VENDOR, MPIRUN, ranks, options), words, cwd or ROOT, surroundings) as job:
+            launcher = [*self.hosts.launcher(VENDOR, MPIRUN, ranks, options), *wrapper]
+            with started(launcher, words, cwd or ROOT, surroundings) as job:
                 yield job
         finally:
             self.hosts.sweep()
