@@ -71,7 +71,7 @@ def test_the_coordinator_is_asked_to_stop(kind: str, number: signal.Signals, fol
         # The same request, passed on by someone else: it must not kill who is obeying it.
         os.kill(pid, signal.SIGUSR1)
 
-    job = mpirun(4, *words, cwd=folder, meanwhile=ask, timeout=60)
+    job = mpirun(4, *words, cwd=folder, meanwhile=ask, timeout=120)
     assert job.code == 85 and (folder / "marker").read_text() == "ended 85\n", job.err
     assert job.err.count("checkpoint out/run.checkpoint.h5") == 1 and "--resume auto" in job.err
     assert Run(folder / "out" / "run.h5").stopped
@@ -93,7 +93,7 @@ def test_a_second_signal_stops_at_once(folder: Path, mpirun: Callable) -> None:
         os.kill(pid, signal.SIGTERM)
 
     job = mpirun(
-        4, "-m", "dbnet", "train", "run.toml", "--marker", "marker", cwd=folder, meanwhile=ask, timeout=60, DBNET_TEST=str(folder)
+        4, "-m", "dbnet", "train", "run.toml", "--marker", "marker", cwd=folder, meanwhile=ask, timeout=120, DBNET_TEST=str(folder)
     )
     assert job.code != 0 and (folder / "marker").read_text() == "ended 130\n"
     assert "interrupted" in job.err and "Traceback" not in job.err
