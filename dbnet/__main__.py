@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except UserError as error:
         print(f"dbnet: {error}", file=sys.stderr)
-        return 2
+        return mpi.exit_code(error)
     except MemoryError as error:
         print(f"dbnet: Not enough memory ({error}); 'dbnet plan' shows what each rank needs.", file=sys.stderr)
         return 1

@@ -19,6 +19,10 @@ class Stopped(UserError):
     """The run has ended in order on all ranks, but not as it was meant to; the message says why."""
 
 
+class Lost(UserError):
+    """Somebody on whom the run depends is lost, or never answered: it has failed, and goes on from its checkpoint."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

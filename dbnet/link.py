@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dbnet.errors import UserError
+from dbnet.errors import Lost
 
 
 class Gone(Exception):
@@ -118,7 +118,7 @@ class MpiLink:
         """Give a sign of life; wait no longer than the deadline."""
         self.beat(f"waits for {what}")
         if time.perf_counter() - since > self._deadline:
-            raise UserError(
+            raise Lost(
                 f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
                 "run.deadline."
             )

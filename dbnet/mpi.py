@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from dbnet.errors import Stopped, UserError
+from dbnet.errors import Lost, Stopped, UserError
 
 T = TypeVar("T")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -95,11 +95,24 @@ def abort_on_error(comm: Any) -> Iterator[None]:
         os._exit(exit_code(error))
 
 
+@contextmanager
+def blaming_others(me: str) -> Iterator[None]:
+    """MPI raises, if it notices at all, where a call needs a rank that is dead: this rank is well, but its run is over."""
+    from mpi4py import MPI
+
+    try:
+        yield
+    except MPI.Exception as error:
+        why = " ".join(error.Get_error_string().split())[:200]
+        advice = "go on from the newest checkpoint with --resume auto"
+        raise Lost(f"{me}: another rank is lost, since an MPI call failed ({why}); {advice}.") from None
+
+
 def exit_code(error: BaseException) -> int:
     """Return the exit code for what ended a command: 2 something the user can mend, 130 an interruption, 1 a failure."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, UserError | Refused):
+    if isinstance(error, UserError | Refused) and not isinstance(error, Lost):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dbnet.errors import UserError
+from dbnet.errors import Lost
 from dbnet.orders import LOST, ORDER
 from dbnet.topology import Role, Topology
 from dbnet.window import Field, Window
@@ -71,7 +71,7 @@ class Pulse:
         ------
         GivenUp
             This rank's replica was given up.
-        UserError
+        Lost
             The coordinator is lost.
         """
         now = self._clock()
@@ -87,7 +87,7 @@ class Pulse:
         if self._order[LOST]:
             raise GivenUp
         if now - self._heard > self._bound:
-            raise UserError(
+            raise Lost(
                 f"{self._topology.name(self._rank)}: the coordinator is lost, there was no sign of its life for {self._bound:.0f} "
                 "s; go on from the newest checkpoint with --resume auto."
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dbnet.channel import Channel
-from dbnet.errors import UserError
+from dbnet.errors import Lost
 from dbnet.orders import Desk
 from dbnet.pulse import Watch
 from dbnet.topology import Role
@@ -63,7 +63,7 @@ class Roll:
 
         Raises
         ------
-        UserError
+        Lost
             A shard is lost, and with it parameters.
         """
         if self._watch is None:
@@ -71,7 +71,7 @@ class Roll:
         for rank in self._watch.look():
             role = self._world.role(rank)
             if role is Role.SERVE:
-                raise UserError(
+                raise Lost(
                     f"{self._world.name(rank)} is lost, there was no sign of its life for {self._watch.bound:g} s, and its "
                     "parameters with it; go on from the newest checkpoint with --resume auto."
                 )

@@ -235,7 +235,8 @@ class Rank(NamedTuple):
     def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
         self.comms.world.Barrier()
-        drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
+        with mpi.blaming_others(self.ready.topology.name(self.comms.world.rank)):
+            drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
 
     def pulse(self) -> Pulse:
         """Return this rank's signs of life."""

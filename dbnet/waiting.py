@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
 
-from dbnet.errors import UserError
+from dbnet.errors import Lost
 
 
 class Wait(NamedTuple):
@@ -51,7 +51,7 @@ def drive(
 
     Raises
     ------
-    UserError
+    Lost
         A wait lasted longer; the message says who waits for whom.
     """
     pause, since, reason = _SHORTEST, 0.0, ""
@@ -67,14 +67,14 @@ def drive(
         elif wait.reason and clock() - since > deadline:
             found = f"\n{words}" if (words := graph()) else ""
             advice = "Look for a rank that hangs, or raise run.deadline."
-            raise UserError(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
+            raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
         # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer within a millisecond.
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST)
 
 
 def take_turns(roles: Iterable[Turns]) -> None:
-    """Run all roles in one process until the last has ended; UserError when every one of them waits for another."""
+    """Run all roles in one process until the last has ended; Lost when every one of them waits for another."""
     alive = list(roles)
     while alive:
         waits: list[Wait] = []
@@ -86,4 +86,4 @@ def take_turns(roles: Iterable[Turns]) -> None:
                 continue
             waits += [wait] if wait is not None and wait.reason else []
         if waits and len(waits) == len(alive):
-            raise UserError(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")
+            raise Lost(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")

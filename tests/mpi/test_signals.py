@@ -134,7 +134,7 @@ def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path
     assert code == 85 and "the run is asked to write a checkpoint and stop" in err, err
     code, out, err = end(local(folder, *words, "stop.seconds=1", "--resume", "auto"))
     assert code == 0 and "Test accuracy" in out, err
-    assert Run(folder / "out" / "run-2.h5").about["resumed_from"] == "out/run.checkpoint.h5"
+    assert Run(folder / "out" / "run-2.h5").about["resumed_from"] == "out/run.checkpoints/000001.h5"
     assert sorted(p.name for p in folder.iterdir()) == ["bin", "out", "run.toml"]
     until(lambda: not processes(str(folder / "bin")), "no process is left", 20)
 
