@@ -53,8 +53,9 @@ class MpiLink:
         self._mpi, self._comm, self._deadline = MPI, comm, deadline
         self.rank, self.size = comm.rank, comm.size
         self._requests: list[Any] = []
-        # What else is due while one waits: a sign of life.
+        # What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
         self.beat: Callable[[str], None] = lambda reason: None
+        self.graph: Callable[[], str] = str
         self._patience = 256 if crowded else 8192
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
@@ -120,5 +121,5 @@ class MpiLink:
         if time.perf_counter() - since > self._deadline:
             raise Lost(
                 f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
-                "run.deadline."
+                f"run.deadline.\n{self.graph()}".rstrip()
             )

@@ -168,5 +168,17 @@ def stop_all(comm: Any, message: str) -> NoReturn:
     os._exit(1)
 
 
+class Limit:
+    """Ends all ranks with a message unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
+
+    def __init__(self, comm: Any, seconds: float, message: str) -> None:
+        self._timer = threading.Timer(seconds, stop_all, (comm, message))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def lift(self) -> None:
+        self._timer.cancel()
+
+
 class Refused(Exception):
     """All ranks stop in step; the message has been printed."""

@@ -185,8 +185,11 @@ def _graph(topology: Topology, pulse: np.ndarray, ages: np.ndarray, waits: np.nd
     lines = ["Who waits for whom:"]
     for rank in range(topology.size):
         reason = bytes(waits[rank]).rstrip(b"\0").decode(errors="replace")
+        name = topology.name(rank)
+        for subject in (name, "a replica"):
+            reason = reason.removeprefix(f"{subject} ")
         state = "has left" if rank and pulse[rank, LEFT] else reason or "works"
-        lines.append(f"  {topology.name(rank):<24} {state} (sign of life {ages[rank]:.1f} s ago)")
+        lines.append(f"  {name:<24} {state} (sign of life {ages[rank]:.1f} s ago)")
     return "\n".join(lines)
 
 

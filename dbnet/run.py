@@ -42,6 +42,8 @@ from dbnet.topology import Communicators, Role, crowded
 from dbnet.waiting import Turns, drive, take_turns
 from dbnet.window import Memory, MpiWindow, Window
 
+_START = 10  # deadlines that starting may take: data are read, kernels compiled
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -174,6 +176,8 @@ def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
 def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> Outcome | None:
     """This rank's role; from the barrier to the end of the run no collective includes a replica."""
     world, config = ready.topology, ready.config
+    words = f"{world.name(comm.rank)} waited in vain for others to {{}}: a rank is lost or hangs; go on with --resume auto."
+    starting = mpi.Limit(comm, _START * config.run.deadline, words.format("start"))
     comms = topology.connect(comm, world)
     role = world.role(comm.rank)
     threads, cores = topology.cores_for(comms.node, role is not Role.COORDINATE)
@@ -213,28 +217,32 @@ def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> O
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank = Rank(ready, comms, window, clock, interrupt)
+    rank = Rank(ready, comms, window, clock, interrupt, starting)
     done, broken = _ROLES[role](rank, record, display, replica)
     dog.stop()
     if not broken:
+        ending = mpi.Limit(comm, config.run.deadline, words.format("end"))
         window.free()
+        ending.lift()
     elif done is None:
         mpi.leave(0)
     return done
 
 
 class Rank(NamedTuple):
-    """What a role is played with: the run, communicators, window, the time of the run, signals."""
+    """What a role is played with: the run, communicators, window, the time of the run, signals, the limit of the start."""
 
     ready: Setup
     comms: Communicators
     window: Window
     clock: Callable[[], float]
     interrupt: Interrupt
+    starting: mpi.Limit
 
     def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
         self.comms.world.Barrier()
+        self.starting.lift()
         with mpi.blaming_others(self.ready.topology.name(self.comms.world.rank)):
             drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
 
@@ -276,7 +284,7 @@ def _work(rank: Rank, _: Any, __: Any, replica: Replica) -> tuple[None, bool]:
     orders, pulse = Orders(window, ready.topology, number, rank.clock, replica.link), rank.pulse()
     orders.beat = pulse.beat
     if replica.link is not None:
-        replica.link.beat = pulse.beat
+        replica.link.beat, replica.link.graph = pulse.beat, pulse.graph
     role = ready.method.work(replica, resumed(ready, store, replica, number), orders, ready.config)
     try:
         rank.play(role, pulse.beat, pulse.graph)
