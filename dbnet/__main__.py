@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet import __version__, interrupt, mpi
-from dbnet.errors import UserError, reading
+from dbnet.errors import Stopped, UserError, reading
 
 STOPPED = 85
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except UserError as error:
         print(f"dbnet: {error}", file=sys.stderr)
+        if isinstance(error, Stopped) and error.broken:
+            mpi.leave(mpi.exit_code(error))
         return mpi.exit_code(error)
     except MemoryError as error:
         print(f"dbnet: Not enough memory ({error}); 'dbnet plan' shows what each rank needs.", file=sys.stderr)

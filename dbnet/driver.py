@@ -130,6 +130,8 @@ class Driver:
     def evaluation(self) -> Turns:
         """Have the parameters evaluated; go on when the replica has its copy of them."""
         pace = self.pace
+        if not pace.roll.active:
+            return
         living = [r for r in pace.roll.active if not self.ledger.silent(r)] or pace.roll.active
         turn = pace.turn + 1
         chosen = min(living, key=lambda r: (r - turn) % self.ledger.replicas)

@@ -16,11 +16,27 @@ class UserError(Exception):
 
 
 class Stopped(UserError):
-    """The run has ended in order on all ranks, but not as it was meant to; the message says why."""
+    """The run has ended in order on all ranks, but not as it was meant to; the message says why.
+
+    Attributes
+    ----------
+    broken
+        Whether ranks were lost on the way, so that nobody may wait for all of them.
+    """
+
+    def __init__(self, message: str, broken: bool = False) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class Lost(UserError):
-    """Somebody on whom the run depends is lost, or never answered: it has failed, and goes on from its checkpoint."""
+    """Somebody on whom the run depends is lost, or never answered: it has failed, and goes on from its checkpoint.
+
+    After the sentence lines may follow that say who waits for whom.
+    """
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

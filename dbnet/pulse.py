@@ -57,6 +57,8 @@ class Pulse:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._window, self._topology, self._rank, self._asked, self._clock = window, topology, rank, asked, clock
+        # Many ranks must not keep the coordinator busy with their signs of life.
+        self._period = min(bound / 20, PERIOD * max(1.0, topology.size / 16))
         # The first to notice ends the job; one after the other they say it once.
         self._bound = bound + 0.1 * min(rank, 20)
         self._replica = topology.place(rank)[0] if topology.role(rank) is Role.WORK else None
@@ -77,7 +79,7 @@ class Pulse:
         now = self._clock()
         if now < self._next:
             return
-        self._next = now + PERIOD
+        self._next = now + self._period
         self._row[BEAT] += 1
         self._row[ASKED] = self._asked()
         self._exchange(reason)

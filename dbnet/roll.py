@@ -133,12 +133,17 @@ class Roll:
         self._record(loss)
 
     def summary(self) -> str:
-        """Return what was lost, a line for each replica."""
-        return "\n".join(
-            f"Lost: replica {loss.replica} at {loss.seconds:.1f} s; of its {loss.steps} gradients {loss.applied} were applied, "
-            f"{loss.steps - loss.applied} went with it."
-            for loss in self.losses
-        )
+        """Return what was lost, a line for each replica; nothing where nobody was."""
+        known = {loss.replica: loss for loss in self.losses}
+        lines = []
+        for replica, seconds in self.lost.items():
+            line = f"Lost: replica {replica} at {seconds:.1f} s"
+            if replica in known:
+                loss = known[replica]
+                went = f"{loss.steps - loss.applied} went with it"
+                line += f"; of its {loss.steps} gradients {loss.applied} were applied, {went}"
+            lines.append(line + ".")
+        return "\n".join(lines)
 
     # --- the end --------------------------------------------------------------------------------------------------------------
 

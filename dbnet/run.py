@@ -133,7 +133,7 @@ def train(
     marker = marker or Marker(None)
     done = _train_here(ready, display, marker) if comm is None else _train_ranks(ready, comm, display, marker)
     if done is not None and done.diagnosis:
-        raise Stopped(done.diagnosis)
+        raise Stopped(done.diagnosis, bool(done.losses))
     return done
 
 

@@ -132,7 +132,7 @@ class Ledger:
         self._reset()
         self._window.local["span"][number % SPANS] = span
         # A block that nobody had yet goes where its neighbors are.
-        present = [r for r in range(self.replicas) if r not in self.absent]
+        present = [r for r in range(self.replicas) if r not in self.absent] or [0]
         parts = split(len(portions), len(present))
         first = [r for r, part in zip(present, parts, strict=True) for _ in range(part.size)]
         for p, portion in enumerate(portions):

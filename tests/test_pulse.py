@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from dbnet.channel import Mailboxes
-from dbnet.errors import UserError
+from dbnet.errors import Lost, UserError
 from dbnet.orders import Desk, coordinator_fields
 from dbnet.pulse import GivenUp, Pulse, Watch, Watchdog, pulse_fields
 from dbnet.roll import Loss, Roll
 from dbnet.topology import Topology
+from dbnet.waiting import Turns, Wait, drive
 from dbnet.window import Layout, Memory
 
 WORLD = Topology(shards=1, replicas=2, partitions=2, spares=1)
@@ -121,6 +122,21 @@ def test_the_graph_says_who_waits_for_whom() -> None:
     assert len(lines) == 1 + WORLD.size
     assert " ".join(lines[1].split()) == "the coordinator waits for shard 0 to answer (sign of life 0.0 s ago)"
     assert "replica 0 partition 0" in lines[3] and "waits for shard 2 (sign of life 0.5 s ago)" in lines[3]
+
+
+def test_a_wait_in_vain_says_who_waits_for_whom() -> None:
+    job = Job()
+    job.live(1)
+
+    def role() -> Turns:
+        while True:
+            job.now += 1
+            yield Wait("replica 0 waits for shard 0 to make room in its ring")
+
+    with pytest.raises(Lost) as raised:
+        drive(role(), 5.0, clock=job.clock, beat=lambda reason: None, graph=job.watch.graph)
+    said = str(raised.value).split("\n")
+    assert said[0].startswith("Waited 5 s in vain: replica 0 waits for shard 0 to make room") and len(said) == 2 + WORLD.size
 
 
 def test_a_call_that_does_not_return_ends_the_rank_and_names_the_peer() -> None:
