@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from dbnet.checkpoint import Checkpoint, damage, part_of
+from dbnet.config import load
 from dbnet.monitor import Run
+from dbnet.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILE = """[run]
@@ -79,6 +81,23 @@ def test_written_while_training_and_gone_on_from_elsewhere(mpirun: Callable, run
     assert Run(tmp_path / "out" / "run-2.h5").about["resumed_from"] == f"out/run.checkpoints/{before.path.name}"
     assert more.replicas["steps"].tolist() == [410] and len(more.ranges) == 3 and len(more.chain) == 1
     assert np.isfinite(Run(tmp_path / "out" / "run-2.h5").accuracy)
+
+
+def test_from_four_partitions_to_one(mpirun: Callable, run_file: Path, tmp_path: Path) -> None:
+    """A network cut over four ranks and two shards goes on in one piece, and comes to where it would have come uncut."""
+    same = [
+        "run.picture=false",
+        "method.kind=sgd",
+        "rule={kind='momentum', rate=0.1}",
+        "model.dtype=float64",
+        "topology.replicas=1",
+    ]
+    mpirun(7, "-m", "dbnet", "train", run_file, *same, "topology.partitions=4", "stop.steps=15", cwd=tmp_path).good()
+    config = load(run_file, [*same, f"run.folder={tmp_path / 'out'}", "stop.steps=30"])
+    rest = train(config, resume="auto", quiet=True)
+    assert Checkpoint(rest.checkpoint).chain[0]["topology"]["partitions"] == 4
+    whole = train(load(run_file, [*same, f"run.folder={tmp_path / 'whole'}", "stop.steps=30"]), quiet=True)
+    np.testing.assert_allclose(rest.params, whole.params, rtol=0, atol=1e-11)
 
 
 def test_whenever_it_is_killed_the_newest_is_whole(run_file: Path, tmp_path: Path) -> None:
