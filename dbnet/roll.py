@@ -53,7 +53,7 @@ class Roll:
         self.lost: dict[int, float] = {}
         self.losses: list[Loss] = []
         self._handed_on: set[int] = set()
-        self._closing: dict[int, dict[int, int]] = {}
+        self._closing: dict[int, dict[int, tuple[int, int] | None]] = {}
         # What a method does when a replica is lost: hand on its work to the heirs.
         self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
         self.evaluation_lost: Callable[[], None] = lambda: None
@@ -118,16 +118,16 @@ class Roll:
         """Whether others have got what a replica was to train on."""
         return replica in self._handed_on
 
-    def closed(self, shard: int, content: tuple[int, int | None]) -> None:
-        """Take a shard's report of how many gradients of a lost replica it has applied; None: it never got any."""
-        replica, applied = content
-        self._closing[replica][shard] = -1 if applied is None else applied
+    def closed(self, shard: int, content: tuple[int, tuple[int, int] | None]) -> None:
+        """Take a shard's report of how many gradients of a lost replica it has applied, see `Inbox.close`."""
+        replica, counts = content
+        self._closing[replica][shard] = counts
         if len(self._closing[replica]) < self._world.shards:
             return
-        counts = [n for n in self._closing.pop(replica).values() if n >= 0]
-        applied = min(counts, default=0)
+        counts = [pair for pair in self._closing.pop(replica).values() if pair is not None]
+        applied = min((least for least, _ in counts), default=0)
         # What it reported last may be older than what it pushed last.
-        steps = max(self.steps(replica), *counts, 0)
+        steps = max([self.steps(replica), *(most for _, most in counts)])
         loss = Loss(replica, self.lost[replica], steps, applied)
         self.losses.append(loss)
         self._record(loss)

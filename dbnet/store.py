@@ -293,12 +293,13 @@ class Inbox:
         self._tail[origin] = tail + 1
         return True
 
-    def close(self, replica: int) -> int | None:
+    def close(self, replica: int) -> tuple[int, int] | None:
         """Apply what is complete in the rings of a lost replica and take nothing more from it, even if it only slept.
 
         Returns
         -------
-        How many of its gradients were applied here, by all of its partitions; None if it has no ring here.
+        How many of its gradients were applied here, of that of its partitions with the fewest and of that with the most; None if it
+        has no ring here.
         """
         counts = []
         for row, origin in enumerate(self._users):
@@ -307,7 +308,7 @@ class Inbox:
                     pass
                 self._closed[row] = True
                 counts.append(self._applied[row])
-        return min(counts, default=None)
+        return (min(counts), max(counts)) if counts else None
 
     def _apply(self, row: int, origin: int, slot: int) -> None:
         number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])

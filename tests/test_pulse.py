@@ -173,8 +173,8 @@ def test_a_spare_replica_takes_the_place_of_a_lost_one_and_then_all_that_are_lef
         assert job.boxes.at(1).receive().content == lost
         job.pulses = {rank: pulse for rank, pulse in job.pulses.items() if rank not in WORLD.replica_ranks(lost)}
     assert len(job.handed) == 2 and len(job.said) == 2 and job.roll.broken
-    job.roll.closed(0, (0, 8))
-    job.roll.closed(0, (2, 12))
+    job.roll.closed(0, (0, (8, 9)))
+    job.roll.closed(0, (2, (12, 12)))
     assert [loss[0] for loss in job.recorded] == [0, 2]
     assert [(loss.steps, loss.applied) for loss in job.recorded] == [(10, 8), (12, 12)]
     assert "Lost: replica 0" in job.roll.summary() and "of its 10 gradients 8 were applied, 2 went with it" in job.roll.summary()
@@ -202,6 +202,6 @@ def test_gradients_that_some_shard_did_not_apply_went_with_the_replica() -> None
     job.live(1)
     job.live(1.5, without=(world.origin_rank(1, 0),))
     job.roll.call()
-    for shard, applied in ((0, 9), (1, None), (2, 7)):
+    for shard, applied in ((0, (9, 9)), (1, None), (2, (7, 11))):
         job.roll.closed(shard, (1, applied))
-    assert job.recorded == [Loss(1, job.roll.lost[1], 10, 7)]
+    assert job.recorded == [Loss(1, job.roll.lost[1], 11, 7)]

@@ -112,7 +112,7 @@ def pass_seconds(run: Run) -> float:
 
 def test_backup_portions_pay(mpirun, prepared, tmp_path) -> None:
     """Four replicas whose minibatches take 10 ms asleep, so that the machine's load hardly counts; one ten times as slow."""
-    path, times = prepared(minibatch=6, portion=6, shards=1, replicas=4, iterations=6), {}
+    path, times = prepared(minibatch=6, portion=6, shards=1, replicas=4, iterations=3), {}
     for name, factor, backups in (("fast", 1, "true"), ("slow", 10, "true"), ("without", 10, "false")):
         words = ["train", path, f"run.name={name}", f"sandblaster.backups={backups}"]
         mpirun(6, HERE / "slowed.py", 0.01, factor, 0, "--", *words, cwd=tmp_path).good()

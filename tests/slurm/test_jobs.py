@@ -72,7 +72,7 @@ def test_a_time_limit_requeues_the_job_and_the_run_goes_on(cluster: Cluster, fol
         assert f"job {job}: back into the queue" in words and words.rstrip().endswith(f"job {job}: finished.")
         first, second = Run(place / "out" / "run.h5"), Run(place / "out" / "run-2.h5")
         assert first.stopped and second.finished
-        assert second.about["resumed_from"] == "out/run.checkpoint.h5"
+        assert second.about["resumed_from"] == "out/run.checkpoints/000001.h5"
     downpour, sandblaster = (Run(place / "out" / "run-2.h5") for place in folders)
     assert downpour.progress.seconds.iloc[-1] >= 3.5
     before = Run(folders[1] / "out" / "run.h5").iterations.iteration
