@@ -202,10 +202,15 @@ def spoiled_structure(draw: Callable[..., Any], path: Path) -> list[tuple[str, s
     with h5py.File(path) as file:
         file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
         attributes = {name: file.attrs[name] for name in file.attrs}
+    texts = {name: tree for name, values in arrays.items() if (tree := _stored_tree(values))}
     out = []
     for _ in range(draw(st.integers(1, 3))):
-        how = draw(st.sampled_from(["set", "set", "set", "delete", "attribute", "json"]))
-        if how in ("attribute", "json"):
+        how = draw(st.sampled_from(["set", "set", "set", "delete", "attribute", "json", "text"]))
+        if how == "text" and texts:
+            name = draw(st.sampled_from(sorted(texts)))
+            value = json.dumps(draw(spoiled_trees(texts[name]))).encode()
+            out.append(("set", name, np.frombuffer(value, np.uint8)))
+        elif how in ("attribute", "json") and attributes:
             name = draw(st.sampled_from(sorted(attributes)))
             tree = _tree(attributes[name]) if how == "json" else None
             value = json.dumps(draw(spoiled_trees(tree))) if tree else draw(st.one_of(st.none(), ATTRIBUTES))
@@ -215,6 +220,13 @@ def spoiled_structure(draw: Callable[..., Any], path: Path) -> list[tuple[str, s
             old = np.asarray(arrays[name])
             out.append((how, name, draw(st.sampled_from(replacements(old))) if how == "set" and old.dtype != object else None))
     return out
+
+
+def _stored_tree(values: object) -> Any:
+    """Return the non-empty table or list that an array of bytes holds as JSON; None for all else."""
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.ndim != 1:
+        return None
+    return _tree(values.tobytes().decode(errors="replace"))
 
 
 def _tree(value: object) -> Any:

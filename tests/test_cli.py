@@ -37,7 +37,7 @@ def test_train(trained: Finished, run_file: Path) -> None:
     assert run.finished and run.accuracy > 0.85
     assert f"Test accuracy  {run.accuracy:.4f}" in trained.out
     assert all(f"out/run{ending}" in trained.out for ending in (".h5", ".checkpoint.h5", ".png"))
-    assert run.config == load(run_file, ["stop.epochs=8"])
+    assert run.config == load(run_file, ["stop.epochs=8", "run.picture=true"])
 
 
 def test_train_from_python_gives_the_parameters(run_file: Path) -> None:
@@ -84,7 +84,7 @@ def test_plan(run_file: Path, dbnet: Command) -> None:
 @pytest.mark.parametrize("source", ["plan", "run", "checkpoint"])
 def test_the_effective_configuration_trains_again(source: str, trained: Finished, run_file: Path, dbnet: Command) -> None:
     file = {"run": "out/run.h5", "checkpoint": "out/run.checkpoint.h5"}.get(source)
-    said = dbnet("inspect", "--config", file) if file else dbnet("plan", "--config", run_file, "stop.epochs=8")
+    said = dbnet("inspect", "--config", file) if file else dbnet("plan", "--config", run_file, "stop.epochs=8", "run.picture=true")
     assert said.code == 0
     Path("again.toml").write_text(said.out)
     assert dbnet("train", "again.toml", "--quiet").code == 0

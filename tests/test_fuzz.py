@@ -17,6 +17,7 @@ from fuzzing import run, sound, spoil, spoiled_bytes, spoiled_structure, spoiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dbnet.checkpoint import part_of, resolved
 from dbnet.config import build
 from dbnet.data.base import write
 
@@ -151,21 +152,43 @@ def try_checkpoint(path: str, name: str) -> None:
     sound(run("train", f"../{name}.toml", "--quiet", f"run.start={path}", "stop.seconds=0.2"), "start")
 
 
+def copied(whole: Path, name: str) -> tuple[Path, Path]:
+    """Copy a run's checkpoint to spoiled.h5 with its parts beside it; return the paths of the master and of one part."""
+    master = resolved(whole / "out" / f"{name}.checkpoint.h5")
+    parts = sorted(master.parent.glob(f"{master.stem}.shard-*.h5"))
+    for shard, part in enumerate(parts):
+        shutil.copy(part, part_of(Path("spoiled.h5"), shard))
+    shutil.copy(master, "spoiled.h5")
+    return master, parts[0]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_checkpoints_with_other_contents(name: str, whole: Path, fuzz: Callable[..., None]) -> None:
-    def test(changes: list[Any]) -> None:
-        spoil(whole / "out" / f"{name}.checkpoint.h5", changes, Path("spoiled.h5"))
+    master, part = copied(whole, name)
+
+    def test(changes: list[Any], inside: list[Any]) -> None:
+        copied(whole, name)
+        spoil(master, changes, Path("spoiled.h5"))
+        try_checkpoint("spoiled.h5", name)
+        copied(whole, name)
+        spoil(part, inside, part_of(Path("spoiled.h5"), 0))
         try_checkpoint("spoiled.h5", name)
 
-    fuzz(5, test, spoiled_structure(whole / "out" / f"{name}.checkpoint.h5"))
+    fuzz(3, test, spoiled_structure(master), spoiled_structure(part))
 
 
 def test_checkpoints_with_other_bytes(whole: Path, fuzz: Callable[..., None]) -> None:
-    def test(raw: bytes) -> None:
+    master, part = copied(whole, "sandblaster")
+
+    def test(raw: bytes, inside: bytes) -> None:
+        copied(whole, "sandblaster")
         Path("spoiled.h5").write_bytes(raw)
         try_checkpoint("spoiled.h5", "sandblaster")
+        copied(whole, "sandblaster")
+        part_of(Path("spoiled.h5"), 0).write_bytes(inside)
+        try_checkpoint("spoiled.h5", "sandblaster")
 
-    fuzz(6, test, spoiled_bytes((whole / "out" / "sandblaster.checkpoint.h5").read_bytes()))
+    fuzz(4, test, spoiled_bytes(master.read_bytes()), spoiled_bytes(part.read_bytes()))
 
 
 def try_record(path: str) -> None:

@@ -258,10 +258,11 @@ def test_below_the_bound_the_run_goes_on_and_its_ledger_balances(data: Path, spo
         assert taken.add(refused, fill_value=0).tolist() == last.tolist() == [30, 30]
 
 
-def test_a_run_without_the_guard_trains_on(data: Path, spoil: Callable) -> None:
+def test_a_run_without_the_guard_trains_on_but_its_checkpoint_would_be_of_no_use(data: Path, spoil: Callable) -> None:
     spoil(17, np.nan)
     done = run.train(table(data, "guard.finite=false", "stop.epochs=2"), quiet=True)
-    assert np.isnan(done.params).all() and Run(done.run_file).finished and done.checkpoint.exists()
+    assert np.isnan(done.params).all() and Run(done.run_file).finished
+    assert "not finite" in done.unsaved and not done.checkpoint.exists()
 
 
 @pytest.mark.parametrize("changes", [(), ("model.layers.0.activation=relu",), ("rule.kind=adagrad",), ("checkpoint.seconds=1e-6",)])
