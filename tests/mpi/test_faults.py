@@ -224,9 +224,9 @@ def test_kills_at_random(soak: bool, tmp_path: Path, digits: Path) -> None:
         folder.mkdir()
         prepare(folder, digits)
         batch, rank = number % 2 == 1, KILLED.randrange(1 + SHARDS + REPLICAS)
-        words = ["method.kind=sandblaster", "stop={iterations=150}"] if batch else ["stop.epochs=300"]
+        words = ["method.kind=sandblaster", "stop={iterations=80}"] if batch else ["stop.epochs=120"]
         job = Hurt(folder, *words).training()
-        time.sleep(1.5 * KILLED.random())
+        time.sleep(0.7 * KILLED.random())
         if job.job.poll() is None:
             job.hurt(rank)
             kills += 1
@@ -237,7 +237,7 @@ def test_kills_at_random(soak: bool, tmp_path: Path, digits: Path) -> None:
             run = opened(folder)
             if not batch:
                 the_ledger_balances(run)
-                every_example_is_trained_on(run, 300)
+                every_example_is_trained_on(run, 120)
         else:
             assert rank <= SHARDS and job.code == 1 and "lost" in job.err, about
             Hurt(folder, *words, "--resume", "auto").end().good()
