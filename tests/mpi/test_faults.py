@@ -69,9 +69,9 @@ def the_ledger_balances(run: Run) -> None:
             assert applied == done[replica]
 
 
-def killed(job: Hurt, rank: int, what: str) -> None:
-    """Kill a rank somewhen in the next second."""
-    time.sleep(KILLED.random())
+def killed(job: Hurt, rank: int, what: str, within: float = 1.0) -> None:
+    """Kill a rank somewhen in the next second, or `within` so many."""
+    time.sleep(within * KILLED.random())
     job.hurt(rank)
     COUNTS[what] += 1
 
@@ -105,7 +105,7 @@ def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Pa
 
 def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits: Path) -> None:
     job = Hurt(folder, *BATCH).training()
-    killed(job, 1 + SHARDS + 2, "replicas killed")
+    killed(job, 1 + SHARDS + 2, "replicas killed", within=0.4)
     job.end().good()
     run = opened(folder)
     whole = run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(folder / "alone")})})
