@@ -89,8 +89,8 @@ class Pace:
         self.seconds_before = checkpoint.seconds
         self.resumed = checkpoint.state
         self.keeper.resume()
-        if checkpoint.subsets == self.desk.topology.replicas:
-            self._steps_before[: checkpoint.subsets] = checkpoint.replicas["steps"][: checkpoint.subsets]
+        replicas = self.desk.topology.replicas
+        self._steps_before[:replicas] = [checkpoint.replica(r, replicas)["steps"] for r in range(replicas)]
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Pace:
 
     def _steps_of(self, replica: int) -> int:
         """Return the steps that a replica has reported since this run began."""
-        return int(self.steps[replica] - self._steps_before[replica])
+        return max(0, int(self.steps[replica] - self._steps_before[replica]))
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 

@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written(run_file: Path, dbnet: Command, monkeyp
         begin(self, *content)
 
     monkeypatch.setattr(Keeper, "begin", changed)
-    done = dbnet("train", run_file, "--quiet", "checkpoint.steps=20", "stop.steps=60")
+    done = dbnet("train", run_file, "--quiet", "checkpoint.steps=100", "stop.steps=1000", "stop.epochs=99")
     assert done.code == 0 and done.err.count("\n") == 1
     assert "could not be written (the coordinator: File exists ('out/run.checkpoints')). The run goes on." in done.err
     assert damage("out/run.checkpoint.h5") == []
