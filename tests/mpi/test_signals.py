@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from faults import until
 from started import processes, programs
 
 from dbnet.monitor import Run
@@ -18,14 +19,6 @@ from dbnet.monitor import Run
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
-
-
-def until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Ask again and again; fail when it takes longer."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def running(folder: Path) -> list[str]:
