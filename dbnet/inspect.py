@@ -72,6 +72,10 @@ def _run(path: str) -> str:
     if len(run.iterations):
         last = run.iterations.iloc[-1]
         lines.append(f"  iterations   {last.iteration:.0f}, loss {last.loss:.6g}, gradient norm {last.gradient_norm:.2e}")
+    for row in run.losses.itertuples():
+        lines.append(
+            f"  lost         replica {row.replica} at {row.seconds:.1f} s, {row.applied} of its {row.steps} gradients applied"
+        )
     if "resumed_from" in run.about:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):

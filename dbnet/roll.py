@@ -97,7 +97,8 @@ class Roll:
             self.evaluation_lost()
         where = f" (partition {partition})" if self._world.partitions > 1 else ""
         heirs = self._call_spare() or list(self.active)
-        takes = f"replica {', '.join(map(str, heirs))} takes over" if heirs else "nobody is left"
+        many = f"replicas {', '.join(map(str, heirs[:-1]))} and {heirs[-1]} take over" if len(heirs) > 1 else ""
+        takes = many or (f"replica {heirs[0]} takes over" if heirs else "nobody is left")
         self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {takes}.")
         self._closing[replica] = {}
         for shard in range(self._world.shards):

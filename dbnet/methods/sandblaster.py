@@ -32,6 +32,7 @@ from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.replica import Replica
 from dbnet.shard import Shard
+from dbnet.shares import Share
 from dbnet.space import Registers
 from dbnet.tasks import LIMIT, Task, Tasks, task_fields
 from dbnet.topology import Topology
@@ -73,7 +74,7 @@ class Sandblaster(Downpour):
         """The shards add it: once per pass, whatever the portions are."""
         return 0.0
 
-    def examples(self, data: DataFile, config: Config, replica: int, columns: list[Range] | None) -> Reader:
+    def examples(self, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Reader:
         blocks = Blocks(config.sandblaster.portion, data.sizes["train"])
         count = -(-blocks.examples // blocks.size)
         if count > LIMIT:
