@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from dbnet import __version__, interrupt, mpi
 from dbnet.errors import Stopped, UserError, reading
+from dbnet.usage import Parser
 
 STOPPED = 85
 
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 success, 2 something the user can mend, 1 a failure, 85 stopped by a signal with a checkpoint to go on from, 130 interrupted.
     """
     try:
-        options = read(arguments)
+        options = parser().read(arguments)
     except SystemExit as end:
         if end.code and mpi.launched_size() > 1:
             # A launcher drops what the first rank has complained about if another one has left with an error before.
@@ -45,29 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; overrides may stand before and after options. Of several ranks only the first one complains."""
-    silent = contextlib.ExitStack()
-    if mpi.launched_rank() > 0:
-        silent.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        silent.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    with silent:
-        top = parser()
-        options, rest = top.parse_known_args(arguments)
-        if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
-            top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
-    # '--resume table.key=value' names no checkpoint.
-    if "=" in (getattr(options, "resume", None) or "") and not Path(options.resume).exists():
-        options.overrides.append(options.resume)
-        options.resume = ""
-    return options
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="dbnet", description="DistBelief over MPI: Downpour SGD with model-parallel replicas and parameter shards.",
         epilog="Run 'dbnet COMMAND --help' for a command's options.",
     )  # fmt: skip
@@ -92,7 +71,10 @@ def _command(commands: Any, name: str, function: Any, help_text: str, descriptio
 
 def _run_file(made: argparse.ArgumentParser) -> None:
     made.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
-    made.add_argument("overrides", nargs="*", metavar="table.key=value", help="changes, for example topology.replicas=4")
+    made.add_argument(
+        "overrides", nargs="*", default=[], metavar="table.key=value",
+        help="changes, for example topology.replicas=4; 'table.key=' takes a key out of the run file",
+    )  # fmt: skip
 
 
 # --- train, plan --------------------------------------------------------------------------------------------------------------
@@ -333,7 +315,7 @@ def _bench(commands: Any) -> None:
         commands, "bench", bench, "measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed"
     )
     made.add_argument(
-        "parts", nargs="*", metavar="PART", help="any of apply, layers, overhead, partitions, step, wire (default: all)"
+        "parts", nargs="*", metavar="PART", help="any of apply, layers, overhead, partitions, space, step, wire (default: all)"
     )
     made.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
     made.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")

@@ -19,6 +19,8 @@ def run(parts: Sequence[str], out: Path, repeat: int) -> None:
     for part in parts:
         if part not in known:
             raise UserError(f"'{part}' is not a part of the benchmark{nearest(part, known)}; parts are {', '.join(sorted(known))}.")
+    if repeat < 1:
+        raise UserError(f"--repeat {repeat} measures nothing; give 1 or more.")
     threadpool_limits(limits=1, user_api="blas")
     jit.set_threads(1)
     jit.warm("float32")

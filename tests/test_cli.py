@@ -21,6 +21,7 @@ from dbnet import open_run
 from dbnet.__main__ import main, parser
 from dbnet.config import load
 from dbnet.data.base import DataFile
+from dbnet.registry import family
 
 Command = Callable[..., Finished]
 
@@ -196,10 +197,34 @@ def test_version(dbnet: Command) -> None:
     assert dbnet("--version").out == f"dbnet {package.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "a.toml", "--nonsense"], ["inspect", "a.h5", "b.h5"]])
-def test_wrong_words(words: list[str], dbnet: Command) -> None:
-    said = dbnet(*words)
-    assert said.code == 2 and "dbnet" in said.err and "Traceback" not in said.err
+WRONG = {
+    "": "'dbnet' needs a command: train, plan, evaluate, predict, data, inspect, plot, bench;",
+    "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, plan, ",
+    "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
+    "plan": "'dbnet plan' needs RUN.toml; ",
+    "train a.toml --quite": "'dbnet train' does not take '--quite' (did you mean '--quiet'?); 'dbnet train --help'",
+    "train a.toml --marker": "--marker needs a value; ",
+    "train a.toml --quiet=3": "--quiet takes no value; ",
+    "inspect a.h5 b.h5": "'dbnet inspect' does not take 'b.h5'; ",
+    "predict a.h5 b.h5": "'dbnet predict' needs OUT; ",
+    "data": "'dbnet data' needs a format: digits, idx, libsvm, random; ",
+    "data digit a.h5": "'dbnet data' has no format 'digit' (did you mean 'digits'?); there are digits, ",
+    "data digits a.h5 --shape 3": "'dbnet data digits' does not take '--shape'; 'dbnet data digits --help'",
+    "bench --repeat x": "--repeat: 'x' is not a whole number; ",
+    "bench --repeat 0": "--repeat 0 measures nothing; give 1 or more.",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_words(words: str, place: Path, dbnet: Command) -> None:
+    said = dbnet(*words.split())
+    assert said.code == 2 and said.out == "" and list(place.iterdir()) == []
+    assert said.err.startswith(f"dbnet: {WRONG[words]}") and said.err.count("\n") == 1 and said.err.endswith(".\n")
+
+
+def test_bench_help_names_every_part(dbnet: Command) -> None:
+    words = dbnet("bench", "--help").out.replace(",", " ").split()
+    assert set(family("benches")) <= set(words)
 
 
 def test_as_a_module_from_anywhere(place: Path) -> None:

@@ -17,7 +17,7 @@ FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches"
 TIERS = (
     ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt", "disk", "rows"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
-    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker"),
+    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage"),
     ("layers", "batches", "shard", "space", "monitor"),
     ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
