@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mpi.meet(mpi.world())
         raise
     try:
-        return int(options.run(options) or 0)
+        code = int(options.run(options) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read, like head, has seen enough; nothing is to be flushed to it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except mpi.Refused:
         return 2
     except UserError as error:
@@ -186,7 +193,9 @@ def plan(options: argparse.Namespace) -> None:
     from dbnet import config as configuration
     from dbnet import plan, run, slurm
 
-    config = configuration.load(options.run_file, options.overrides)
+    # For scripts that count the ranks, the run itself says it.
+    silent = {"say": lambda sentence: None} if options.ranks else {}
+    config = configuration.load(options.run_file, options.overrides, **silent)
     if options.config:
         print(configuration.to_toml(config))
         return

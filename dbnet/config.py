@@ -8,15 +8,17 @@ and the layers. Relative paths in a run file are relative to the folder that the
 from __future__ import annotations
 
 import json
+import re
+import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dbnet.errors import UserError
-from dbnet.registry import explain, load_file, make
+from dbnet.errors import UserError, nearest
+from dbnet.registry import explain, family, load_file, make, meaning
 
 
 class Table(BaseModel):
@@ -59,7 +61,7 @@ class ModelTable(Table):
     )
     modules: tuple[str, ...] = Field(default=(), description="your own Python files that define layers, losses or rules")
     loss: str = Field(default="softmax", description="softmax, squared or logistic (one-vs-all)")
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="of parameters and everything computed")
     decay: float = Field(default=0.0, ge=0, description="weight decay: decay/2 sum w^2 is added to the loss; biases are left out")
 
 
@@ -167,7 +169,7 @@ class Config(Table):
         layers = [make("layers", entry, f"model.layers.{i}") for i, entry in enumerate(self.model.layers)]
         return (
             layers,
-            make("losses", {"kind": self.model.loss}, "model.loss"),
+            make("losses", {"kind": self.model.loss}, "model", "model.loss"),
             make("rules", {"kind": "adagrad", **self.rule}, "rule"),
         )
 
@@ -184,8 +186,15 @@ class Config(Table):
         return self.model_dump_json()
 
 
-def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+def warn(sentence: str) -> None:
+    """Print a sentence that does not end anything."""
+    print(f"dbnet: {sentence}", file=sys.stderr, flush=True)
+
+
+def load(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str], None] = warn) -> Config:
     """Read a run file and apply overrides like ``topology.replicas=4``; members are completed and checked too.
+
+    `say` is told what an override makes superfluous in the run file.
 
     Raises
     ------
@@ -199,9 +208,39 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise UserError(f"No run file '{source}'; the ones that come with dbnet are in jobs/.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"'{source}' is not a readable TOML file: {error}.") from None
-    for text in overrides:
+    changes = list(overrides)
+    for text in changes:
         override(tree, text)
+    for left in fitting(tree, changes):
+        say(left)
     return build(tree)
+
+
+def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
+    """Where a change gives a member another kind, take out, in place, what the run file says and that kind does not know.
+
+    Returns
+    -------
+    A sentence for each such member.
+    """
+    out, changed = [], {text.partition("=")[0].strip() for text in changes}
+    for path in sorted(changed):
+        found = re.fullmatch(r"(rule|descent|model\.layers\.\d+)\.kind", path)
+        if not found:
+            continue
+        table = found[1]
+        entry = tree["model"]["layers"][int(table.rpartition(".")[2])] if table.startswith("model") else tree[table]
+        member = family("layers" if table.startswith("model") else table.replace("rule", "rules")).get(entry.get("kind"))
+        strange = [] if member is None else [key for key in entry if key != "kind" and key not in member.model_fields]
+        # What was asked for together with the kind stays, and is refused.
+        strange = [key for key in strange if not any(f"{name}.".startswith(f"{table}.{key}.") for name in changed)]
+        for key in strange:
+            del entry[key]
+        if strange:
+            out.append(
+                f"{table}.kind = '{entry['kind']}' has no {' and no '.join(strange)}; what the run file says there is left out."
+            )
+    return out
 
 
 def build(tree: dict[str, Any]) -> Config:
@@ -225,7 +264,7 @@ def stored(text: str) -> Config:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Apply one ``table.key=value`` in place; the value is TOML, or else taken as a string."""
+    """Apply one ``table.key=value`` in place; the value is TOML, or else taken as a string; ``table.key=`` takes the key out."""
     path, sign, value = text.partition("=")
     keys = path.strip().split(".")
     if not sign or not all(keys):
@@ -244,22 +283,45 @@ def override(tree: dict[str, Any], text: str) -> None:
             raise UserError(f"'{path}': '{key}' is a value, not a table.")
     if isinstance(place, list):
         raise UserError(f"'{path}': name a key of one list item, for example model.layers.0.units=64.")
-    place[keys[-1]] = parsed
+    if value.strip():
+        place[keys[-1]] = parsed
+    elif place.pop(keys[-1], None) is None:
+        table = Config.model_fields[keys[0]].annotation if len(keys) == 2 and keys[0] in Config.model_fields else None
+        known = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else place
+        if keys[-1] not in known:
+            raise UserError(f"'{text}' takes a key out of the run file, but '{path}' is not in it{nearest(keys[-1], known)}.")
 
 
 def to_toml(config: Config) -> str:
-    """Return the configuration as a run file that `load` accepts."""
+    """Return the configuration as a run file that `load` accepts; beside each key its meaning, keys without a value as comments."""
     lines: list[str] = []
     for table, content in json.loads(config.text()).items():
         layers = content.pop("layers", ()) if table == "model" else ()
-        lines += [f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in content.items() if value is not None), ""]
+        lines += _written(f"[{table}]", content, _described(table, content))
         for layer in layers:
-            lines += [
-                "[[model.layers]]",
-                *(f"{key} = {_toml(value)}" for key, value in layer.items() if value is not None),
-                "",
-            ]
+            lines += _written("[[model.layers]]", layer, _described("layers", layer))
     return "\n".join(lines)
+
+
+def _described(table: str, content: dict[str, Any]) -> type[BaseModel] | None:
+    """Return the class whose fields are the keys of a table; None where its file is not at hand."""
+    if table in ("layers", "rule", "descent"):
+        return family("rules" if table == "rule" else table).get(content["kind"])
+    return Config.model_fields[table].annotation
+
+
+def _written(head: str, content: dict[str, Any], model: type[BaseModel] | None) -> list[str]:
+    """Return the lines of a table, and those of the tables in it."""
+    lines, inner = [head], []
+    for key, value in content.items():
+        annotation = model.model_fields[key].annotation if model is not None and key in model.model_fields else None
+        if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            inner += _written(f"[{head.strip('[]')}.{key}]", value, annotation)
+            continue
+        given = f"# {key} =" if value is None else f"{key} = {_toml(value)}"
+        said = meaning(model, key) if model is not None else ""
+        lines.append(f"{given:<37} # {said}" if said else given)
+    return [*lines, "", *inner]
 
 
 def _toml(value: Any) -> str:

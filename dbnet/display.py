@@ -23,8 +23,13 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a sentence."""
-        if not self._quiet:
+        if self._quiet:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            # A run goes on when nobody reads its messages any more.
+            self._quiet = True
 
     def warn(self, text: str) -> None:
         """Print a sentence about something that went wrong, also where nothing else is printed."""

@@ -39,9 +39,24 @@ class Lost(UserError):
         Exception.__init__(self, message)
 
 
+# What other programs call what dbnet has by another name; of several the first one that is known counts.
+_ELSEWHERE = {
+    "lr": ("rate",), "learning_rate": ("rate",), "step_size": ("rate",), "gamma": ("rate",), "eta": ("rate",),
+    "batch": ("minibatch",), "batch_size": ("minibatch",), "batchsize": ("minibatch",), "workers": ("replicas",),
+    "servers": ("shards",), "ps": ("shards",), "weight_decay": ("decay",), "l2": ("decay",), "l1": ("strength",),
+    "eps": ("epsilon", "floor"), "max_iter": ("iterations",), "memory": ("history",), "type": ("kind",), "optimizer": ("rule",),
+    "size": ("units", "field"), "width": ("units",), "neurons": ("units",), "filters": ("maps",), "channels": ("maps",),
+    "kernel": ("field",), "kernel_size": ("field",), "strides": ("stride",), "p": ("rate",), "beta": ("momentum", "beta1"),
+    "linear": ("dense", "identity"), "fc": ("dense",), "conv2d": ("conv",), "maxpool": ("pool",), "lrn": ("norm",),
+    "cross_entropy": ("softmax",), "crossentropy": ("softmax",), "mse": ("squared",), "bce": ("logistic",),
+}  # fmt: skip
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    close = [other for other in _ELSEWHERE.get(word.lower(), ()) if other in known]
+    close += difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import zlib
+from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -71,8 +73,8 @@ def load_file(path: str) -> None:
         raise UserError(f"model.modules: '{path}' fails with {type(error).__name__}: {error}.") from error
 
 
-def make(name: str, entry: dict[str, Any], where: str) -> Any:
-    """Build the member of family `name` that the run file's table `entry` asks for.
+def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
+    """Build the member of family `name` that the run file's table `entry` asks for; `key` names its kind if `where`.kind does not.
 
     Raises
     ------
@@ -81,13 +83,31 @@ def make(name: str, entry: dict[str, Any], where: str) -> Any:
     """
     known = family(name)
     entry = dict(entry)
-    kind = entry.pop("kind", None)
+    kind, key = entry.pop("kind", None), key or f"{where}.kind"
+    if kind is None:
+        raise UserError(f"The key '{key}' is missing; it is one of {', '.join(sorted(known))}.")
     if not isinstance(kind, str) or kind not in known:
-        raise UserError(f"{where}.kind = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
+        raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
     try:
         return known[kind](**entry)
     except ValidationError as error:
         raise UserError(explain(error, known[kind], where)) from None
+
+
+def meaning(model: type[BaseModel], name: str) -> str:
+    """Return what a field means: its description, or what the docstring of its class says of it under Parameters."""
+    field = model.model_fields.get(name)
+    if field is None:
+        first = cleandoc(model.__doc__ or "").partition("\n")[0].rstrip(".")
+        known = FAMILIES.get(getattr(model, "family", ""), {})
+        return f"{first} (kinds: {', '.join(sorted(known))})" if name == "kind" else ""
+    said = [field.description or ""]
+    for owner in model.__mro__:
+        text = cleandoc(owner.__dict__.get("__doc__") or "") + "\n"
+        found = re.search(rf"^(?:\w+, )*{name}(?:, \w+)*\n((?: {{4}}.*\n)+)", text, re.MULTILINE)
+        if found:
+            said.append(found[1])
+    return " ".join(next(filter(None, said), "").split()).rstrip(".")
 
 
 def reached(modules: set[str]) -> set[str]:
@@ -118,8 +138,44 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
         return f"The key '{key}' is missing; add it to the run file."
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else f"{first['ctx']['error']}"
-    given = first["input"]
-    return f"{key} = {given!r} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}."
+    return f"{key} = {_shown(first['input'])} is not allowed: {_rule(first)}."
+
+
+# What must hold, by pydantic's name of the complaint; {} takes the complaint's numbers.
+_RULES = {
+    "greater_than_equal": "it must be at least {ge:g}",
+    "greater_than": "it must be greater than {gt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+    "less_than": "it must be less than {lt:g}",
+    "multiple_of": "it must be a multiple of {multiple_of:g}",
+    "int_": "it must be a whole number",
+    "float_": "it must be a number",
+    "finite_number": "it must be a finite number",
+    "bool_": "it must be true or false",
+    "string_too_short": "it must not be empty",
+    "string_": "it must be a text in quotes",
+    "literal_error": "it must be {expected}",
+    "too_short": "it needs {min_length} or more",
+    "too_long": "it takes {max_length} or fewer",
+    "tuple_type": "it must be a list, like [1, 2]",
+    "list_type": "it must be a list, like [1, 2]",
+    "dict_type": "it must be a table, like {{kind = 'x'}}",
+    "model_": "it must be a table, like {{key = 1}}",
+}
+
+
+def _rule(complaint: Any) -> str:
+    """Return what one of pydantic's complaints asks for."""
+    for start, words in _RULES.items():
+        if complaint["type"].startswith(start):
+            return words.format_map(complaint.get("ctx", {}))
+    return f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a run file writes it, shortened."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:70]} ..."
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

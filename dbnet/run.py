@@ -116,7 +116,7 @@ def train(
     """
 
     def load() -> Config:
-        return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides)
+        return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides, say)
 
     def prepare() -> Setup:
         ready = setup(config, point)
@@ -125,6 +125,7 @@ def train(
         return ready
 
     display = Display(quiet or (comm is not None and comm.rank > 0))
+    say = display.warn if comm is None or comm.rank == 0 else lambda sentence: None
     config = mpi.together(comm, load)
     # One rank reads the checkpoints through; all take the same.
     point = mpi.together(comm, lambda: choose(config, resume, display) if comm is None or comm.rank == 0 else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -191,6 +192,20 @@ def test_help_mentions_every_option(words: tuple[str, ...], dbnet: Command) -> N
         else:
             assert all(option in said.out for option in action.option_strings) and str(action.metavar or "") in said.out
             assert action.help, f"{' '.join(words)}: {action.dest} has no help"
+
+
+def test_a_reader_that_has_seen_enough(run_file: Path) -> None:
+    """`dbnet ... | head`: no traceback; a run goes on."""
+    for words in (["plan", "--config", run_file], ["train", run_file, "stop.steps=2"], ["inspect", "out/run.h5"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "dbnet", *words], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert open_run("out/run.h5").finished
 
 
 def test_version(dbnet: Command) -> None:

@@ -47,14 +47,14 @@ def _some(annotation: object) -> object:
     [
         ({"kind": "adagrat"}, "rule.kind = 'adagrat' is not one of"),
         ({"kind": "adagrat"}, "(did you mean 'adagrad'?)"),
-        ({}, "rule.kind = None is not one of"),
+        ({}, "The key 'rule.kind' is missing; it is one of adagrad,"),
         ({"kind": ["adam"]}, "rule.kind = ['adam'] is not one of"),
         (
             {"kind": "adam", "beta3": 1},
             "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, beta1, beta2, epsilon.",
         ),
         ({"kind": "adam", "rate": "fast"}, "rule.rate = 'fast' is not allowed: "),
-        ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: input should be greater than 0."),
+        ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: it must be greater than 0."),
     ],
 )
 def test_unknown_things_are_named(entry: dict, said: str) -> None:

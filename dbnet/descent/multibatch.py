@@ -29,10 +29,14 @@ class MultiBatch(Descent):
         Examples per batch.
     overlap
         Examples shared with the next batch; 0 stands for a quarter of the batch.
-    rate, decay
-        The step, and after how many iterations it has halved; 0 means it stays.
-    history, curvature
-        As in LBFGS; noisy pairs need a larger curvature.
+    rate
+        The step of the first iteration.
+    decay
+        After how many iterations the step has halved; 0 means it stays.
+    history
+        m, the number of pairs remembered.
+    curvature
+        A pair enters the history if s . y exceeds this share of |s| |y|; noisy pairs need a larger one.
     """
 
     kind: ClassVar[str] = "multibatch_lbfgs"

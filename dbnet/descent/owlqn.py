@@ -25,8 +25,10 @@ class OWLQN(FullBatch):
         Factor of the L1 norm.
     mask
         A register that is 1 where the penalty acts and 0 where it does not (biases); empty: it acts everywhere.
-    history, curvature
-        As in LBFGS.
+    history
+        m, the number of pairs remembered.
+    curvature
+        A pair enters the history if s . y exceeds this share of |s| |y|.
     decrease
         Share of the linearly predicted decrease that a step must reach.
     trials

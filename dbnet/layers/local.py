@@ -25,9 +25,12 @@ class Local(Layer):
     ----------
     maps
         Number of outputs per position.
-    field, stride, padding
-        Height and width of what an output sees, how far apart outputs look, rows and columns of zeros around the image; one
-        number or [vertical, horizontal].
+    field
+        Height and width of what an output sees; one number or [vertical, horizontal].
+    stride
+        How far apart outputs look; one number or [vertical, horizontal].
+    padding
+        Rows and columns of zeros around the image; one number or [vertical, horizontal].
     activation
         identity, sigmoid, tanh or relu.
     """

@@ -158,9 +158,12 @@ class Pool(Layer):
     ----------
     over
         max, average or l2.
-    field, stride, padding
-        Height and width of what an output sees, how far apart outputs look (default: the field), rows and columns around the
-        image; one number or [vertical, horizontal].
+    field
+        Height and width of what an output sees; one number or [vertical, horizontal].
+    stride
+        How far apart outputs look (default: the field); one number or [vertical, horizontal].
+    padding
+        Rows and columns around the image; one number or [vertical, horizontal].
     """
 
     kind: ClassVar[str] = "pool"

@@ -28,7 +28,15 @@ def adagrad(w: np.ndarray, g: np.ndarray, h: np.ndarray, rate: float) -> None:
 
 
 class Adagrad(Rule):
-    """Adaptive rate per parameter; `rate` is the paper's gamma, about ten times the best fixed rate."""
+    """Adaptive rate per parameter.
+
+    Parameters
+    ----------
+    rate
+        The paper's gamma, about ten times the best fixed rate.
+    initial_sum
+        What the sum of squared gradients starts from.
+    """
 
     kind: ClassVar[str] = "adagrad"
     state: ClassVar[tuple[str, ...]] = ("sum",)

@@ -30,7 +30,17 @@ def adam(
 
 
 class Adam(Rule):
-    """Adaptive moments over all replicas' pushes."""
+    """Adaptive moments over all replicas' pushes.
+
+    Parameters
+    ----------
+    beta1
+        Decay of the mean gradient.
+    beta2
+        Decay of the mean square.
+    epsilon
+        Least divisor.
+    """
 
     kind: ClassVar[str] = "adam"
     state: ClassVar[tuple[str, ...]] = ("mean", "square")

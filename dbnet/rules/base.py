@@ -15,7 +15,13 @@ from dbnet.registry import Member
 
 
 class Rule(Member):
-    """Base of all rules; `rate` is the learning rate (gamma for Adagrad)."""
+    """Base of all rules.
+
+    Parameters
+    ----------
+    rate
+        Learning rate (gamma for Adagrad).
+    """
 
     family: ClassVar[str] = "rules"
     state: ClassVar[tuple[str, ...]] = ()

@@ -25,7 +25,15 @@ def momentum(w: np.ndarray, g: np.ndarray, v: np.ndarray, rate: float, mu: float
 
 
 class Momentum(Rule):
-    """Heavy-ball or Nesterov momentum over all replicas' pushes."""
+    """Heavy-ball or Nesterov momentum over all replicas' pushes.
+
+    Parameters
+    ----------
+    momentum
+        Share of the velocity that each update keeps.
+    nesterov
+        Nesterov's form instead of the heavy ball.
+    """
 
     kind: ClassVar[str] = "momentum"
     state: ClassVar[tuple[str, ...]] = ("velocity",)
