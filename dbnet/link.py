@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dbnet.errors import Lost
+from dbnet.patience import Patience
 
 
 class Gone(Exception):
@@ -50,7 +51,7 @@ class MpiLink:
     def __init__(self, comm: Any, deadline: float, crowded: bool = False) -> None:
         from mpi4py import MPI
 
-        self._mpi, self._comm, self._deadline = MPI, comm, deadline
+        self._mpi, self._comm, self._bound = MPI, comm, Patience(deadline)
         self.rank, self.size = comm.rank, comm.size
         self._requests: list[Any] = []
         # What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
@@ -106,20 +107,21 @@ class MpiLink:
         self._poll(request.Test, what)
 
     def _poll(self, done: Callable[[], bool], what: str) -> None:
-        turns, since = 0, time.perf_counter()
+        turns = 0
+        self._bound.begin()
         with self._together():
             while not done():
                 turns += 1
                 if turns > 64:
                     os.sched_yield() if turns < self._patience else time.sleep(5e-5)
                 if turns % 1024 == 0:
-                    self._patiently(since, what)
+                    self._patiently(what)
 
-    def _patiently(self, since: float, what: str) -> None:
+    def _patiently(self, what: str) -> None:
         """Give a sign of life; wait no longer than the deadline."""
         self.beat(f"waits for {what}")
-        if time.perf_counter() - since > self._deadline:
+        if self._bound.over():
             raise Lost(
-                f"Partition {self.rank} waited {self._deadline:g} s in vain for {what}. Look for a rank that hangs, or raise "
+                f"Partition {self.rank} waited {self._bound.bound:g} s in vain for {what}. Look for a rank that hangs, or raise "
                 f"run.deadline.\n{self.graph()}".rstrip()
             )

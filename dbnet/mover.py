@@ -15,11 +15,17 @@ class Job:
 
     def __init__(self, work: Generator) -> None:
         self.work, self.done, self.error = work, threading.Event(), None
+        self.moved = 0
 
     def wait(self, what: str) -> Turns:
-        """Give way until the transfer has ended; raise what it raised."""
+        """Give way until the transfer has ended; raise what it raised.
+
+        A transfer that goes on, however long it takes, is not waited for in vain.
+        """
+        moved = self.moved
         while not self.done.wait(1e-4):
-            yield Wait(f"a replica waits for {what}")
+            before, moved = moved, self.moved
+            yield Wait(f"a replica waits for {what}") if moved == before else None
         if self.error is not None:
             raise self.error
 
@@ -44,7 +50,8 @@ class Mover:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                for _ in job.work:
+                for wait in job.work:
+                    job.moved += wait is None
                     time.sleep(2e-5)
             except BaseException as error:  # handed to the main thread, which raises it
                 job.error = error

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from dbnet.errors import Lost, Stopped, UserError
+from dbnet.patience import Patience
 
 T = TypeVar("T")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -171,13 +172,17 @@ def stop_all(comm: Any, message: str) -> NoReturn:
 class Limit:
     """Ends all ranks with a message unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
 
-    def __init__(self, comm: Any, seconds: float, message: str) -> None:
-        self._timer = threading.Timer(seconds, stop_all, (comm, message))
-        self._timer.daemon = True
-        self._timer.start()
+    def __init__(self, comm: Any, seconds: float, message: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lifted = threading.Event()
+        threading.Thread(target=self._run, args=(comm, Patience(seconds, clock), message), daemon=True).start()
 
     def lift(self) -> None:
-        self._timer.cancel()
+        self._lifted.set()
+
+    def _run(self, comm: Any, patience: Patience, message: str) -> None:
+        while not self._lifted.wait(patience.bound / 16):
+            if patience.over():
+                stop_all(comm, message)
 
 
 class Refused(Exception):

@@ -20,6 +20,7 @@ import numpy as np
 
 from dbnet.errors import Lost
 from dbnet.orders import LOST, ORDER
+from dbnet.patience import Patience
 from dbnet.topology import Role, Topology
 from dbnet.window import Field, Window
 
@@ -208,8 +209,12 @@ class Watchdog:
         Called with the message.
     """
 
-    def __init__(self, window: Window, me: str, topology: Topology, bound: float, end: Callable[[str], None]) -> None:
+    def __init__(
+        self, window: Window, me: str, topology: Topology, bound: float, end: Callable[[str], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         self._window, self._me, self._topology, self._bound, self._end = window, me, topology, bound, end
+        self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -219,9 +224,12 @@ class Watchdog:
         self._thread.join()
 
     def _run(self) -> None:
+        patience, blocked = Patience(self._bound, self._clock), None
         while not self._stop.wait(self._bound / 8):
-            blocked = self._window.blocked()
-            if blocked is not None and time.perf_counter() - blocked[1] > self._bound:
+            before, blocked = blocked, self._window.blocked()
+            if blocked is None or blocked != before:
+                patience.begin()
+            elif patience.over():
                 self._end(
                     f"{self._me} waited {self._bound:g} s in vain for {self._topology.name(blocked[0])}: an MPI call to it does "
                     "not return. Look at its host and at the network; go on from the newest checkpoint with --resume auto."

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
 
 from dbnet.errors import Lost
+from dbnet.patience import Patience
 
 
 class Wait(NamedTuple):
@@ -54,7 +55,7 @@ def drive(
     Lost
         A wait lasted longer; the message says who waits for whom.
     """
-    pause, since, reason = _SHORTEST, 0.0, ""
+    pause, reason, patience = _SHORTEST, "", Patience(deadline, clock)
     for wait in role:
         beat(wait.reason if wait is not None else "")
         if wait is None:
@@ -62,9 +63,11 @@ def drive(
             if crowded:
                 os.sched_yield()
             continue
-        if wait.reason and wait.reason != reason:
-            since, reason = clock(), wait.reason
-        elif wait.reason and clock() - since > deadline:
+        if wait.reason != reason:
+            # Whoever is idle meanwhile waits for nothing: the same reason afterwards is another wait.
+            reason = wait.reason
+            patience.begin()
+        elif reason and patience.over():
             found = f"\n{words}" if (words := graph()) else ""
             advice = "Look for a rank that hangs, or raise run.deadline."
             raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")

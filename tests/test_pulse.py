@@ -141,7 +141,8 @@ def test_a_wait_in_vain_says_who_waits_for_whom() -> None:
 
 def test_a_call_that_does_not_return_ends_the_rank_and_names_the_peer() -> None:
     said: list[str] = []
-    window = SimpleNamespace(blocked=lambda: (1, time.perf_counter() - 9))
+    since = time.perf_counter() - 9
+    window = SimpleNamespace(blocked=lambda: (1, since))
     dog = Watchdog(window, "replica 0", WORLD, 0.05, said.append)
     dog._thread.join(10)
     assert len(said) == 1 and said[0].startswith("replica 0 waited 0.05 s in vain for shard 0: an MPI call to it does not return.")
