@@ -18,8 +18,17 @@ def open_run(path: str) -> Any:
     return Run(path)
 
 
-def train(run_file: str, *overrides: str) -> Any:
-    """Train in this process, for notebooks and debuggers; see `dbnet.run.train`."""
+def train(run_file: str, *overrides: str, resume: str | None = None) -> Any:
+    """Train in this process, for notebooks and debuggers; see `dbnet.run.train`.
+
+    A signal stops the run with a checkpoint, and is then handed on to whoever had it before: SIGINT raises KeyboardInterrupt,
+    SIGTERM ends the process, unless somebody takes it. Where this returns nevertheless the outcome is `stopped`.
+    """
+    from dbnet.interrupt import hand_on
     from dbnet.run import train
 
-    return train(run_file, overrides)
+    done = train(run_file, overrides, resume=resume)
+    if done.stopped:
+        print(f"Stopped by {done.signal}; checkpoint {done.checkpoint}. Go on with resume='auto'.", flush=True)
+    hand_on(done.signal)
+    return done

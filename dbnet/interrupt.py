@@ -68,6 +68,15 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def hand_on(name: str) -> None:
+    """Raise a signal that a run has obeyed once more, for whoever takes it by now; nothing without a name.
+
+    SIGUSR1, where nobody takes it, was meant for the run alone: it would end the process.
+    """
+    if name and not (name == "SIGUSR1" and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL):
+        signal.raise_signal(signal.Signals[name])
+
+
 def leave_group() -> None:
     """Under jobs/survive: make a process group of one's own, out of the launcher's reach, and ask to be killed with the wrapper."""
     if "DBNET_SURVIVE" not in os.environ:

@@ -67,6 +67,8 @@ class Outcome:
         What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
     diagnosis
         Why the run was stopped for its numbers.
+    signal
+        Name of the signal that this process got meanwhile; nothing where there was none.
     """
 
     run_file: Path
@@ -79,6 +81,7 @@ class Outcome:
     stopped: bool = False
     losses: str = ""
     diagnosis: str = ""
+    signal: str = ""
 
 
 def train(
@@ -335,7 +338,7 @@ def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outco
     """Return what the run has produced."""
     accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
     diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
-    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis)
+    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis, pace.interrupt.by)
     picture = config.output(".png") if config.run.picture else None
     return Outcome(config.output(".h5"), link_of(config), accuracy, picture, pace.keeper.failure, params, *ending)
 

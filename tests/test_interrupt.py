@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dbnet
 from dbnet import mpi, run
 from dbnet.checkpoint import Checkpoint
 from dbnet.errors import UserError
@@ -75,14 +76,14 @@ def test_marker(tmp_path: Path) -> None:
     Marker(None).ended(0)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, ticks: int) -> None:
+def interrupted(monkeypatch: pytest.MonkeyPatch, ticks: int, number: signal.Signals = signal.SIGUSR1) -> None:
     """Let a signal come at the coordinator's tick of this number, once."""
     tick, left = Pace.tick, [ticks]
 
     def counted(pace: Pace) -> bool:
         left[0] -= 1
         if left[0] == 0:
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(number)
         return tick(pace)
 
     monkeypatch.setattr(Pace, "tick", counted)
@@ -122,6 +123,38 @@ def test_sandblaster_goes_on_as_if_it_had_not_stopped(
     losses = [*Run(part.run_file).iterations.loss, *Run(rest.run_file).iterations.loss]
     assert losses == Run(whole.run_file).iterations.loss.tolist()
     assert np.array_equal(rest.params, whole.params)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_notebook_is_told_of_the_signal_that_stopped_its_run(
+    number: signal.Signals, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[int, bool]] = []
+    before = signal.signal(number, lambda number, _: seen.append((number, Path("out/run.checkpoint.h5").exists())))
+    try:
+        interrupted(monkeypatch, 40, number)
+        done = dbnet.train(str(run_file), "stop.epochs=8")
+        assert done.stopped and done.signal == number.name and seen == [(number, True)]
+        assert f"Stopped by {number.name}; checkpoint out/run.checkpoint.h5" in capsys.readouterr().out
+        rest = dbnet.train(str(run_file), "stop.epochs=8", resume="auto")
+        assert rest.finished and not rest.signal and len(seen) == 1
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_notebook_without_handlers_ends_as_the_signal_says(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, 40, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        dbnet.train(str(run_file), "stop.epochs=8")
+    assert Path("out/run.checkpoint.h5").exists()
+    interrupted(monkeypatch, 40, signal.SIGUSR1)
+    assert dbnet.train(str(run_file), "stop.epochs=8").stopped
+    interrupted(monkeypatch, 40, signal.SIGTERM)
+    child = os.fork()
+    if not child:
+        dbnet.train(str(run_file), "stop.epochs=8")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM and Path("out/run-3.checkpoint.h5").exists()
 
 
 def test_a_signal_from_outside(run_file: Path) -> None:
