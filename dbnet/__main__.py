@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet import __version__, interrupt, mpi
-from dbnet.errors import Stopped, UserError, reading
+from dbnet.errors import Stopped, UserError, reading, refuse_taken
 from dbnet.usage import Parser
 
 STOPPED = 85
@@ -82,6 +82,10 @@ def _run_file(made: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="table.key=value",
         help="changes, for example topology.replicas=4; 'table.key=' takes a key out of the run file",
     )  # fmt: skip
+
+
+def _force(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 # --- train, plan --------------------------------------------------------------------------------------------------------------
@@ -227,6 +231,7 @@ def _use(commands: Any) -> None:
     made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
     made.add_argument("out", metavar="OUT", help="OUT.csv (example, class) or OUT.h5 (class and all output units)")
     made.add_argument("--part", default="test", help="group whose x is read (default: test)")
+    _force(made)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -244,7 +249,7 @@ def predict(options: argparse.Namespace) -> None:
 
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        n = infer.predict(options.checkpoint, options.data, options.part, options.out, comm)
+        n = infer.predict(options.checkpoint, options.data, options.part, options.out, comm, options.force)
         if n is not None:
             print(f"{n} predictions written to {options.out}")
 
@@ -270,6 +275,7 @@ def _data(commands: Any) -> None:
                 flag, required=field.is_required(), default=field.default, help=field.description, metavar=name.upper()
             )
         one.add_argument("out", metavar="OUT.h5", help="the data file to write")
+        _force(one)
 
 
 def data(options: argparse.Namespace) -> None:
@@ -277,9 +283,10 @@ def data(options: argparse.Namespace) -> None:
     from dbnet.inspect import describe
     from dbnet.registry import family, make
 
+    refuse_taken(options.out, options.force)
     fields = family("data")[options.kind].model_fields
     source = make("data", {"kind": options.kind, **{name: getattr(options, name) for name in fields}}, "data")
-    write(options.out, source.read())
+    write(options.out, source.read(), options.force)
     print(f"{options.out}: {describe(options.out)}")
 
 
@@ -294,6 +301,7 @@ def _look(commands: Any) -> None:
     made = _command(commands, "plot", plot, "draw loss, accuracy and staleness of a run file")
     made.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
     made.add_argument("picture", nargs="?", metavar="OUT.png", help="default: the run file's name with .png")
+    _force(made)
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -314,6 +322,7 @@ def plot(options: argparse.Namespace) -> None:
 
     run = Run(options.run_file)
     picture = options.picture or str(run.path.with_suffix(".png"))
+    refuse_taken(picture, options.force)
     with reading(options.run_file, "it is damaged or not dbnet's"):
         draw(run, picture)
     print(picture)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,16 +81,37 @@ def reading(path: str | Path, advice: str) -> Iterator[None]:
         raise UserError(f"'{path}' cannot be read ({words(error)}); {advice}.") from None
 
 
+def refuse_taken(path: str | Path, force: bool = False) -> None:
+    """Raise UserError where a file has this name already and may not be replaced."""
+    if not force and os.path.lexists(path) and not Path(path).is_dir():
+        raise UserError(f"Cannot write '{path}': that file exists; choose another name, or give --force to replace it.")
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give the body a temporary name to write to; it becomes `path` when the body ends, and vanishes when it raises."""
-    part = path.with_name(path.name + ".part")
+def writing(path: Path, force: bool = True) -> Iterator[Path]:
+    """Give the body a temporary name to write to; it becomes `path` when the body ends, and vanishes when it raises.
+
+    Without `force` a file that has the name, or gets it in the meantime, stays as it is: UserError.
+    """
+    # Of its own, since two may write the same file at the same time.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
+        refuse_taken(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if not force:
+            _reserve(path)
         part.replace(path)
     except (OSError, RuntimeError) as error:
         raise UserError(f"Cannot write '{path}': {getattr(error, 'strerror', None) or error}; choose another place.") from None
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _reserve(path: Path) -> None:
+    """Take a name that nobody has."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        refuse_taken(path)

@@ -15,7 +15,7 @@ from dbnet.build import EVALUATION_BATCH, make_model, use
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
 from dbnet.disk import hdf5
-from dbnet.errors import UserError, writing
+from dbnet.errors import UserError, refuse_taken, writing
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.orders import Score
@@ -104,8 +104,8 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> t
         return replica.evaluate(judge.w), len(batches)
 
 
-def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) -> int | None:
-    """Write each example's class to `out` (.csv), with the output units in a .h5.
+def predict(path: str, data_path: str, part: str, out: str, comm: Any = None, force: bool = False) -> int | None:
+    """Write each example's class to `out` (.csv), with the output units in a .h5; a file is replaced with `force` alone.
 
     Returns
     -------
@@ -113,6 +113,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) ->
     """
 
     def prepare() -> tuple[Judge, Batches]:
+        refuse_taken(out, force)
         judge = Judge(path, comm, threads)
         x, scale = read_inputs(data_path, part, judge.model.shapes[0])
         if judge.columns is not None:
@@ -136,7 +137,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None) ->
         return None
     answers = values.argmax(axis=1)
     target = Path(out)
-    with writing(target) as partial:
+    with writing(target, force) as partial:
         if target.suffix in (".h5", ".hdf5"):
             with hdf5(partial) as file:
                 file["class"], file["outputs"] = answers, values

@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,25 +68,31 @@ def revision() -> str:
         return "unknown"
 
 
-def free_name(config: Config) -> Config:
-    """Return the configuration with a run name that is not taken in its folder, and make the folder.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be made or written.
-    """
-    folder, name, number = Path(config.run.folder), config.run.name, 1
+def make_folder(config: Config) -> None:
+    """Make the folder of the outputs; UserError where that cannot be, or where nothing can be written into it."""
+    folder = Path(config.run.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
-    while any(os.path.lexists(folder / f"{name}{ending}") for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
+
+
+def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
+    """Create the run file under the first name that is free; return the configuration with that name, and the file.
+
+    A name is free where none of a run's outputs is there. Whoever creates the run file has the name, and one alone can: of runs
+    that begin at the same time each gets another.
+    """
+    name, number = config.run.name, 1
+    while True:
+        named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+        if not any(os.path.lexists(named.output(ending)) for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
+            with suppress(FileExistsError):
+                return named, RunFile(named.output(".h5"), named, about)
         number += 1
         name = f"{config.run.name}-{number}"
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
 def open_growing(path: str | Path) -> h5py.File:
@@ -104,7 +111,7 @@ class RunFile:
     Parameters
     ----------
     path
-        The file to create.
+        The file to create; FileExistsError where there is one.
     config
         The effective configuration.
     about
@@ -119,7 +126,15 @@ class RunFile:
     def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
         try:
             require_room(path.parent, 2 * _AHEAD)
-            self._file = h5py.File(path, "w", libver="latest")
+            # HDF5 itself would take over a file that is there.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            try:
+                self._file = h5py.File(path, "w", libver="latest")
+            except OSError:
+                path.unlink()
+                raise
+        except FileExistsError:
+            raise
         except OSError as error:
             raise UserError(f"Cannot write the run file '{path}': {why(error)}; set run.folder to another.") from None
         self.path, self.trouble = path, ""

@@ -149,15 +149,15 @@ def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     config, world = ready.config, replace(ready.topology, partitions=1, spares=0)
     threads, cores = topology.cores_for(None, True)
     parts = [load_replica(ready, r) for r in range(world.replicas)]
-    config = monitor.free_name(config)
+    monitor.make_folder(config)
     use(ready.config, threads)
-    ready = replace(ready, config=config, topology=world)
+    ready = replace(ready, topology=world)
     clock = _stopwatch()
     flat = np.zeros(ready.model.layout.size, ready.model.dtype)
     boxes = Mailboxes(1 + world.shards)
     shards = [make_shard(ready, s, flat[part.slice], np.zeros(1, np.int64), clock) for s, part in enumerate(ready.ranges)]
     memory = Memory([coordinator_layout(ready)])
-    record = open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
+    ready, record = open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
     display.say(f"One process, all roles taking turns: {world.words()}; {threads} of {cores} cores for the kernels.")
     pace = make_pace(ready, memory, boxes.at(0), record, display, clock)
     roles = [ready.method.coordinate(pace)]
@@ -193,23 +193,18 @@ def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> O
         return load_replica(ready, *world.place(comm.rank), link)
 
     replica = mpi.together(comm, load)
-    if role is Role.COORDINATE:
-        config = mpi.together(comm, lambda: monitor.free_name(config))
-    else:
-        mpi.together(comm, lambda: None)
+    mpi.together(comm, lambda: monitor.make_folder(config) if role is Role.COORDINATE else None)
     # One rank of each node fills the cache of compiled kernels, the others load it.
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
             use(ready.config, threads)
         mpi.meet(comms.node)
-    ready = replace(ready, config=config)
     # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
     interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
-    record = mpi.together(
-        comm, lambda: open_record(ready, {"mpi": mpi.library_version(), "hosts": hosts}) if role is Role.COORDINATE else None
-    )
+    about = {"mpi": mpi.library_version(), "hosts": hosts}
+    ready, record = mpi.together(comm, lambda: open_record(ready, about) if role is Role.COORDINATE else (ready, None))
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
@@ -308,11 +303,12 @@ _ROLES: dict[Role, Callable[..., tuple[Outcome | None, bool]]] = {
 }  # fmt: skip
 
 
-def open_record(ready: Setup, about: dict[str, Any]) -> RunFile:
-    """Create the run file."""
+def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
+    """Create the run file; return the run with the name that it got, and the file."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
-    return RunFile(ready.config.output(".h5"), ready.config, {**about, "parameters": ready.model.layout.size})
+    config, record = monitor.begin(ready.config, {**about, "parameters": ready.model.layout.size})
+    return replace(ready, config=config), record
 
 
 def make_pace(

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from finished import ROOT, Finished
 
+from dbnet.errors import UserError, writing
+
 Command = Callable[..., Finished]
 
 
@@ -131,6 +133,35 @@ def test_data_of_another_network(
     assert "Cannot write 'run.toml/o.csv'" in refused("predict", point, digits, "run.toml/o.csv")
     assert "Cannot write 'out'" in refused("predict", point, digits, "out")
     assert "only run files and checkpoints" in refused("inspect", "--config", "small.h5")
+
+
+def test_files_that_are_there(run_file: Path, digits: Path, dbnet: Command, refused: Callable[..., str]) -> None:
+    """What may be anybody's is replaced with --force alone, a link that leads nowhere too."""
+    assert dbnet("train", run_file, "--quiet", "stop.steps=2").code == 0
+    Path("link.csv").symlink_to("nowhere")
+    predict = ["predict", "out/run.checkpoint.h5", digits]
+    plot = ["plot", "out/run.h5"]
+    for words in (["data", "digits", "mine.h5"], [*predict, "mine.h5"], [*predict, "link.csv"], [*plot, "mine.png"], plot):
+        out = Path("out/run.png" if len(words) == 2 else words[-1])
+        if not out.is_symlink():
+            out.write_text("mine")
+        assert f"Cannot write '{out}': that file exists; choose another name, or give --force to replace it." in refused(*words)
+        assert dbnet(*words, "--force").code == 0 and out.read_bytes() != b"mine" and not out.is_symlink()
+        out.unlink()
+    assert not list(Path().rglob("*.part"))
+
+
+def test_a_file_that_comes_in_the_meantime(tmp_path: Path) -> None:
+    """Whoever is first keeps the name; two who write at once do not write into each other's file."""
+    path = tmp_path / "a"
+    with pytest.raises(UserError, match="that file exists"), writing(path, force=False) as late:
+        late.write_text("late")
+        with writing(path, force=False) as early:
+            early.write_text("early")
+    assert path.read_text() == "early" and list(tmp_path.iterdir()) == [path]
+    with writing(path, force=True) as part:
+        part.write_text("forced")
+    assert path.read_text() == "forced"
 
 
 def test_output_folder_that_is_a_file(run_file: Path, refused: Callable[..., str]) -> None:

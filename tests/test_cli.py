@@ -113,8 +113,8 @@ def test_evaluate_and_predict_agree(trained: Finished, digits: Path, dbnet: Comm
         said = dbnet("evaluate", "out/run.checkpoint.h5", "--part", part)
         assert said.code == 0
         accuracy = float(said.out.split()[-1])
-        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.csv", "--part", part).code == 0
-        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.h5", "--part", part).code == 0
+        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.csv", "--part", part, "--force").code == 0
+        assert dbnet("predict", "out/run.checkpoint.h5", digits, "p.h5", "--part", part, "--force").code == 0
         table = np.loadtxt("p.csv", delimiter=",", skiprows=1, dtype=np.int64)
         assert Path("p.csv").read_text().startswith("example,class\n")
         assert table[:, 0].tolist() == list(range(len(labels)))
@@ -142,7 +142,7 @@ def test_predictions_are_the_network_by_hand(trained: Finished, digits: Path, db
 
 
 def test_plot(trained: Finished, dbnet: Command) -> None:
-    assert dbnet("plot", "out/run.h5").out.strip() == "out/run.png"
+    assert dbnet("plot", "out/run.h5", "--force").out.strip() == "out/run.png"
     assert dbnet("plot", "out/run.h5", "other.png").code == 0
     assert Path("other.png").read_bytes().startswith(b"\x89PNG")
 

@@ -122,7 +122,7 @@ def try_data(path: str, name: str) -> None:
     sound(run("inspect", path))
     sound(run("train", f"../{name}.toml", "--quiet", f"data.path={path}", "stop.seconds=0.2"), "train")
     sound(run("evaluate", point, path), "evaluate")
-    sound(run("predict", point, path, "out.csv"), "predict")
+    sound(run("predict", point, path, "out.csv", "--force"), "predict")
 
 
 def test_data_files_with_other_contents(whole: Path, fuzz: Callable[..., None]) -> None:
@@ -146,7 +146,7 @@ def try_checkpoint(path: str, name: str) -> None:
     sound(run("inspect", path), "inspect")
     sound(run("inspect", "--config", path), "inspect --config")
     sound(run("evaluate", path, "data.h5"), "evaluate")
-    sound(run("predict", path, "data.h5", "out.h5"), "predict")
+    sound(run("predict", path, "data.h5", "out.h5", "--force"), "predict")
     more = ["stop.steps=5", "stop.iterations=3", "stop.seconds=0.2"]
     sound(run("train", f"../{name}.toml", "--quiet", "--resume", path, *more), "resume")
     sound(run("train", f"../{name}.toml", "--quiet", f"run.start={path}", "stop.seconds=0.2"), "start")
@@ -195,7 +195,7 @@ def try_record(path: str) -> None:
     """Give a run's record to all commands that take one."""
     sound(run("inspect", path), "inspect")
     sound(run("inspect", "--config", path), "inspect --config")
-    sound(run("plot", path, "out.png"), "plot")
+    sound(run("plot", path, "out.png", "--force"), "plot")
 
 
 @pytest.mark.parametrize("name", ["downpour", "owlqn"])
@@ -220,7 +220,7 @@ def test_a_folder_for_a_file(whole: Path) -> None:
         sound(run(*words, "out"))
     sound(run("train", "downpour.toml", "data.path=out"))
     sound(run("train", "downpour.toml", "--resume", "out"))
-    sound(run("predict", "out/downpour.checkpoint.h5", "out", "out.csv"))
+    sound(run("predict", "out/downpour.checkpoint.h5", "out", "out.csv", "--force"))
 
 
 IDX = {
@@ -235,7 +235,7 @@ def test_idx_files_with_other_bytes(fuzz: Callable[..., None]) -> None:
             Path(name).write_bytes(raw)
         for one, other in (("spoiled-x", "y"), ("x", "spoiled-y"), ("zipped", "y")):
             files = ["--train-images", one, "--train-labels", other, "--test-images", "x", "--test-labels", "y"]
-            sound(run("data", "idx", *files, "made.h5"))
+            sound(run("data", "idx", *files, "made.h5", "--force"))
 
     fuzz(20, test, *map(spoiled_bytes, (IDX["x"], IDX["y"], gzip.compress(IDX["x"], mtime=0))))
 
@@ -244,6 +244,6 @@ def test_libsvm_files_with_other_bytes(fuzz: Callable[..., None]) -> None:
     def test(raw: bytes) -> None:
         Path("spoiled").write_bytes(raw)
         Path("text").write_text("1 1:0.5 3:2\n-1 2:1\n")
-        sound(run("data", "libsvm", "--train", "spoiled", "--test", "text", "made.h5"))
+        sound(run("data", "libsvm", "--train", "spoiled", "--test", "text", "made.h5", "--force"))
 
     fuzz(30, test, spoiled_bytes(b"1 1:0.5 3:-1e3 9:1\n-1 2:1 # no\n1\n3.5 4:255\n"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,7 +20,7 @@ from finished import ROOT, Finished
 from dbnet import open_run
 from dbnet.config import Config, build
 from dbnet.errors import UserError
-from dbnet.monitor import BINS, Run, RunFile, free_name
+from dbnet.monitor import BINS, Run, RunFile, begin
 from dbnet.plot import draw
 from dbnet.rows import PROGRESS
 from dbnet.shard import EVENT
@@ -67,14 +69,53 @@ def test_versions_and_revision_are_stored(tmp_path: Path) -> None:
     assert about["revision"] and about["started"].endswith("+00:00")
 
 
-def test_names_are_never_taken_twice(tmp_path: Path) -> None:
-    wanted = config(run={"folder": str(tmp_path / "deep" / "out"), "name": "a"})
-    names = []
-    for _ in range(3):
-        free = free_name(wanted)
+def taking_names(folder: Path, together: Any, pipe: Any) -> None:
+    """Begin five runs of one name, each at the same time as other processes do; send their names."""
+    wanted, names = config(run={"folder": str(folder), "name": "a"}), []
+    for _ in range(5):
+        together.wait(30)
+        free, record = begin(wanted, {"by": os.getpid()})
+        record.close(True)
         names.append(free.run.name)
-        free.output(".h5").touch()
-    assert names == ["a", "a-2", "a-3"]
+    pipe.send((os.getpid(), names))
+
+
+def test_runs_that_begin_at_once_have_names_of_their_own(tmp_path: Path) -> None:
+    many = multiprocessing.get_context("fork")
+    together, (here, there) = many.Barrier(8), many.Pipe(duplex=False)
+    for ending in (".checkpoint.h5", ".checkpoints", ".png"):
+        # What is left of a run whose run file is gone.
+        (tmp_path / f"a-{len(ending)}{ending}").touch()
+    jobs = [many.Process(target=taking_names, args=(tmp_path, together, there)) for _ in range(8)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0] * 8
+    owners = {name: pid for pid, names in (here.recv() for _ in jobs) for name in names}
+    assert set(owners) == {"a", *(f"a-{n}" for n in range(2, 44))} - {"a-4", "a-12", "a-14"}
+    for name, pid in owners.items():
+        run = Run(tmp_path / f"{name}.h5")
+        assert run.about["by"] == pid and run.config.run.name == name and run.finished
+
+
+def test_a_name_taken_a_moment_ago(run_file: Path, dbnet: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks sees nothing yet."""
+    monkeypatch.setattr("os.path.lexists", lambda path: False)
+    for _ in range(2):
+        assert dbnet("train", run_file, "stop.steps=2", "--quiet").code == 0
+    assert [open_run(f"out/{name}.h5").config.run.name for name in ("run", "run-2")] == ["run", "run-2"]
+    assert Path("out/run-2.checkpoints/000001.h5").exists() and not Path("out/run.checkpoints/000002.h5").exists()
+
+
+def test_a_run_file_that_cannot_be_begun_leaves_its_name_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("unable to lock file")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(UserError, match="unable to lock file"):
+        begin(config(run={"folder": str(tmp_path), "name": "a"}), {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(50)])

@@ -203,9 +203,12 @@ def _number(file: h5py.File, name: str, default: float) -> float:
     return value
 
 
-def write(path: str | Path, contents: dict[str, Any]) -> None:
-    """Write a data file, whole and checked or not at all; `contents` as `Format.read` returns it."""
-    with writing(Path(path)) as part:
+def write(path: str | Path, contents: dict[str, Any], force: bool = False) -> None:
+    """Write a data file, whole and checked or not at all; `contents` as `Format.read` returns it.
+
+    A file that is there is replaced with `force` alone.
+    """
+    with writing(Path(path), force) as part:
         with hdf5(part) as file:
             for name, value in contents.items():
                 if isinstance(value, np.ndarray):

@@ -96,7 +96,7 @@ def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, mpirun: Call
     for ranks in (2, 3):
         job = mpirun(ranks, "-m", "dbnet", "evaluate", point, digits).good()
         assert job.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
-        mpirun(ranks, "-m", "dbnet", "predict", point, digits, tmp_path / "cut.h5").good()
+        mpirun(ranks, "-m", "dbnet", "predict", point, digits, tmp_path / "cut.h5", "--force").good()
         with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "cut.h5") as cut:
             np.testing.assert_allclose(cut["outputs"][:], one["outputs"][:], atol=1e-11)
             np.testing.assert_array_equal(cut["class"][:], one["class"][:])
