@@ -8,10 +8,11 @@ A pass has a number. Each replica r has a row, written by one side alone:
     offer[r]     replica: a bundle it has computed: pass, first task, number of tasks, loss, right answers
     offered[r]   replica: number of the offer, written when the offer stands; no new one before the verdict
     verdict[r]   coordinator: one word (number of the offer, accepted or not)
-    span         coordinator: the positions of the examples of the last four passes
+    span         coordinator: where the examples of the present pass begin and end, each one word (position, pass)
 
-A word says everything about its matter, so nothing can be read half. A replica sums the gradients of the tasks of a bundle and
-offers it; only when it was accepted the bundle is pushed to the shards.
+A word says everything about its matter, so nothing can be read half. A task of another pass than both words of `span` say is none:
+that pass is over. A replica sums the gradients of the tasks of a bundle and offers it; only when it was accepted the bundle is
+pushed to the shards.
 
 Each example counts once. A bundle is accepted if it is of this pass and none of its portions was accepted before; so every portion
 is accepted from one bundle. A pass ends when all portions are accepted and every shard has every accepted bundle. A replica that
@@ -38,7 +39,7 @@ from dbnet.portions import Portion
 from dbnet.ranges import Range, split
 from dbnet.window import Field, Window
 
-DEPTH, SPANS, COPIES, POLL = 2, 4, 2, 0.02
+DEPTH, COPIES, POLL = 2, 2, 0.02
 _BITS = 20
 LIMIT = 1 << _BITS  # portions in a pass
 
@@ -62,6 +63,11 @@ def unpack(word: int) -> Task:
     return Task(word >> 2 * _BITS + 1, word >> _BITS + 1 & mask, word >> 1 & mask, bool(word & 1))
 
 
+def bounds(number: int, span: Range) -> list[int]:
+    """Return the two words of the positions of a pass; they hold the number's last bits."""
+    return [position << _BITS | number & LIMIT - 1 for position in span]
+
+
 def task_fields(replicas: int) -> list[Field]:
     """Return the window fields of the coordinator."""
     return [
@@ -70,7 +76,7 @@ def task_fields(replicas: int) -> list[Field]:
         Field("offer", "float64", (replicas, 5)),
         Field("offered", "int64", (replicas,)),
         Field("verdict", "int64", (replicas,)),
-        Field("span", "int64", (SPANS, 2)),
+        Field("span", "int64", (2,)),
     ]
 
 
@@ -130,7 +136,7 @@ class Ledger:
         """Begin a pass; the shards have begun it already."""
         self.number, self._portions = number, list(portions)
         self._reset()
-        self._window.local["span"][number % SPANS] = span
+        self._window.local["span"][:] = bounds(number, span)
         # A block that nobody had yet goes where its neighbors are.
         present = [r for r in range(self.replicas) if r not in self.absent] or [0]
         parts = split(len(portions), len(present))
@@ -273,10 +279,7 @@ class Tasks:
         self._offer = np.zeros(5)
         self._next = -np.inf
         self.number = self.index = 0
-
-    @property
-    def span(self) -> Range:
-        return Range(*self._span.tolist())
+        self.span = Range(0, 0)
 
     def look(self, now: bool = True) -> None:
         """Read tasks and verdict, if it is time or `now`; a new pass changes `number`."""
@@ -286,12 +289,13 @@ class Tasks:
             self._window.get(0, "verdict", self._verdict, self._replica)
             self._window.flush(0)
             if self._newest() > self.number:
-                self._window.get(0, "span", self._span, self._newest() % SPANS * 2)
+                self._window.get(0, "span", self._span)
                 self._window.flush(0)
         if self._link is not None:
             self._link.share(self._seen)
-        if self._newest() > self.number:
-            self.number, self.index = self._newest(), 0
+        newest, span = self._newest(), Range(*(word >> _BITS for word in self._span.tolist()))
+        if newest > self.number and self._span.tolist() == bounds(newest, span):
+            self.number, self.index, self.span = newest, 0, span
 
     def _newest(self) -> int:
         return max(unpack(int(word)).number for word in self._words)

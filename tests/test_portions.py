@@ -267,6 +267,49 @@ def test_half_a_bundle_is_taken_back():
     assert world.accruals[0].dropped > 0, "the rest of the old bundle came and was dropped"
 
 
+def test_a_task_of_a_pass_long_past_is_none():
+    """A replica that slept looks again after each of many passes, of which it was given tasks in the first and the last alone."""
+    examples, later = 24, [Range(k, k + 2) for k in range(1, 12)]
+    for passes in (2, 5, 6, 11):
+        spans = [Range(0, examples), *later[: passes - 1], Range(passes, passes + examples)]
+        world = World(examples, 2, 1, 3, spans, "push_every=1 backups=False")
+        # Replica 2 is given its last portions, sleeps while the others make the pass and the small ones that follow, and looks.
+        asleep = len(world.shards) + 3
+        for _ in range(20000):
+            if len(world.results) == passes:
+                break
+            world.now += 0.01
+            for role in range(1 + len(world.shards) + len(world.replicas)):
+                if role != asleep:
+                    world.move(role)
+        assert len(world.results) == passes and world.workers[2].tasks.number == 0
+        given = unpack(int(world.workers[2].orders.window.local["task"][2].max()))
+        assert given.number == 1 and given.portion >= 2, "its words are those of the first pass"
+        for _ in range(3):
+            world.move(asleep)
+        assert world.workers[2].tasks.number == 0 and world.workers[2].computed == 0
+        world.finish()
+        world.check(spans, examples)
+        assert world.workers[2].tasks.number == len(spans) and world.workers[2].computed > 0
+
+
+def test_half_a_row_of_positions_is_none():
+    """What a replica reads while the coordinator writes the next pass's positions: the lower bound of one, the upper of another."""
+    world = World(24, 2, 1, 1, [Range(0, 24), Range(30, 60)])
+    while world.driver.ledger.number < 1:
+        world.move(0)
+        world.move(1)
+    tasks, local = world.workers[0].tasks, world.workers[0].orders.window.local
+    whole = local["span"].copy()
+    world.driver.ledger.open(2, Range(30, 60), [])
+    local["span"].flat[0] = whole.flat[0]
+    tasks.look()
+    assert tasks.number == 0
+    local["span"][...] = whole
+    tasks.look()
+    assert (tasks.number, tasks.span) == (1, Range(0, 24))
+
+
 def test_words_hold_what_they_are_given():
     for task in (Task(1, 0, 0, False), Task((1 << 22) - 1, (1 << 20) - 1, (1 << 20) - 1, True), Task(7, 3, 11, True)):
         assert unpack(pack(*task)) == task and 0 < pack(*task) < 1 << 63
