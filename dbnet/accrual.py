@@ -3,7 +3,8 @@
 The coordinator asks all shards, each answers, one question at a time. A question may do three things, in this order:
 
     counts      wait until counts[r] bundles of this pass have come from every replica r
-    begin       begin the pass of this number: clear the gradient, set the clock to the number
+    begin       begin the pass of this number: clear the gradient, set the clock to the number; `iterate` is what a checkpoint of
+                this pass takes for the parameters
     commands    carry them out on this shard's range; the answer holds their scalars, which the coordinator sums
 
 A bundle is the sum of the gradients of some portions. It is added to the gradient slice by slice if it was computed from the
@@ -32,6 +33,7 @@ class Question(NamedTuple):
     commands: tuple[Command, ...] = ()
     begin: int | None = None
     counts: tuple[int, ...] = ()
+    iterate: str = "params"
 
 
 class ShardSpace(Space):
@@ -45,10 +47,12 @@ class ShardSpace(Space):
         Carries questions.
     tick
         The coordinator's everyday work, which hands answers to `take`.
+    dtype
+        Type of the registers.
     """
 
-    def __init__(self, shards: int, channel: Channel, tick: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, shards: int, channel: Channel, tick: Callable[[], object], dtype: np.dtype | str) -> None:
+        super().__init__(dtype)
         self._shards, self._channel, self._tick = shards, channel, tick
         self._number = 0
         self._answers: dict[int, list[float]] = {}
@@ -63,14 +67,14 @@ class ShardSpace(Space):
         return (yield from self.ask(commands))
 
     def ask(
-        self, commands: Sequence[Command] = (), *, begin: int | None = None, counts: Sequence[int] = (),
+        self, commands: Sequence[Command] = (), *, begin: int | None = None, counts: Sequence[int] = (), iterate: str = "params",
         give_up: Callable[[], bool] = lambda: False,
     ) -> Generator[Wait | None, None, list[float] | None]:  # fmt: skip
         """Ask all shards and wait; return the sums of the scalars, or None where `give_up` said so."""
         self._number += 1
         self._answers = {}
         for shard in range(self._shards):
-            self._channel.send(1 + shard, "ask", Question(self._number, tuple(commands), begin, tuple(counts)))
+            self._channel.send(1 + shard, "ask", Question(self._number, tuple(commands), begin, tuple(counts), iterate))
         while len(self._answers) < self._shards:
             if give_up():
                 return None
@@ -107,7 +111,8 @@ class Accrual:
         self._passing = {"gradient": np.zeros_like(shard.params), **constant}
         self.vectors: Registers = {"params": shard.params, **kept, **self._passing}
         self._arrived = dict.fromkeys(origins, 0)
-        self._number = self.dropped = 0
+        self._number, self._iterate = 0, "params"
+        self.dropped = 0
         self._asked: Question | None = None
         self._left: list[Command] = []
         self._scalars: list[float] = []
@@ -152,7 +157,7 @@ class Accrual:
         if asked is None or (asked.counts and any(n < asked.counts[o[0]] for o, n in self._arrived.items())):
             return False
         if asked.begin not in (None, self._number):
-            self._begin(asked.begin)
+            self._begin(asked.begin, asked.iterate)
         if self._left:
             self._scalars += perform(self.vectors, self._left.pop(0))
             return True
@@ -160,8 +165,8 @@ class Accrual:
         self._asked = None
         return True
 
-    def _begin(self, number: int) -> None:
-        self._number = number
+    def _begin(self, number: int, iterate: str) -> None:
+        self._number, self._iterate = number, iterate
         vector.fill(self.vectors["gradient"], 0.0)
         self._arrived = dict.fromkeys(self._arrived, 0)
         self.clock[:] = number
@@ -175,9 +180,9 @@ class Accrual:
         return self.shard.take_refused()
 
     def registers(self) -> Registers:
-        """Return what a checkpoint must hold; the gradient is not part of it, since each restart restores the previous one."""
+        """Return what a checkpoint must hold: the iterate as params, whatever is tried now; each restart restores the gradient."""
         kept = {f"vector.{name}": x for name, x in self.vectors.items() if name != "params" and name not in self._passing}
-        return {"params": self.params, **kept}
+        return {"params": self.vectors[self._iterate], **kept}
 
     def describe(self) -> dict[str, Any]:
         return {"range": tuple(self.range), "registers": sorted(self.vectors), "clock": self.clock.tolist()}

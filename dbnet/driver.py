@@ -14,7 +14,7 @@ from dbnet.descent.base import NOT_FINITE, Pass, Requests, resumed
 from dbnet.pace import Pace
 from dbnet.portions import Blocks
 from dbnet.ranges import Range
-from dbnet.space import Command, Decay, Scale
+from dbnet.space import Command, Copy, Decay, Scale
 from dbnet.tasks import Ledger
 from dbnet.waiting import IDLE, Turns, Wait
 
@@ -27,7 +27,7 @@ class Driver:
         options, limit = pace.config.batch_method(), pace.config.stop.iterations
         self.options = options if limit is None else options.model_copy(update={"iterations": limit})
         self.state = resumed(pace.resumed, self.options)
-        self.space = ShardSpace(pace.shards, pace.channel, pace.tick)
+        self.space = ShardSpace(pace.shards, pace.channel, pace.tick, pace.config.model.dtype)
         self.blocks = Blocks(table.portion, pace.examples)
         self.ledger = Ledger(
             pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.clock
@@ -35,7 +35,8 @@ class Driver:
         self.ledger.absent = set(pace.roll.spares)
         pace.roll.inherit, pace.roll.steps = self.inherit, pace.counted
         self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
-        self._before = self._counts()
+        self._before, self._owed = self._counts(), False
+        pace.roll.evaluation_lost = self._owe
         pace.handlers["answer"], pace.rows = self.space.take, False
         pace.guard.by_pass()
         pace.state = lambda: {"descent": self.options.options(), "state": self.state.saved()}
@@ -53,6 +54,8 @@ class Driver:
             answer = None
             if isinstance(request, Pass):
                 if (answer := (yield from self.sum_up(request))) is None:
+                    # What the run leaves behind is the iterate, and no trial point.
+                    yield from self.space.run([Copy(request.iterate, "params")])
                     return
             elif isinstance(request, Wait) or request is None:
                 yield request
@@ -73,7 +76,7 @@ class Driver:
             return pace.halted or ledger.lost(patience)
 
         while scalars is None:
-            yield from self.space.ask(begin=ledger.number + 1)
+            yield from self.space.ask(begin=ledger.number + 1, iterate=request.iterate)
             ledger.open(ledger.number + 1, span, self.blocks.portions(span))
             if pace.checkpoint_due():
                 pace.checkpoint()
@@ -85,9 +88,8 @@ class Driver:
                 # A replica fell silent with an accepted bundle: once more, with more patience.
                 ledger.tally.restarts += 1
                 patience *= 2
-        while pace.writing:
-            pace.tick()
-            yield Wait("the coordinator waits for the shards to send a checkpoint")
+        yield from self._written()
+        self.state.examples += span.size
         return pace.guard.loss(ledger.number, ledger.loss / span.size + sum(scalars))
 
     def _hand_out(self) -> Turns:
@@ -101,6 +103,23 @@ class Driver:
                 yield Wait("the coordinator waits for any replica to compute")
             else:
                 yield IDLE
+
+    def _written(self) -> Turns:
+        """Wait until a checkpoint is written: the parameters must not change before."""
+        heard = -1
+        while self.pace.writing:
+            self.pace.tick()
+            yield None if self.pace.news != heard else Wait("the coordinator waits for the shards to send a checkpoint")
+            heard = self.pace.news
+
+    def dismiss(self) -> Turns:
+        """Have all replicas end; one may still be evaluating."""
+        self.pace.roll.evaluation_lost = self.pace.evaluate
+        self.pace.desk.stop(self.pace.guard.stops)
+        while not self.pace.all_done:
+            heard = self.pace.tick()
+            self.ledger.turn()
+            yield None if heard else Wait("the coordinator waits for the replicas to end")
 
     def inherit(self, lost: int, heirs: list[int]) -> None:
         """A lost replica's portions go to the others; a spare one joins them."""
@@ -116,27 +135,35 @@ class Driver:
         values = (pace.seconds, state.iteration, state.loss, float(np.sqrt(state.square)), state.step, *since)
         pace.record.iteration(*values)
         pace.display.iteration(values, pace.last_score)
-        if pace.evaluation_due():
+        if self._owed or pace.evaluation_due():
             yield from self.evaluation()
         stop = pace.config.stop
         if pace.reached:
             state.ending = "the run's time or accuracy"
-        elif stop.epochs is not None and state.passes >= stop.epochs:
+        elif stop.epochs is not None and state.examples >= stop.epochs * self.blocks.examples:
             state.ending = "the run's epochs"
 
     def _counts(self) -> tuple[int, ...]:
         return self.state.passes, self.space.rounds, self.ledger.tally.backups, self.pace.dropped
 
+    def _owe(self) -> None:
+        """An evaluation was lost with its replica: params may be a trial point now, so it is made up for at the next iterate."""
+        self._owed = True
+
     def evaluation(self) -> Turns:
-        """Have the parameters evaluated; go on when the replica has its copy of them."""
-        pace = self.pace
-        if not pace.roll.active:
-            return
-        living = [r for r in pace.roll.active if not self.ledger.silent(r)] or pace.roll.active
-        turn = pace.turn + 1
-        chosen = min(living, key=lambda r: (r - turn) % self.ledger.replicas)
-        pace.evaluate(chosen)
-        while not pace.desk.snapshot_taken and not self.ledger.silent(chosen):
-            pace.tick()
-            self.ledger.hear(pace.beats)
-            yield Wait(f"the coordinator waits for replica {chosen} to fetch what it evaluates")
+        """Have the parameters evaluated; go on when a replica has its copy of them."""
+        pace, ledger, self._owed = self.pace, self.ledger, True
+        while self._owed and (living := [r for r in pace.roll.active if not ledger.silent(r)]):
+            self._owed, turn = False, pace.turn + 1
+            chosen = min(living, key=lambda r: (r - turn) % ledger.replicas)
+            pace.evaluate(chosen)
+            while True:
+                heard = pace.tick()
+                ledger.hear(pace.beats)
+                if pace.desk.snapshot_taken or ledger.silent(chosen):
+                    break
+                yield None if heard else Wait(f"the coordinator waits for replica {chosen} to fetch what it evaluates")
+            if not pace.desk.snapshot_taken:
+                # It would fetch whatever is tried by then.
+                pace.desk.withdraw()
+                self._owed = True

@@ -28,6 +28,8 @@ class State:
     ----------
     iteration, passes
         Accepted iterations, and passes including those of an iteration under way.
+    examples
+        Examples of these passes; the caller counts them.
     loss, change, square
         Loss at base, its last relative change, and the squared norm of the gradient.
     step, slope
@@ -40,6 +42,7 @@ class State:
 
     iteration: int = 0
     passes: int = 0
+    examples: int = 0
     loss: float | None = None
     change: float | None = None
     square: float = 0.0

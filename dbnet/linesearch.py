@@ -11,6 +11,7 @@ from collections.abc import Generator
 from math import inf, isfinite, nan, sqrt
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -37,14 +38,19 @@ class Wolfe(BaseModel):
     trials
         Trial points per search.
     noise
-        Relative rounding error of the loss: a rise of the loss by less is not seen as one. About 1e-7 for a float32 network.
+        Relative rounding error of the loss: a rise of the loss by less is not seen as one. None: 8 epsilon of the parameters' type
+        (1e-6 in float32, 2e-15 in float64).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     decrease: float = Field(default=1e-4, gt=0, lt=0.5)
     curvature: float = Field(default=0.9, gt=0, lt=1)
     trials: int = Field(default=20, gt=0)
-    noise: float = Field(default=0.0, ge=0)
+    noise: float | None = Field(default=None, ge=0)
+
+    def complete(self, dtype: np.dtype) -> Wolfe:
+        """Return these conditions for a loss of parameters of this type."""
+        return self if self.noise is not None else self.model_copy(update={"noise": 8 * float(np.finfo(dtype).eps)})
 
 
 class _Search:
@@ -52,7 +58,7 @@ class _Search:
 
     def __init__(self, wolfe: Wolfe, origin: Point) -> None:
         self.wolfe, self.origin, self.left = wolfe, origin, wolfe.trials
-        self.slack = wolfe.noise * abs(origin.loss)
+        self.slack = wolfe.complete(np.dtype("f8")).noise * abs(origin.loss)
 
     def decreases(self, point: Point) -> bool:
         """Test the first condition; a loss that is no number fails."""

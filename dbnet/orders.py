@@ -150,6 +150,10 @@ class Desk:
         self._evaluator = replica
         self._order[replica, EVALUATE] = self._wanted
 
+    def withdraw(self) -> None:
+        """Wait no longer for the evaluation that was asked for; should it come, it does not count."""
+        self._evaluator = None
+
     @property
     def snapshot_taken(self) -> bool:
         """Whether the replica that evaluates has its own copy of the parameters."""
@@ -281,7 +285,8 @@ class Orders:
     def report(self, score: Score) -> None:
         """Hand in the evaluation that was asked for."""
         self._report[1:] = score
-        self._reported[0] = self._order[EVALUATE]
+        # Not the order's number, which may be that of a later one by now.
+        self._reported[0] = self.status[_AT["snapshot"]]
         if not self.leads:
             return
         self.window.put(0, "report", self._report, self.replica * self._report.size)

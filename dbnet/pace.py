@@ -64,6 +64,8 @@ class Pace:
         self._shown = {name: values.copy() for name, values in self._status.items()}
         self._next_progress = 0.0
         self.drained: set[int] = set()
+        # How often shards and disk were heard of: what a wait for them takes as progress.
+        self.news = 0
         self.turn, self._evaluated_at, self._evaluated_epochs = 0, 0.0, 0.0
         self.last_score: Score | None = None
         self._loss = self._rate = float("nan")
@@ -165,8 +167,9 @@ class Pace:
         while (message := self.channel.receive()) is not None:
             handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
             handle(message.source - 1, message.content)
-            heard = True
-        heard = self.keeper.advance() or heard
+            self.news, heard = self.news + 1, True
+        if self.keeper.advance():
+            self.news, heard = self.news + 1, True
         self._status = self.desk.status()
         self.roll.call()
         self.guard.hear(self._status)

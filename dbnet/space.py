@@ -237,10 +237,12 @@ class Space(ABC):
     ----------
     rounds
         Number of rounds run so far.
+    dtype
+        Type of the registers.
     """
 
-    def __init__(self) -> None:
-        self.rounds = 0
+    def __init__(self, dtype: np.dtype | str = "float64") -> None:
+        self.rounds, self.dtype = 0, np.dtype(dtype)
 
     def run(self, commands: Iterable[Command]) -> Generator[Wait, None, list[list[float]]]:
         """Run one round; return the scalars of those commands that have any, in order."""
@@ -264,7 +266,7 @@ class LocalSpace(Space):
     """
 
     def __init__(self, registers: Registers) -> None:
-        super().__init__()
+        super().__init__(registers["params"].dtype)
         self.registers = registers
 
     def totals(self, commands: Sequence[Command]) -> Generator[Wait, None, list[float]]:

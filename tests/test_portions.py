@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +17,12 @@ from dbnet.channel import Mailboxes
 from dbnet.data.base import Part
 from dbnet.descent.base import Pass
 from dbnet.driver import Driver
+from dbnet.errors import Lost
 from dbnet.guard import Guard
 from dbnet.intake import Intake
 from dbnet.methods.sandblaster import Sandblaster, Worker
 from dbnet.model import Footprint, Piece
-from dbnet.orders import Desk, Orders, coordinator_fields
+from dbnet.orders import Desk, Orders, Score, coordinator_fields
 from dbnet.pace import Pace
 from dbnet.parameters import Layout as Names
 from dbnet.portions import Blocks, Portion, Reader
@@ -33,7 +34,7 @@ from dbnet.space import Fill
 from dbnet.store import Inbox, Rings, WindowStore
 from dbnet.tasks import Task, pack, task_fields, unpack
 from dbnet.topology import Topology
-from dbnet.waiting import IDLE, Turns
+from dbnet.waiting import IDLE, Turns, drive
 from dbnet.window import Layout, Memory
 
 
@@ -65,6 +66,9 @@ class Ones:
         g[e] += w[0]
         self.steps += 1
         return 1, 1.0 + e, 1
+
+    def evaluate(self, w: np.ndarray, beat: Callable[[], None]) -> Score:
+        return Score(w[0], 0.0, 0.0, 0.0)
 
 
 class World:
@@ -313,6 +317,109 @@ def test_half_a_row_of_positions_is_none():
 def test_words_hold_what_they_are_given():
     for task in (Task(1, 0, 0, False), Task((1 << 22) - 1, (1 << 20) - 1, (1 << 20) - 1, True), Task(7, 3, 11, True)):
         assert unpack(pack(*task)) == task and 0 < pack(*task) < 1 << 63
+
+
+# --- waits that progress, and evaluations ---------------------------------------------------------------------------------------
+
+
+def coordinator_driven(world: World, others: Sequence[Iterator[Any]], seconds: float = 0.4) -> None:
+    """Drive the coordinator with a deadline of one second; between its turns everyone else has one, and time goes on."""
+
+    def turns() -> Turns:
+        for wait in world.coordinator:
+            yield wait
+            if world.done and not world.pace.keeper.writing and wait is IDLE:
+                return
+            world.now += seconds
+            for other in others:
+                next(other, None)
+
+    drive(turns(), 1.0, clock=world.clock)
+
+
+def test_a_checkpoint_longer_than_the_deadline_ends_nothing():
+    world = World(8, 2, 1, 1, [Range(0, 8)])
+    keeper, left = world.pace.keeper, [0]
+
+    def advance() -> bool:
+        left[0] -= keeper.writing
+        keeper.writing = left[0] > 0
+        return keeper.writing
+
+    def begin() -> None:
+        keeper.writing, left[0], world.pace.checkpoint = True, 60, lambda: None
+
+    keeper.due, keeper.advance, world.pace.checkpoint = lambda steps: True, advance, begin
+    coordinator_driven(world, [*world.shards, *world.replicas])
+    assert left[0] <= 0 and len(world.results) == 1
+    # Replicas alone that live are no progress of a checkpoint: where the disk hangs, the wait ends.
+    hung = World(8, 2, 1, 1, [Range(0, 8)])
+    hung.pace.keeper.due, hung.pace.keeper.writing = lambda steps: False, True
+    with pytest.raises(Lost, match="waits for the shards to send a checkpoint"):
+        coordinator_driven(hung, [*hung.shards, *hung.replicas])
+
+
+def test_a_replica_that_ends_later_than_the_deadline_ends_nothing():
+    """The method has ended while a replica evaluates for long."""
+    world = World(8, 2, 1, 1, [])
+
+    def evaluating() -> Iterator[None]:
+        orders = world.workers[0].orders
+        for _ in range(60):
+            orders.poll(now=True)
+            yield
+        orders.note(done=1)
+        orders.poll(now=True)
+
+    def role() -> Turns:
+        yield from world.driver.dismiss()
+        world.done = True
+        yield IDLE
+
+    world.coordinator = role()
+    coordinator_driven(world, [evaluating()])
+    assert world.done
+    hung = World(8, 2, 1, 1, [])
+    hung.coordinator = hung.driver.dismiss()
+    with pytest.raises(Lost, match="waits for the replicas to end"):
+        coordinator_driven(hung, [])
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_no_trial_point_is_evaluated(lost: bool):
+    """The replica that is asked sleeps before it has its copy and comes back amid a pass, or is lost amid one as it evaluates."""
+    world, first = World(24, 2, 1, 3, []), 1
+    desk, roll, orders = world.pace.desk, world.pace.roll, world.workers[first].orders
+    scores: list[float] = []
+    world.pace.record.evaluation = lambda *row: scores.append(row[-4])
+
+    def role() -> Turns:
+        for k in (1, 2, 3):
+            yield from world.driver.space.run([Fill("params", k)])
+            yield from world.driver.evaluation()
+            yield from world.driver.space.run([Fill("params", k + 0.5)])
+            yield from world.driver.sum_up(Pass(Range(0, 24), "base"))
+        world.done = True
+
+    world.coordinator = role()
+    if lost:
+        orders.report = lambda score: None  # type: ignore[method-assign]
+    for _ in range(20000):
+        amid = world.accruals[0].params[0] == 1.5 and world.driver.ledger.number == 1
+        if lost and amid and first in roll.active:
+            assert desk.evaluating == first
+            roll.active.remove(first)
+            world.driver.ledger.absent.add(first)
+            if desk.give_up(first):
+                roll.evaluation_lost()
+        world.now += 0.01
+        for moved in range(5):
+            if moved != 2 + first or ((amid or scores) and first in roll.active) or (lost and not amid):
+                world.move(moved)
+        if world.done:
+            break
+    assert world.done and (lost or world.workers[first].computed > 0)
+    assert sorted(set(scores)) == ([2, 3] if lost else [1, 2, 3]), scores
 
 
 # --- how fast -----------------------------------------------------------------------------------------------------------------

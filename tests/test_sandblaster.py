@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from functools import lru_cache
 from pathlib import Path
 
+import adult
 import numpy as np
 import pytest
 from scipy import optimize
@@ -21,7 +21,6 @@ from dbnet.monitor import Run, RunFile
 from dbnet.ranges import Range
 from dbnet.space import LocalSpace
 
-A9A = Path(__file__).resolve().parents[2] / "shared" / "data" / "a9a" / "a9a"
 DENSE = "model.layers=[{kind='dense', units=10}]"
 
 
@@ -43,18 +42,12 @@ class SoftmaxRegression:
         return float(-logs[np.arange(n), self.y].mean() + self.decay / 2 * (w * w).sum()), gradient
 
 
-@lru_cache
-def a9a(folder: str) -> Path:
-    if not A9A.exists():
-        pytest.skip(f"the data set a9a is not at {A9A}")
-    path = Path(folder) / "a9a.h5"
-    write(path, Libsvm(train=str(A9A), name="a9a").read())
-    return path
-
-
 @pytest.fixture(scope="module")
-def a9a_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a9a(str(tmp_path_factory.mktemp("a9a")))
+def adult_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adult")
+    text, path = adult.write(folder / "adult"), folder / "adult.h5"
+    write(path, Libsvm(train=str(text), name="adult").read())
+    return path
 
 
 def cfg(data: Path, folder: Path, *changes: str) -> config.Config:
@@ -108,13 +101,13 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
 # --- what it computes ---------------------------------------------------------------------------------------------------------
 
 
-def test_optimum_is_scipys(a9a_file: Path, tmp_path: Path) -> None:
-    f = objective(cfg(a9a_file, tmp_path))
+def test_optimum_is_scipys(adult_file: Path, tmp_path: Path) -> None:
+    f = objective(cfg(adult_file, tmp_path))
     tight = {"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9}
     start = np.zeros(f.classes * (f.x.shape[1] + 1))
     best = optimize.minimize(f, start, jac=True, method="L-BFGS-B", options=tight).fun
     done = run.train(
-        cfg(a9a_file, tmp_path, "stop.iterations=400", "sandblaster.portion=2048", "descent.gradient_norm=1e-6"), quiet=True
+        cfg(adult_file, tmp_path, "stop.iterations=400", "sandblaster.portion=2048", "descent.gradient_norm=1e-6"), quiet=True
     )
     reached = Run(done.run_file).iterations.loss.iloc[-1]
     assert reached == pytest.approx(f(params(done.checkpoint))[0], rel=1e-12)
@@ -122,8 +115,8 @@ def test_optimum_is_scipys(a9a_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
-def test_iterates_are_those_of_the_local_space(a9a_file: Path, tmp_path: Path, shards: int) -> None:
-    wanted = cfg(a9a_file, tmp_path, f"topology.shards={shards}", "topology.replicas=3", "sandblaster.portion=1000")
+def test_iterates_are_those_of_the_local_space(adult_file: Path, tmp_path: Path, shards: int) -> None:
+    wanted = cfg(adult_file, tmp_path, f"topology.shards={shards}", "topology.replicas=3", "sandblaster.portion=1000")
     done = run.train(wanted, quiet=True)
     space, state, losses = local(wanted, 10)
     found = Run(done.run_file).iterations
@@ -168,6 +161,8 @@ def test_restart_on_another_topology_is_as_if_uninterrupted(digits, tmp_path, mo
         monkeypatch.undo()
         point = early.output(".checkpoint.h5")
         assert Checkpoint(point).state["state"]["iteration"] == 6
+        iterate = run.train(cfg(digits, tmp_path, *changes, "run.name=six", "stop.iterations=6"), quiet=True)
+        np.testing.assert_allclose(params(point), params(iterate.checkpoint), rtol=1e-7, atol=1e-9)
     shape = ["topology.shards=3", "topology.replicas=1", "stop.iterations=14"]
     late = run.train(cfg(digits, tmp_path, *changes, *shape, "run.name=late"), resume=str(point), quiet=True)
     np.testing.assert_allclose(params(late.checkpoint), params(straight.checkpoint), rtol=1e-7, atol=1e-9)
@@ -228,6 +223,17 @@ def test_it_ends(digits, tmp_path, stop, most) -> None:
     done = run.train(cfg(digits, tmp_path, DENSE, f"stop={stop}", "evaluate.epochs=1.0"), quiet=True)
     rows = Run(done.run_file).iterations
     assert 0 < len(rows) <= most and Run(done.run_file).finished
+
+
+def test_epochs_are_passes_over_the_data(make_data, tmp_path) -> None:
+    """The three passes of a batch of a third of the data are a third of an epoch."""
+    x, y = np.random.default_rng(1).random((12, 3)), np.arange(12) % 2
+    data = make_data(train__x=x, train__y=y)
+    options = ["descent={kind='multibatch_lbfgs', batch=4, overlap=1, rate=0.1}", "method.minibatch=4", "sandblaster.portion=4"]
+    done = run.train(cfg(data, tmp_path, *options, "stop={epochs=2}"), quiet=True)
+    assert len(Run(done.run_file).iterations) == 6
+    more = cfg(data, tmp_path, *options, "stop={epochs=3}", "run.name=more")
+    assert len(Run(run.train(more, resume=str(done.checkpoint), quiet=True).run_file).iterations) == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ the first trial point. A trial that the loss alone rejects costs one more round,
 slope, which brings all products that the next direction needs; so an iteration whose first step is accepted takes two rounds.
 
 State that is saved while a Pass is outstanding belongs to base and previous, which are not changed before the next iteration. So
-registers and state saved then, or after the end, continue the run as if it had not stopped.
+registers and state saved then, or after the end, continue the run as if it had not stopped, with the iterate in place of params,
+too.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ class Pass(NamedTuple):
     examples
         None: all data. Otherwise the positions lo ... hi - 1 of an endless stream of examples (position modulo the data's size,
         reordered in every epoch or not); then loss and gradient are means over these examples.
+    iterate
+        The register that holds the iterate: params, or base while params is a trial point.
     """
 
     examples: Range | None = None
+    iterate: str = "params"
 
 
 class Accepted(NamedTuple):
@@ -59,11 +63,15 @@ class Descent(Member):
     Parameters
     ----------
     iterations
-        Largest number of iterations, those before a restart included.
+        Largest number of iterations, those before a restart included; None: any number.
     """
 
     family: ClassVar[str] = "descent"
-    iterations: int = Field(default=100, ge=0)
+    iterations: int | None = Field(default=None, ge=0)
+
+    def spent(self, state: State) -> bool:
+        """Return whether the iterations are over."""
+        return self.iterations is not None and state.iteration >= self.iterations
 
     @abstractmethod
     def registers(self) -> tuple[str, ...]:
@@ -96,7 +104,7 @@ class FullBatch(Descent):
             return "gradient norm"
         if state.change is not None and state.change < self.loss_change:
             return "loss change"
-        return "iterations" if state.iteration >= self.iterations else ""
+        return "iterations" if self.spent(state) else ""
 
 
 class Smooth(FullBatch):
@@ -118,10 +126,10 @@ class Smooth(FullBatch):
         return self.memory(State()).registers
 
     def steps(self, space: Space, state: State) -> Requests:
-        memory = self.memory(state)
+        memory, line = self.memory(state), self.line.complete(space.dtype)
         yield from begin(space, state, memory)
         while not (reason := self.reason(state)):
-            accepted = yield from _iterate(space, self.line, state, memory)
+            accepted = yield from _iterate(space, line, state, memory)
             if accepted:
                 yield ACCEPTED
             elif memory.fresh:
@@ -133,9 +141,9 @@ class Smooth(FullBatch):
         return reason
 
 
-def evaluate(state: State, examples: Range | None = None) -> Generator[Pass | Wait, float, float]:
+def evaluate(state: State, examples: Range | None = None, iterate: str = "params") -> Generator[Pass | Wait, float, float]:
     """Ask for a pass; return its loss."""
-    loss = yield Pass(examples)
+    loss = yield Pass(examples, iterate)
     state.passes += 1
     return float(loss)
 
@@ -178,7 +186,7 @@ def _search(
             if step is None:
                 (answer,), products = yield from space.run([Dot("gradient", "direction"), *memory.survey()])
             else:
-                answer = yield from evaluate(state)
+                answer = yield from evaluate(state, iterate="base")
             step = search.send(answer)
             if step is not None:
                 yield from space.run([_move(step)])

@@ -69,7 +69,7 @@ class MultiBatch(Descent):
         yield from space.run([Create(self.registers())])
         if not state.memory:
             memory.forget()
-        while state.iteration < self.iterations and not state.ending:
+        while not self.spent(state) and not state.ending:
             loss = yield from self._gradient(space, state, memory)
             if not isfinite(loss):
                 return NOT_FINITE

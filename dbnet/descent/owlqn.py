@@ -88,7 +88,7 @@ class OWLQN(FullBatch):
             start = []
             if not predicted < 0:
                 break
-            loss = (yield from evaluate(state)) + self.strength * norm
+            loss = (yield from evaluate(state, iterate="base")) + self.strength * norm
             if loss <= state.loss + self.decrease * predicted:
                 return step, loss
             step /= 2

@@ -36,7 +36,7 @@ from dbnet.shares import Share
 from dbnet.space import Registers
 from dbnet.tasks import LIMIT, Task, Tasks, task_fields
 from dbnet.topology import Topology
-from dbnet.waiting import IDLE, Turns, Wait
+from dbnet.waiting import IDLE, Turns
 from dbnet.window import Field
 
 
@@ -124,11 +124,7 @@ class Sandblaster(Downpour):
         yield from driver.evaluation()
         run = minimize(driver.space, driver.options, driver.state)
         yield from driver.drive(run)
-        pace.desk.stop(pace.guard.stops)
-        while not pace.all_done:
-            pace.tick()
-            driver.ledger.turn()
-            yield Wait("the coordinator waits for the replicas to end")
+        yield from driver.dismiss()
         yield from finish(pace)
 
 
