@@ -71,9 +71,10 @@ class Setup:
 
     @cached_property
     def rings(self) -> Rings:
-        """The shards' ranges and rings."""
-        method = self.config.method
-        return Rings(self.ranges, self.users, self.model.dtype, method.slot, method.slots)
+        """The shards' ranges and rings; a slice is no longer than the longest that any origin sends."""
+        method, item = self.config.method, self.model.dtype.itemsize
+        longest = max((route.size for ways in self.routes for route in ways.values()), default=1)
+        return Rings(self.ranges, self.users, self.model.dtype, min(method.slot, longest * item), method.slots)
 
     @property
     def method(self) -> Any:

@@ -76,7 +76,7 @@ class MethodTable(Table):
     overlap: bool = Field(
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
     )
-    slot: int = Field(default=1 << 20, ge=64, description="bytes of one slice of a push")
+    slot: int = Field(default=1 << 20, ge=64, le=1 << 30, description="bytes of one slice of a push, if it is that long")
     slots: int = Field(default=8, ge=2, description="slices in each ring; a full ring makes the replica wait")
 
 

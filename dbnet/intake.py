@@ -9,7 +9,7 @@ taken theirs. With the last slice every push has either been finished or refused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,7 +33,10 @@ class Intake:
         self._t = 0
         self._bad: tuple[int, float] | None = None
 
-    def take(self, push: Push, g: np.ndarray, pieces: Sequence[tuple[int, int, int]], first: bool, last: bool) -> bool:
+    def take(
+        self, push: Push, g: np.ndarray, pieces: Sequence[tuple[int, int, int]], first: bool, last: bool,
+        sync: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
         """Take one slice of a push; return whether with it the whole push has been applied.
 
         Parameters
@@ -44,6 +47,8 @@ class Intake:
             (element within the slice, place in the shard, length) of each contiguous piece of it.
         first, last
             Whether it is the first and the last slice of its push.
+        sync
+            Orders the parameters before the clock, where others read both while they change.
         """
         receiver = self._receiver
         if first:
@@ -58,6 +63,7 @@ class Intake:
                 receiver.apply(target, g[start : start + length], self._t)
         whole = last and self._bad is None
         if whole:
+            sync()
             receiver.finish(push)
         elif last:
             receiver.refuse(Refusal(push, *self._bad))

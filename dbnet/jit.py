@@ -98,7 +98,8 @@ def warm(dtype: str, only: Callable[[str], bool] = lambda module: True) -> int:
     with _lock():
         for signature, jitted in KERNELS:
             if only(jitted.py_func.__module__):
-                arguments = tuple(_type(word, {"float32": "f4", "float64": "f8"}[dtype]) for word in signature.split(";"))
+                words = signature.split(";") if signature else ()
+                arguments = tuple(_type(word, {"float32": "f4", "float64": "f8"}[dtype]) for word in words)
                 before = sum(jitted.stats.cache_misses.values())
                 jitted.compile(arguments)
                 compiled += sum(jitted.stats.cache_misses.values()) - before
@@ -129,6 +130,26 @@ def _lock() -> Iterator[None]:
 def set_threads(n: int) -> None:
     """Give parallel kernels `n` threads, at most as many as Numba was started with."""
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+
+
+# --- order of memory ----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _fence(typingctx: Any) -> Any:  # type: ignore[misc]
+    """Emit a full memory barrier, for the processor and for the compiler."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@kernel("")
+def fence() -> None:
+    """Let no load and no store of this thread pass from before this call to after it, or back."""
+    _fence()
 
 
 # --- exp that vectorises ------------------------------------------------------------------------------------------------------

@@ -124,6 +124,8 @@ class Desk:
         for i, share in enumerate(shares, start=first):
             self._share[replica, i], self._cursor[replica, i] = share, share[3:]
         self._order[replica, MADE] += made
+        # Before the number that makes the rows valid.
+        self.window.sync()
         self._order[replica, SHARES] = first + len(shares)
 
     def shares(self, replica: int) -> list[Share]:
@@ -148,6 +150,8 @@ class Desk:
         """Ask one replica for an evaluation; the others go on."""
         self._wanted += 1
         self._evaluator = replica
+        # After the last report was read: the next one overwrites it.
+        self.window.sync()
         self._order[replica, EVALUATE] = self._wanted
 
     def withdraw(self) -> None:
@@ -164,6 +168,8 @@ class Desk:
         self.window.sync()
         if self._evaluator is None or self._reported[self._evaluator] != self._wanted:
             return None
+        # A report may be read only after its number.
+        self.window.sync()
         report = self._report[self._evaluator]
         self._evaluator = None
         return Score(*(float(v) for v in report[1:]))

@@ -128,7 +128,7 @@ def describe(ready: Setup) -> str:
         *cut_lines(ready),
         "",
         f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
-        f"{n_push} step(s), in slices of at most {size(method.slot)}, {method.slots} per ring",
+        f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {method.slots} per ring",
         "",
         f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]

@@ -65,7 +65,8 @@ class Pulse:
         self._replica = topology.place(rank)[0] if topology.role(rank) is Role.WORK else None
         self._row, self._home, self._order = np.zeros(ROW, np.int64), np.zeros(ROW, np.int64), np.zeros(ORDER, np.int64)
         self._last, self._heard, self._next, self._before = -1, clock(), -np.inf, clock()
-        self._said = ""
+        # A Put reads its array until the flush.
+        self._said, self._words = "", _text("")
 
     def beat(self, reason: str = "") -> None:
         """Give a sign of life, if it is time.
@@ -105,8 +106,8 @@ class Pulse:
         window, rank = self._window, self._rank
         window.put(0, "pulse", self._row, rank * ROW)
         if reason != self._said:
-            self._said = reason
-            window.put(0, "waits", _text(reason), rank * _TEXT)
+            self._said, self._words = reason, _text(reason)
+            window.put(0, "waits", self._words, rank * _TEXT)
         window.get(0, "pulse", self._home)
         if self._replica is not None:
             window.get(0, "order", self._order, self._replica * ORDER)

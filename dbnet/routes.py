@@ -41,6 +41,14 @@ class Route(NamedTuple):
             at, i = stop, i + 1
         return out
 
+    def moves(self, first: int, most: int) -> list[tuple[int, int, int]]:
+        """Return (place in the origin's vector, place in the shard, length) for up to `most` elements from `first` on."""
+        out = []
+        for start, target, n in self.segments(first, min(most, self.size - first)):
+            i = bisect_right(self.starts, first + start) - 1
+            out.append((self.places[i] + first + start - self.starts[i], target, n))
+        return out
+
     def slice(self, first: int, most: int) -> slice:
         """Return where up to `most` elements from `first` on lie in the origin's vector: as many as lie there in one run."""
         i = bisect_right(self.starts, first) - 1

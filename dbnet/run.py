@@ -211,7 +211,7 @@ def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> O
             f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working "
             f"rank's kernels. {mpi.library_version()}."
         )
-    window = MpiWindow(comms.world, window_layouts(ready))
+    window = mpi.together(comm, lambda: MpiWindow(comms.world, window_layouts(ready)))
     clock = _stopwatch()
     if role is Role.COORDINATE:
         marker.running()

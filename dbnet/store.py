@@ -10,8 +10,12 @@ One writer and one reader per ring, so nothing is atomic:
     fetch   Get clock, Flush; Get parameters, Flush
 
 A header is eight integers: push number, first element (counted in the origin's part of this shard), elements, last slice or not,
-clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, so a measured staleness is
-never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
+clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, and written after them, so a
+measured staleness is never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
+
+The shard orders what it does by `Window.sync`: between head and slot, slot and tail, parameters and clock. Both ways at most
+`PIECE` bytes move before the replica gives way, so that a long transfer does not look like a dead replica, and none is beyond the
+2 GiB that some MPI can move at once.
 
 `direct.DirectStore` is the same interface in the process of the shards.
 """
@@ -35,6 +39,7 @@ from dbnet.waiting import Turns, Wait
 from dbnet.window import Field, Window
 
 HEADER = 8
+PIECE = 32 << 20
 
 
 class Rings(NamedTuple):
@@ -108,6 +113,8 @@ class WindowStore:
         self._origin = self._replica * topology.partitions + self._partition
         self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
         self._slot, self._slots = elements(rings.slot, dtype), rings.slots
+        self._moves = self._plan_moves(elements(PIECE // max(1, len(self.sources)), dtype))
+        self._burst = max(1, PIECE // rings.slot // max(1, len(self.routes)))
         self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)
         self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
         self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
@@ -190,40 +197,48 @@ class WindowStore:
         if self._mover is not None:
             self._mover.stop()
 
+    def _plan_moves(self, most: int) -> list[list[tuple[int, int, slice]]]:
+        """Return what a fetch gets, up to `most` elements of each shard in a round: rank, place there, place in `w`."""
+        rounds = []
+        for first in range(0, max((route.size for route in self.sources), default=1), most):
+            found = [(self._topology.shard_rank(r.shard), move) for r in self.sources for move in r.moves(first, most)]
+            rounds.append([(rank, target, slice(place, place + n)) for rank, (place, target, n) in found])
+        return rounds
+
     def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
         window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
         for route, rank in zip(self.sources, ranks, strict=True):
             window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
         for rank in ranks:
             window.flush(rank)
-        for route, rank in zip(self.sources, ranks, strict=True):
-            ends = (*route.starts[1:], route.size)
-            for start, end, target, place in zip(route.starts, ends, route.targets, route.places, strict=True):
-                window.get(rank, "params", w[place : place + end - start], target)
-        for rank in ranks:
-            window.flush(rank)
-        # Others may run between a fetch and the gradient computed from it.
-        yield None
+        for moves in self._moves:
+            for rank, target, place in moves:
+                window.get(rank, "params", w[place], target)
+            for rank in ranks:
+                window.flush(rank)
+            # Others may run between a fetch and the gradient computed from it.
+            yield None
 
     def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
         todo = [(i, 0) for i in range(len(self.routes))]
-        since = 0.0
+        since, sent = 0.0, 0
         while todo:
             left = []
             for i, at in todo:
-                end = self.routes[i].size
-                while at < end and self._room(i):
+                end, until = self.routes[i].size, sent + self._burst
+                while at < end and sent < until and self._room(i):
                     at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), *steps))
+                    sent += 1
                 if at < end:
                     left.append((i, at))
             if left and left == todo:
-                since = since or time.perf_counter()
+                since, sent = since or time.perf_counter(), 0
                 me = self._topology.name(self._topology.origin_rank(self._replica, self._partition))
                 yield Wait(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
-            elif since:
-                self.counts.waited += time.perf_counter() - since
-                since = 0.0
+            elif since or (left and sent >= self._burst):
+                self.counts.waited += time.perf_counter() - since if since else 0.0
+                since, sent = 0.0, 0
                 yield None
             todo = left
         self.counts.waited += time.perf_counter() - since if since else 0.0
@@ -289,7 +304,10 @@ class Inbox:
         tail = int(self._tail[origin])
         if self._head[origin] == tail:
             return False
+        # What the head counts may be read only after the head, and be overwritten only after it was read.
+        self._window.sync()
         self._apply(row, origin, tail % self._ring.shape[1])
+        self._window.sync()
         self._tail[origin] = tail + 1
         return True
 
@@ -312,7 +330,9 @@ class Inbox:
 
     def _apply(self, row: int, origin: int, slot: int) -> None:
         number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])
+        # A clock that was read while it changed, byte by byte, may be one that never was.
+        fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
         push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
-        if self._intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last)):
+        if self._intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last), self._window.sync):
             self._applied[row] += steps

@@ -178,9 +178,13 @@ class Ledger:
     # --- offers ---------------------------------------------------------------------------------------------------------------
 
     def _judge(self) -> bool:
+        # Also orders the span of a pass before its tasks.
         self._window.sync()
         local, done = self._window.local, False
-        for replica in np.flatnonzero(local["offered"] != self._judged).tolist():
+        offered = local["offered"].copy()
+        for replica in np.flatnonzero(offered != self._judged).tolist():
+            # An offer may be read only after its number, and be overwritten only after it was read.
+            self._window.sync()
             number, first, count, loss, right = local["offer"][replica].tolist()
             valid = number == self.number and replica not in self.absent
             mine = self._given[replica][int(first) : int(first + count)] if valid else []
@@ -190,7 +194,8 @@ class Ledger:
             else:
                 self.tally.refused += int(count)
                 self._give_back(replica, mine)
-            self._judged[replica] = local["offered"][replica]
+            self._judged[replica] = offered[replica]
+            self._window.sync()
             local["verdict"][replica] = int(self._judged[replica]) << 1 | accepted
             done = True
         return done

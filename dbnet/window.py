@@ -3,10 +3,17 @@
 Every rank gives memory for the fields of its own layout (replicas give none); all ranks know all layouts, so an address is
 (rank, field, first element). One `Win.Allocate`, one `Lock_all(NOCHECK)` for the window's life, `Flush` to complete: Lock/Unlock
 per operation would wait for the target to enter MPI. `Memory` is the same interface within one process.
+
+What is relied on: the unified memory model; `Flush`, after which a Put lies in the target's memory before anything that its origin
+puts there later; and at the target `sync` between two accesses to its own memory whose order matters, such as a counter and what
+it counts. `sync` is `MPI_Win_sync` and a barrier of our own, since in MPICH and in Open MPI's component for one host that call is a
+full memory barrier, but in Open MPI's component for several hosts it only lets MPI progress.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Sequence
 from math import prod
 from operator import itemgetter
@@ -15,6 +22,12 @@ from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from dbnet.errors import UserError
+from dbnet.jit import fence
+
+SHARED = "/dev/shm"
+_RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
 
 
 class Field(NamedTuple):
@@ -85,7 +98,7 @@ class Memory:
         """Nothing is ever under way here."""
 
     def sync(self) -> None:
-        """There is one memory."""
+        """There is one memory, and roles take turns."""
 
     def blocked(self) -> None:
         """No call ever waits here."""
@@ -96,7 +109,13 @@ class Memory:
 
 
 class MpiWindow:
-    """The window over MPI; making and freeing it are collective over `comm`."""
+    """The window over MPI; making and freeing it are collective over `comm`.
+
+    Raises
+    ------
+    UserError
+        On all ranks: MPI gives what cannot be worked with, or a host has too little shared memory.
+    """
 
     def __init__(self, comm: Any, layouts: Sequence[Layout]) -> None:
         from mpi4py import MPI
@@ -106,7 +125,10 @@ class MpiWindow:
         # For each thread with a transfer under way: to whom, and since when.
         self._under_way: dict[int, tuple[int, float]] = {}
         mine = layouts[comm.rank]
+        _require_threads(MPI.Query_thread(), MPI)
+        _require_room(comm, layouts, MPI.COMM_TYPE_SHARED)
         self._win = MPI.Win.Allocate(mine.nbytes, 1, comm=comm)
+        _require_model(self._win.model, MPI)
         memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
         memory[:] = 0
         self.local = mine.views(memory)
@@ -137,10 +159,57 @@ class MpiWindow:
         return min(self._under_way.copy().values(), key=itemgetter(1), default=None)
 
     def sync(self) -> None:
-        """Let this rank see what others wrote here, and let MPI progress."""
+        """Order what this rank reads and writes here before and after it, see above; let it see what others wrote."""
         self._win.Sync()
+        fence()
 
     def free(self) -> None:
         self.local = {}
         self._win.Unlock_all()
         self._win.Free()
+
+
+def _require_threads(level: int, mpi: Any) -> None:
+    """Raise UserError unless any thread may call MPI: one moves data, one ends the job when a call hangs."""
+    if level < mpi.THREAD_MULTIPLE:
+        names = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
+        raise UserError(
+            f"MPI was started with thread level '{names.get(level, level)}', but dbnet calls it from several threads: unset "
+            "MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS, or use an MPI that is built with thread support."
+        )
+
+
+def _require_model(model: int, mpi: Any) -> None:
+    """Raise UserError unless a window has one copy of its memory."""
+    if model != mpi.WIN_UNIFIED:
+        raise UserError(
+            "This MPI keeps a second copy of window memory on this machine (MPI_WIN_SEPARATE), but dbnet needs the unified memory "
+            "model: use MPICH or Open MPI on hosts whose network is cache-coherent."
+        )
+
+
+def shared_memory() -> int | None:
+    """Return the bytes that are free where MPI lays the windows of one host's ranks; None where there is no such place."""
+    try:
+        place = os.statvfs(SHARED)
+    except OSError:
+        return None
+    return place.f_bavail * place.f_frsize
+
+
+def _require_room(comm: Any, layouts: Sequence[Layout], kind: int) -> None:
+    """Raise UserError, on all ranks, where a host's shared memory cannot hold its windows: touching them would be a bus error."""
+    node = comm.Split_type(kind, comm.rank)
+    ranks, lack = node.allgather(comm.rank), ""
+    free = shared_memory() if node.rank == 0 and node.size > 1 else None
+    needed = sum(layouts[rank].nbytes for rank in ranks)
+    if free is not None and needed + node.size * _RESERVE > free:
+        lack = (
+            f"The windows of the {node.size} ranks on {socket.gethostname()} take {needed / 2**20:.1f} MiB of shared memory, but "
+            f"{SHARED} has {free / 2**20:.1f} MiB left: enlarge it (docker run --shm-size=..., or mount -o remount,size=... "
+            f"{SHARED}), lower method.slot or method.slots, or start fewer replicas on a host."
+        )
+    node.Free()
+    for message in comm.allgather(lack):
+        if message:
+            raise UserError(message)

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "window", "interrupt", "disk", "rows", "patience"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "interrupt", "disk", "rows", "patience"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
-    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage"),
+    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage", "window"),
     ("layers", "batches", "shard", "space", "monitor"),
     ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
+import dbnet.window
 from dbnet import mpi, topology
 from dbnet.channel import MpiChannel
+from dbnet.errors import UserError
 from dbnet.topology import Topology
 from dbnet.window import Field, Layout, MpiWindow
 
@@ -44,6 +46,22 @@ def window(comm: MPI.Comm) -> None:
     comm.Barrier()
     win.free()
     assert win.local == {}
+
+
+def room(comm: MPI.Comm) -> None:
+    """A window that a host's shared memory cannot hold is refused before it is made, on every rank with the same sentence."""
+    layouts = [Layout([Field("big", "uint8", (1 << 20,))])] * comm.size
+    dbnet.window.shared_memory, before = lambda: (2 * comm.size << 20) - 1, dbnet.window.shared_memory
+    try:
+        MpiWindow(comm, layouts)
+    except UserError as error:
+        said = comm.allgather(str(error))
+        assert len(set(said)) == 1 and f"take {comm.size}.0 MiB of shared memory, but /dev/shm has" in said[0], said
+    else:
+        raise AssertionError("a window that does not fit was made")
+    dbnet.window.shared_memory = lambda: 2 * comm.size << 20
+    MpiWindow(comm, layouts).free()
+    dbnet.window.shared_memory = before
 
 
 def until(seconds: float, poll):
@@ -86,6 +104,7 @@ if __name__ == "__main__":
     world = mpi.world()
     with mpi.abort_on_error(world):
         window(world)
+        room(world)
         channel(world)
         world.Barrier()
         (Path(sys.argv[1]) / f"rank-{world.rank}").touch()

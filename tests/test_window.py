@@ -1,0 +1,267 @@
+"""What the protocols ask of a window: order where it matters, arrays that live until the flush, pieces, room."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dbnet import store, window
+from dbnet.errors import UserError
+from dbnet.intake import Intake
+from dbnet.jit import fence
+from dbnet.model import Footprint, Piece
+from dbnet.orders import EVALUATE, MADE, SHARES, Desk, Orders, Score, coordinator_fields
+from dbnet.portions import Blocks
+from dbnet.pulse import Pulse, pulse_fields
+from dbnet.ranges import Range
+from dbnet.routes import routes
+from dbnet.shard import Push, Refusal
+from dbnet.shares import Share
+from dbnet.store import Inbox, Rings, WindowStore
+from dbnet.tasks import Ledger, Tasks, task_fields
+from dbnet.topology import Topology
+from dbnet.waiting import Wait
+from dbnet.window import Layout, Memory
+
+
+class Watched(np.ndarray):
+    """A field that notes whenever it is read or written."""
+
+    def of(self, name: str, trace: list[str]) -> Watched:
+        self.name, self.trace = name, trace
+        return self
+
+    def __getitem__(self, key):
+        self.trace.append(f"load {self.name}")
+        return self.view(np.ndarray)[key]
+
+    def __setitem__(self, key, value):
+        # An order is many levels, each a word of its own.
+        self.trace.append(f"store {self.name} {key[-1]}" if self.name == "order" else f"store {self.name}")
+        self.view(np.ndarray)[key] = value
+
+    def copy(self):
+        return self[...].copy()
+
+
+class Traced(Memory):
+    """A target's end of a window that notes what is done to its memory, in order."""
+
+    def __init__(self, memory: Memory, rank: int) -> None:
+        super().__init__((), rank, memory._all)
+        self.trace: list[str] = []
+        self.local = {name: field.view(Watched).of(name, self.trace) for name, field in self.local.items()}
+
+    def sync(self) -> None:
+        self.trace.append("sync")
+
+    def ordered(self, first: str, then: str) -> bool:
+        """Return whether something is done to both, and between them, whenever `then` follows, there is a sync."""
+        seen, found = -1, False
+        for i, event in enumerate(self.trace):
+            if event == first:
+                seen = i
+            elif event == then and seen >= 0:
+                if "sync" not in self.trace[seen:i]:
+                    return False
+                seen, found = -1, True
+        return found
+
+
+class Noting:
+    """A receiver that notes what a real one does to window memory."""
+
+    def __init__(self, part: Range, trace: list[str], clock: np.ndarray) -> None:
+        self.range, self.clock, self._trace = part, clock, trace
+        self.pushes: list[Push] = []
+
+    def begin(self, partition: int, fetched: int = 0) -> int:
+        return 1
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        self._trace += ["load ring", "store params"]
+
+    def finish(self, push: Push) -> None:
+        self.pushes.append(push)
+        self.clock[push.partition] += 1
+
+    def refuse(self, refusal: Refusal) -> None:
+        raise AssertionError(refusal)
+
+
+class Shop:
+    """One shard and one replica over a window, 10 parameters, slices of 4."""
+
+    def __init__(self, size: int = 10, slot: int = 32) -> None:
+        world, part = Topology(1, 1), Range(0, size)
+        piece = Piece(part, 0)
+        rings = Rings([part], [[0]], np.dtype("f8"), slot, 8)
+        self.memory = Memory([Layout(()), Layout(rings.fields(0, world)), Layout(())])
+        self.shard = Traced(self.memory, 1)
+        self.receiver = Noting(part, self.shard.trace, self.shard.local["clock"])
+        self.inbox = Inbox(self.shard, [Intake(self.receiver)], world, [0], routes([piece], [part]))
+        self.store = WindowStore(self.memory, world, (0, 0), Footprint([piece], [piece], size), rings)
+
+    def push(self) -> None:
+        self.store.accrued(first=True)
+        for _ in self.store.push(1, 0):
+            pass
+
+
+def test_a_shard_orders_head_slot_tail_parameters_and_clock() -> None:
+    shop = Shop()
+    for _ in range(2):
+        shop.push()
+        while shop.inbox.drain():
+            pass
+    order = shop.shard.ordered
+    assert order("load head", "load header") and order("load head", "load ring")
+    assert order("load ring", "store tail") and order("load header", "store tail")
+    assert order("store params", "store clock")
+    assert len(shop.receiver.pushes) == 2
+
+
+def test_a_torn_clock_is_clipped() -> None:
+    shop = Shop()
+    shop.receiver.clock[0] = 7
+    shop.store.clocks[0] = 1 << 40
+    shop.push()
+    shop.store.clocks[0] = -3
+    shop.push()
+    while shop.inbox.drain():
+        pass
+    assert [push.fetched for push in shop.receiver.pushes] == [7, 0]
+
+
+def test_the_coordinator_orders_offers_verdicts_spans_and_tasks() -> None:
+    memory = Memory([Layout([*task_fields(1)])])
+    mine = Traced(memory, 0)
+    ledger = Ledger(mine, 1, 1, False, 10.0, lambda: 0.0)
+    ledger.open(1, Range(0, 4), Blocks(2, 4).portions(Range(0, 4)))
+    ledger.turn()
+    tasks = Tasks(memory, 0, lambda: 0.0)
+    for _ in range(2):
+        tasks.look()
+        first = tasks.index
+        tasks.finish()
+        tasks.offer(first, 1.0, 1)
+        ledger.turn()
+    assert ledger.complete
+    assert mine.ordered("store span", "store task")
+    assert mine.ordered("load offered", "load offer") and mine.ordered("load offer", "store verdict")
+
+
+def test_the_coordinator_orders_reports_and_shares() -> None:
+    world = Topology(1, 1)
+    memory = Memory([Layout(coordinator_fields(world))])
+    mine = Traced(memory, 0)
+    desk, orders = Desk(mine, world), Orders(memory, world, 0, lambda: 0.0)
+    desk.give(0, [Share(0, 0, 5)], made=3)
+    for _ in range(2):
+        desk.evaluate(0)
+        orders.poll(now=True)
+        orders.report(Score(1.0, 2.0, 3.0, 4.0))
+        assert desk.collect() == Score(1.0, 2.0, 3.0, 4.0)
+    assert mine.ordered("load reported", "load report") and mine.ordered("load report", f"store order {EVALUATE}")
+    assert all(mine.ordered(first, f"store order {SHARES}") for first in ("store share", "store cursor", f"store order {MADE}"))
+
+
+def test_the_barrier_is_one_for_compiler_and_processor() -> None:
+    fence()
+    code = next(iter(fence.inspect_llvm().values())) if not fence.stats.cache_hits else "fence seq_cst"
+    assert "fence seq_cst" in code
+
+
+class Lazy(Memory):
+    """A window whose Put reads its array at the flush, as MPI may."""
+
+    def __init__(self, memory: Memory, rank: int = 0) -> None:
+        super().__init__((), rank, memory._all)
+        self.waiting: list[tuple[int, str, weakref.ref, int]] = []
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self.waiting.append((rank, field, weakref.ref(data), start))
+
+    def flush(self, rank: int) -> None:
+        gc.collect()
+        for target, field, data, start in self.waiting:
+            array = data()
+            assert array is not None, f"the array put into {field} is gone before the flush"
+            super().put(target, field, array, start)
+        self.waiting.clear()
+
+
+def test_what_is_put_lives_until_the_flush() -> None:
+    world = Topology(1, 1)
+    memory = Memory([Layout([*coordinator_fields(world), *pulse_fields(world)]), Layout(()), Layout(())])
+    lazy = Lazy(memory)
+    pulse = Pulse(lazy, world, 2, 20.0, lambda: False)
+    pulse.beat("waits for shard 0 to make room in its ring")
+    assert bytes(memory.local["waits"][2]).startswith(b"waits for shard 0")
+    orders = Orders(lazy, world, 0, lambda: 0.0)
+    orders.poll(now=True)
+    orders.report(Score(1.0, 2.0, 3.0, 4.0))
+    assert memory.local["report"][0, 1:].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+class Counted(Memory):
+    """A window that notes the bytes that are under way before each flush."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__((), 0, memory._all)
+        self.bytes, self.largest, self.moved = 0, 0, 0
+
+    def _note(self, nbytes: int) -> None:
+        self.bytes, self.largest = self.bytes + nbytes, max(self.largest, nbytes)
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._note(out.nbytes)
+        super().get(rank, field, out, start)
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._note(data.nbytes)
+        super().put(rank, field, data, start)
+
+    def flush(self, rank: int) -> None:
+        self.moved, self.bytes = self.moved + self.bytes, 0
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_long_transfer_gives_way_between_pieces(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the replica gives way, which is when it gives a sign of life, at most a piece has moved."""
+    monkeypatch.setattr(store, "PIECE", 800)
+    size, world = 1000, Topology(shards, 1)
+    ranges = world.shard_ranges(size)
+    rings = Rings(ranges, [[0]] * shards, np.dtype("f8"), 80, 100)
+    memory = Memory([Layout(()), *(Layout(rings.fields(s, world)) for s in range(shards)), Layout(())])
+    for s, part in enumerate(ranges):
+        memory.at(1 + s).local["params"][:] = np.arange(*part)
+    counted = Counted(memory)
+    pieces = [Piece(Range(0, 400), 0), Piece(Range(400, 1000), 400)]
+    mine = WindowStore(counted, world, (0, 0), Footprint(pieces, pieces, size), rings)
+    for transfer, other in ((mine.fetch(), 8 * shards), (mine.push(1, 0), 9 * 8 * 100)):
+        turns, before = 0, counted.moved
+        mine.accrued(first=True)
+        for wait in transfer:
+            assert not isinstance(wait, Wait)
+            assert counted.moved - before <= 800 + other, "more than a piece moved without a sign of life"
+            before, turns = counted.moved, turns + 1
+        assert turns >= 9
+        assert counted.largest <= 800
+    np.testing.assert_array_equal(mine.w, np.arange(size))
+
+
+MPI = SimpleNamespace(THREAD_SINGLE=0, THREAD_FUNNELED=1, THREAD_SERIALIZED=2, THREAD_MULTIPLE=3, WIN_SEPARATE=4, WIN_UNIFIED=5)
+
+
+def test_an_mpi_that_does_not_do_is_refused() -> None:
+    window._require_threads(MPI.THREAD_MULTIPLE, MPI)
+    window._require_model(MPI.WIN_UNIFIED, MPI)
+    with pytest.raises(UserError, match=r"thread level 'serialized'.*MPI4PY_RC_THREAD_LEVEL"):
+        window._require_threads(MPI.THREAD_SERIALIZED, MPI)
+    with pytest.raises(UserError, match="unified memory model"):
+        window._require_model(MPI.WIN_SEPARATE, MPI)
