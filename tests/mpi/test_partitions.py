@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import sums
 
 from dbnet import train
 from dbnet.monitor import Run
@@ -43,7 +44,7 @@ def cut_in_three(trainings: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_by_two(trainings: Callable[..., Path]) -> Path:
+def two_by_two(trainings: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = ["topology.replicas=2", "topology.partitions=2", "topology.shards=2"]
     return trainings(
         7,
@@ -51,6 +52,7 @@ def two_by_two(trainings: Callable[..., Path]) -> Path:
             "plain": ["rule.rate=0.1", "warmstart.steps=20", *shape],
             "seldom": ["rule.rate=0.05", "method.n_push=2", "method.n_fetch=3", "method.slot=512", "stop.epochs=8", *shape],
             "images": [IMAGES, "rule.rate=0.03", "stop.epochs=8", "checkpoint.seconds=0.2", *shape],
+            "tally": [*sums.overrides(tmp_path_factory.mktemp("tally")), *shape],
         },
     )
 
@@ -77,6 +79,10 @@ def test_cut_replicas_learn_together_and_lose_nothing(two_by_two: Path, name: st
         assert mine.steps.sum() == steps[replica]
     for _, mine in run.events.groupby(["shard", "partition"]):
         assert mine.applied.tolist() == list(range(len(mine)))
+
+
+def test_what_cut_replicas_push_sums_up_to_the_bit(two_by_two: Path) -> None:
+    sums.check(Run(two_by_two / "tally.h5"))
 
 
 def test_shared_parameters_are_pushed_once(two_by_two: Path) -> None:
