@@ -151,7 +151,7 @@ def _stopped(options: argparse.Namespace, done: Any) -> int:
 def _finished(options: argparse.Namespace, done: Any) -> int:
     """Draw the run's picture and say where the outputs are."""
     lines = [
-        f"Test accuracy  {done.accuracy:.4f}",
+        "Test accuracy  " + (f"{done.accuracy:.4f}" if done.accuracy == done.accuracy else "none: no labelled test set"),
         f"Run file       {done.run_file}",
         f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
     ]
@@ -213,6 +213,8 @@ def plan(options: argparse.Namespace) -> None:
         shape = {"nodes": options.nodes, "cores": options.cores, "time": options.time}
         print(slurm.script(ready, options.run_file, options.overrides, **shape), end="")
         return
+    for doubt in ready.doubts():
+        configuration.warn(doubt)
     print(plan.describe(ready).replace("RUN.toml", " ".join([options.run_file, *options.overrides])))
 
 
@@ -229,7 +231,8 @@ def _use(commands: Any) -> None:
     made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file; mpirun -n P cuts the network")
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
-    made.add_argument("out", metavar="OUT", help="OUT.csv (example, class) or OUT.h5 (class and all output units)")
+    made.add_argument("out", metavar="OUT", help=".csv (example, class), .npy (output units), .npz or .h5 (class and output units)")
+    made.add_argument("--probabilities", action="store_true", help="write probabilities instead of the units before the softmax")
     made.add_argument("--part", default="test", help="group whose x is read (default: test)")
     _force(made)
 
@@ -241,7 +244,8 @@ def evaluate(options: argparse.Namespace) -> None:
     with mpi.abort_on_error(comm):
         score, n = infer.evaluate(options.checkpoint, options.data, options.part, comm)
         if comm is None or comm.rank == 0:
-            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}")
+            accuracy = "" if score.test_accuracy != score.test_accuracy else f", accuracy {score.test_accuracy:.4f}"
+            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -249,9 +253,11 @@ def predict(options: argparse.Namespace) -> None:
 
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        n = infer.predict(options.checkpoint, options.data, options.part, options.out, comm, options.force)
-        if n is not None:
-            print(f"{n} predictions written to {options.out}")
+        done = infer.predict(
+            options.checkpoint, options.data, options.part, options.out, comm, options.force, probabilities=options.probabilities
+        )
+        if done is not None:
+            print(done)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------------

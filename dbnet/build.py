@@ -80,10 +80,38 @@ class Setup:
     def method(self) -> Any:
         return make("methods", {"kind": self.config.method.kind}, "method")
 
+    def doubts(self) -> list[str]:
+        """Return what is allowed but seldom meant, of the data and of how they are divided, in sentences."""
+        config, examples = self.config, self.data.sizes["train"]
+        replicas, batch = config.topology.replicas, config.method.minibatch
+        subset, out = -(-examples // replicas), list(self.data.doubts)
+        portions = -(-examples // config.sandblaster.portion)
+        if replicas > examples:
+            idle = replicas - examples
+            out.append(
+                f"topology.replicas = {replicas} is more than the {examples} training examples: {idle} have nothing to train on."
+            )
+        elif config.method.kind == "sandblaster" and replicas > portions:
+            out.append(
+                f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
+                "make sandblaster.portion smaller."
+            )
+        elif config.method.kind != "sandblaster" and batch > subset:
+            out.append(
+                f"method.minibatch = {batch} is more than the {subset} examples that a replica trains on: each step takes these, "
+                f"as with method.minibatch = {subset}."
+            )
+        return out
+
 
 def setup(config: Config, resume: str | None = None) -> Setup:
     """Check a configuration against its data and make the model; UserError where something does not fit."""
     data = DataFile(config.data.path)
+    if data.one_hot and not config.members()[1].vectors:
+        raise UserError(
+            f"'{data.path}': /train/y holds one-hot vectors of {data.targets} classes; store the labels themselves, "
+            f"y.argmax(axis=1), which the {config.model.loss} loss wants."
+        )
     model = make_model(config, data.shape, data.targets or data.classes, bool(data.targets))
     shape = config.topology
     checkpoint = None

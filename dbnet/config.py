@@ -207,7 +207,8 @@ def load(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str],
     except FileNotFoundError:
         raise UserError(f"No run file '{source}'; the ones that come with dbnet are in jobs/.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"'{source}' is not a readable TOML file: {error}.") from None
+        said = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        raise UserError(f"'{source}' is not a readable TOML file: {said}.") from None
     changes = list(overrides)
     for text in changes:
         override(tree, text)

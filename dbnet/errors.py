@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +70,27 @@ UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, Runti
 def words(error: BaseException) -> str:
     """Return what a reader's error says, on one line."""
     said = str(error.args[-1] if isinstance(error, KeyError) and error.args else error)
+    if "file signature not found" in said:
+        return "it is no HDF5 file"
+    if found := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", said):
+        return f"it is cut off: it has {int(found[1]):,} of its {int(found[2]):,} bytes"
     return " ".join(said.split()) or type(error).__name__
+
+
+# How files start that are taken for HDF5 now and then.
+_STARTS = {b"PK": "a zip archive, like NumPy's .npz", b"\x93NUMPY": "a NumPy array", b"\x1f\x8b": "compressed with gzip"}
+
+
+def foreign(path: str | Path) -> str:
+    """Return what a file is that is plainly no HDF5 file; otherwise nothing."""
+    if Path(path).is_dir():
+        return "a folder"
+    if not Path(path).is_file():
+        return "no ordinary file" if Path(path).exists() else ""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    found = next((words for magic, words in _STARTS.items() if start.startswith(magic)), "")
+    return found or ("a text file" if start and all(byte >= 32 or byte in b"\t\n\r\f" for byte in start) else "")
 
 
 @contextmanager
@@ -78,6 +99,10 @@ def reading(path: str | Path, advice: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
+        with suppress(OSError):
+            if isinstance(error, OSError) and (found := foreign(path)):
+                advice = "'dbnet data --help' shows how arrays become a data file"
+                raise UserError(f"'{path}' cannot be read: it is {found}, and dbnet's files are HDF5; {advice}.") from None
         raise UserError(f"'{path}' cannot be read ({words(error)}); {advice}.") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from dbnet.batches import Batches
 from dbnet.build import EVALUATION_BATCH, make_model, use
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
-from dbnet.disk import hdf5
-from dbnet.errors import UserError, refuse_taken, writing
+from dbnet.errors import UserError, refuse_taken
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.orders import Score
 from dbnet.partition import Cut
+from dbnet.predictions import check, predictions, write
 from dbnet.ranges import flatten, size_of
 from dbnet.replica import Replica
 from dbnet.topology import cores_for, crowded, node_of
@@ -104,17 +103,22 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> t
         return replica.evaluate(judge.w), len(batches)
 
 
-def predict(path: str, data_path: str, part: str, out: str, comm: Any = None, force: bool = False) -> int | None:
-    """Write each example's class to `out` (.csv), with the output units in a .h5; a file is replaced with `force` alone.
+def predict(
+    path: str, data_path: str, part: str, out: str, comm: Any = None, force: bool = False, *, probabilities: bool = False
+) -> str | None:
+    """Write each example's class and output units, or `probabilities` instead of these, to `out`, by its ending.
+
+    A file is replaced with `force` alone.
 
     Returns
     -------
-    The number of examples; None on all ranks but the first.
+    How many examples, and in words what was written; None on all ranks but the first.
     """
 
     def prepare() -> tuple[Judge, Batches]:
         refuse_taken(out, force)
         judge = Judge(path, comm, threads)
+        check(out, judge.model.loss.kind, probabilities)
         x, scale = read_inputs(data_path, part, judge.model.shapes[0])
         if judge.columns is not None:
             x = x[:, np.concatenate([np.arange(*r) for r in judge.columns] or [np.arange(0)])]
@@ -135,14 +139,7 @@ def predict(path: str, data_path: str, part: str, out: str, comm: Any = None, fo
     values = judge.gather(mine)
     if values is None:
         return None
-    answers = values.argmax(axis=1)
-    target = Path(out)
-    with writing(target, force) as partial:
-        if target.suffix in (".h5", ".hdf5"):
-            with hdf5(partial) as file:
-                file["class"], file["outputs"] = answers, values
-                file.attrs["checkpoint"], file.attrs["data"], file.attrs["part"] = path, data_path, part
-        else:
-            table = np.column_stack([np.arange(n), answers])
-            np.savetxt(partial, table, fmt="%d", delimiter=",", header="example,class", comments="")
-    return n
+    config, vectors = judge.checkpoint.config, judge.checkpoint.data["vectors"]
+    made = predictions(values, config.model.loss, vectors, probabilities)
+    said = write(out, made, {"checkpoint": path, "data": data_path, "part": part}, force)
+    return f"{n} predictions written to {out} ({said})"

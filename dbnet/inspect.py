@@ -80,7 +80,8 @@ def _run(path: str) -> str:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):
         last = run.evaluation.iloc[-1]
-        reached = f"test accuracy {last.test_accuracy:.4f}, loss {last.test_loss:.4f}"
+        scores = (("test accuracy", last.test_accuracy), ("loss", last.test_loss))
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in scores if value == value) or "no test set"
         lines.append(f"  last         {reached} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
     lines += ["  staleness    (updates of each shard by staleness)"]
     lines += ["    " + line for line in run.staleness.to_string().split("\n")]
@@ -125,5 +126,6 @@ def _data(path: str) -> str:
             f"  values {data.dtype}, times {data.scale:g}",
             *(f"  {part:<6} {n} examples" for part, n in data.sizes.items()),
             f"  source {data.source}",
+            *(f"  beware {doubt}" for doubt in data.doubts),
         ]
     )

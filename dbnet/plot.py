@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,11 @@ from dbnet.monitor import Run
 
 def draw(run: Run, path: str | Path) -> None:
     """Write a PNG (or any format that Matplotlib knows by its ending)."""
-    import matplotlib
+    # Without pyplot, whose backend belongs to the notebook that calls this.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     for replica, rows in run.progress.groupby("replica"):
         if run.config.topology.replicas <= 8:
             left.plot(rows.seconds, rows.loss, lw=1, label=f"replica {replica}")
@@ -26,12 +26,11 @@ def draw(run: Run, path: str | Path) -> None:
     points = run.evaluation
     if len(points):
         left.plot(points.seconds, points.test_loss, "k.-", label="test set")
+        middle.set(xlabel="seconds")
         middle.plot(points.seconds, points.test_accuracy, "k.-", label="test set")
         middle.plot(points.seconds, points.train_accuracy, ".--", color="tab:gray", label="part of the training set")
-        best = np.nanmax(points.test_accuracy) if points.test_accuracy.notna().any() else np.nan
-        middle.set_title(f"accuracy (best on the test set {best:.4f})")
+        _zoom(middle, points[["test_accuracy", "train_accuracy"]].to_numpy())
     left.set(title="mean loss", xlabel="seconds", yscale="log")
-    middle.set(xlabel="seconds")
     middle.grid(alpha=0.3)
     left.grid(alpha=0.3, which="both")
     for axes in (left, middle):
@@ -51,5 +50,19 @@ def draw(run: Run, path: str | Path) -> None:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot write the picture '{path}': {error}.") from None
-    finally:
-        plt.close(figure)
+
+
+def _zoom(axes: Any, values: np.ndarray) -> None:
+    """Show accuracies [evaluations, 2] where they differ: the first steep points may lie below."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        axes.set_title("accuracy: no labelled test set")
+        return
+    low, high = np.quantile(known, 0.15), known.max()
+    margin = max(0.1 * (high - low), 1e-3)
+    axes.set_ylim(low - margin, high + margin)
+    below = int((np.nanmin(values, axis=1, initial=2.0) < low - margin).sum())
+    title = f"accuracy (best on the test set {np.nanmax(values[:, 0]):.4f})" if np.isfinite(values[:, 0]).any() else "accuracy"
+    axes.set_title(title)
+    if below:
+        axes.set_xlabel(f"seconds ({below} evaluations lie below)")

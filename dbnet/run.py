@@ -316,7 +316,8 @@ def make_pace(
     watch: Watch | None = None,
 ) -> Pace:  # fmt: skip
     """Return the coordinator's everyday work for this run."""
-
+    for doubt in ready.doubts():
+        display.warn(doubt)
     data, config = ready.data, ready.config
     described = {"shape": data.shape, "outputs": data.targets or data.classes, "vectors": bool(data.targets)}
     start = config.run.start

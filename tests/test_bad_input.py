@@ -42,7 +42,10 @@ def refused(dbnet: Command) -> Callable[..., str]:
 
 def test_missing_files(run_file: Path, refused: Callable[..., str]) -> None:
     assert "No run file 'none.toml'" in refused("train", "none.toml")
-    assert "No data file 'none.h5'" in refused("train", run_file, "data.path=none.h5")
+    said = refused("train", run_file, "data.path=none.h5")
+    assert "No data file 'none.h5'; 'dbnet data --help' says how to make it" in said and "digits" not in said
+    Path("README.md").write_text("how")
+    assert "; README.md says how to make it" in refused("train", run_file, "data.path=none.h5")
     assert "No checkpoint of a run named 'run' in 'out'" in refused("train", run_file, "--resume")
     assert "No checkpoint 'none.h5'" in refused("train", run_file, "--resume", "none.h5")
     for command in (["inspect", "none.h5"], ["plot", "none.h5"], ["evaluate", "none.h5"], ["predict", "none.h5", "a.h5", "o.csv"]):
@@ -56,11 +59,23 @@ def test_truncated_data(share: float, digits: Path, run_file: Path, refused: Cal
     refused("inspect", "cut.h5")
 
 
-@pytest.mark.parametrize("name", ["run.toml", "."])
-def test_not_hdf5(name: str, run_file: Path, refused: Callable[..., str]) -> None:
-    assert "cannot be read" in refused("train", run_file, f"data.path={name}")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("run.toml", ": it is a text file, and dbnet's files are HDF5; 'dbnet data --help' shows"), (".", ": it is a folder, "),
+     ("a.npz", ": it is a zip archive, like NumPy's .npz, "),
+     ("a.npy", ": it is a NumPy array, "), ("noise", " (it is no HDF5 file);"),
+     ("cut.h5", " (it is cut off: it has 3,000 of its 82,813 bytes); "), ("empty", " (it is no HDF5 file);")],
+)  # fmt: skip
+def test_not_hdf5(name: str, said: str, run_file: Path, digits: Path, refused: Callable[..., str]) -> None:
+    np.savez("a.npz", np.zeros(3))
+    np.save("a.npy", np.zeros(3))
+    Path("noise").write_bytes(bytes(range(256)))
+    Path("empty").touch()
+    Path("cut.h5").write_bytes(digits.read_bytes()[:3000])
+    said = f"'{name}' cannot be read{said}".replace("82,813", f"{digits.stat().st_size:,}")
+    assert said in refused("train", run_file, f"data.path={name}")
     for command in (["inspect", name], ["plot", name], ["evaluate", name], ["train", run_file, "--resume", name]):
-        assert "cannot be read" in refused(*command)
+        assert said in refused(*command) or (name == "." and "--resume" in command)
 
 
 DATA = {
@@ -71,6 +86,10 @@ DATA = {
     "shape": ({"train__x": np.zeros((8, 3, 1, 1, 1))}, "must have 1, 2 or 3 axes"),
     "lengths": ({"train__x": np.zeros((7, 3))}, "do not fit each other"),
     "classes": ({"classes": 3}, "The last layer has 2 units but the data ask for 3"),
+    "one-hot": (
+        {"train__y": np.eye(2)[np.arange(8) % 2], "test__y": np.eye(2)[np.arange(4) % 2]},
+        "/train/y holds one-hot vectors of 2 classes; store the labels themselves, y.argmax(axis=1), which the softmax loss wants.",
+    ),
     "targets": ({"train__y": np.zeros((8, 2)), "test__y": np.zeros((4, 2))}, "set model.loss = 'squared'"),
 }
 
@@ -131,7 +150,9 @@ def test_data_of_another_network(
     assert "has no part 'nonsense'" in refused("evaluate", point, "--part", "nonsense")
     assert "has no /nonsense/x" in refused("predict", point, digits, "o.csv", "--part", "nonsense")
     assert "Cannot write 'run.toml/o.csv'" in refused("predict", point, digits, "run.toml/o.csv")
-    assert "Cannot write 'out'" in refused("predict", point, digits, "out")
+    Path("folder.csv").mkdir()
+    assert "Cannot write 'folder.csv'" in refused("predict", point, digits, "folder.csv")
+    assert "'o.npi': '.npi' is no ending for predictions; take .csv, .npy, " in refused("predict", point, digits, "o.npi")
     assert "only run files and checkpoints" in refused("inspect", "--config", "small.h5")
 
 

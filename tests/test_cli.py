@@ -141,6 +141,69 @@ def test_predictions_are_the_network_by_hand(trained: Finished, digits: Path, db
     assert np.allclose(given, z, atol=1e-3) or np.allclose(given, softmax, atol=1e-4)
 
 
+def test_predictions_by_ending(trained: Finished, digits: Path, dbnet: Command) -> None:
+    point = "out/run.checkpoint.h5"
+    for ending, words in ((".csv", "classes alone"), (".npy", "logits"), (".npz", "logits"), (".h5", "logits")):
+        said = dbnet("predict", point, digits, f"p{ending}")
+        assert said.code == 0 and said.out.startswith(f"359 predictions written to p{ending} (") and words in said.out
+        said = dbnet("predict", point, digits, f"q{ending}", "--probabilities")
+        assert said.code == 0 and "(outputs are probabilities of the classes)" in said.out
+    z, shares = np.load("p.npy"), np.load("q.npy")
+    assert z.shape == (359, 10) and z.dtype == np.float32 and not np.allclose(z.sum(axis=1), 1)
+    by_hand = np.exp(z.astype(np.float64)) / np.exp(z.astype(np.float64)).sum(axis=1, keepdims=True)
+    assert np.allclose(shares, by_hand, atol=1e-6)
+    for name, outputs in (("p", z), ("q", shares)):
+        with np.load(f"{name}.npz") as arrays, h5py.File(f"{name}.h5") as file:
+            assert np.array_equal(arrays["outputs"], outputs) and np.array_equal(file["outputs"][:], outputs)
+            assert np.array_equal(arrays["class"], z.argmax(axis=1)) and np.array_equal(file["class"][:], z.argmax(axis=1))
+            assert str(arrays["checkpoint"]) == file.attrs["checkpoint"] == point
+            assert ("logits" if name == "p" else "probabilities") in file["outputs"].attrs["meaning"]
+    table = np.loadtxt("q.csv", delimiter=",", skiprows=1)
+    assert np.array_equal(table[:, 1], z.argmax(axis=1)) and np.allclose(table[:, 2:], shares, atol=1e-7)
+    assert Path("q.csv").read_text().startswith("example,class,output_0,output_1,")
+
+
+def test_without_labelled_test_set(run_file: Path, make_data: Callable[..., Path], dbnet: Command) -> None:
+    """Vector targets: no accuracy is spoken of, and predictions are values."""
+    y = np.arange(16, dtype=np.float32).reshape(8, 2) / 16
+    make_data(train__y=y, test__y=y[:4], classes=None)
+    words = ["data.path=small.h5", "model.layers=[{kind='dense', units=2}]", "model.loss=squared", "method.minibatch=4"]
+    said = dbnet("train", run_file, *words)
+    assert said.code == 0 and "Test accuracy  none: no labelled test set\n" in said.out and said.err == ""
+    point = "out/run.checkpoint.h5"
+    tried = dbnet("evaluate", point)
+    assert tried.code == 0 and tried.out.startswith("test: 4 examples, loss ") and "accuracy" not in tried.out
+    assert "nan" not in said.out + tried.out + dbnet("inspect", "out/run.h5").out
+    assert "(outputs are predicted values)" in dbnet("predict", point, "small.h5", "p.csv").out
+    assert Path("p.csv").read_text().startswith("example,output_0,output_1\n")
+    wrong = dbnet("predict", point, "small.h5", "q.csv", "--probabilities")
+    assert wrong.code == 2 and wrong.err == "dbnet: The squared loss has no probabilities; leave out --probabilities.\n"
+
+
+def test_what_is_seldom_meant_is_said(run_file: Path, make_data: Callable[..., Path], dbnet: Command) -> None:
+    labels = np.arange(8) % 2
+    make_data("first.h5", train__x=np.zeros((8, 3, 9, 9), np.float32), train__y=labels, test__x=None, test__y=None)
+    make_data("bytes.h5", train__x=np.zeros((8, 5), np.uint8), train__y=labels, test__x=None, test__y=None)
+    make_data("good.h5", train__x=np.zeros((8, 9, 9, 3), np.uint8), scale=1.0, test__x=None, test__y=None)
+    layers = ["model.layers=[{kind='dense', units=2}]", "method.minibatch=4"]
+    for name, said in (("first", "looks like channels first; axes are (rows, columns, maps)"), ("bytes", "no attribute scale")):
+        for command in (["train", "--quiet"], ["plan"]):
+            done = dbnet(command[0], run_file, f"data.path={name}.h5", *layers, *command[1:])
+            assert (
+                done.code == 0 and done.err.startswith(f"dbnet: '{name}.h5': ") and said in done.err and done.err.count("\n") == 1
+            )
+        assert said in dbnet("inspect", f"{name}.h5").out
+    for words, said in (
+        ([], ""),
+        (["method.minibatch=5"], "method.minibatch = 5 is more than the 4 examples that a replica trains on: "),
+        (["topology.replicas=9"], "topology.replicas = 9 is more than the 8 training examples: 1 have nothing to train on."),
+        (["method.kind=sandblaster", "topology.replicas=2", "sandblaster.portion=8"], "but a pass has 1 portions: 1 have nothing"),
+        (["method.kind=sandblaster", "method.minibatch=512", "sandblaster.portion=4"], ""),
+    ):
+        done = dbnet("plan", run_file, "data.path=good.h5", *layers, *words)
+        assert done.code == 0 and said in done.err and done.err.count("\n") == bool(said)
+
+
 def test_plot(trained: Finished, dbnet: Command) -> None:
     assert dbnet("plot", "out/run.h5", "--force").out.strip() == "out/run.png"
     assert dbnet("plot", "out/run.h5", "other.png").code == 0

@@ -23,7 +23,7 @@ TIERS = (
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
     ("exchange", "store", "display", "pulse", "saving"),
     ("direct", "roll", "guard", "keeper", "resume", "inspect"),
-    ("replica", "pace"),
+    ("replica", "pace", "predictions"),
     ("driver",),
     ("build", "methods", "benches"),
     ("run", "infer", "plan", "bench"),

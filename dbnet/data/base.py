@@ -2,16 +2,26 @@
 
 Layout (HDF5), for your own arrays too:
 
-    /train/x   [examples, ...]   float32, float64 or uint8; one example per row: (units) or (rows, columns[, maps])
+    /train/x   [examples, ...]   float32, float64 or uint8; one example per row: (units) or (rows, columns[, maps]),
+                                 maps (colour channels) last
     /train/y   [examples]        integers 0 .. classes - 1,   or [examples, units] floats for the squared error
     /test/x, /test/y             the same, for evaluation (optional)
-    attributes of /              classes (integer; for labels), scale (x is multiplied by it; 1 if missing), name, source
+    attributes of /              classes (integer; for labels), scale (x is multiplied by it; 1 if missing; 1 / 255 for
+                                 images of bytes), name, source
+
+For example, from arrays of Python:
+
+    with h5py.File("mine.h5", "w") as file:
+        file["train/x"], file["train/y"] = images, labels        # (60000, 28, 28) uint8, (60000,) integers
+        file["test/x"], file["test/y"] = more, theirs
+        file.attrs["classes"], file.attrs["scale"] = 10, 1 / 255
 
 Opening checks everything that would spoil a run later: shapes, label range, NaN or Inf, cut-off files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, nan, prod
 from pathlib import Path
@@ -26,6 +36,7 @@ from dbnet.ranges import Range, split
 from dbnet.registry import Member
 
 _ROWS = 4096
+_AGAIN = "make it again, as 'dbnet data --help' shows"
 
 
 class Format(Member):
@@ -67,13 +78,19 @@ class DataFile:
         Units of a vector target, 0 for labels.
     scale
         What x is multiplied with on its way into the network.
+    one_hot
+        Whether vector targets are class labels in disguise.
+    doubts
+        Sentences about what is allowed but seldom meant.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise UserError(f"No data file '{path}'; make it with 'dbnet data', for example: dbnet data digits {path}.")
-        with reading(path, "make it again"), h5py.File(self.path, "r") as file:
+            recipe = next((p for p in (self.path.with_name("README.md"), self.path.with_name("prepare.py")) if p.exists()), None)
+            shown = f"{recipe} says" if recipe else "'dbnet data --help' says"
+            raise UserError(f"No data file '{path}'; {shown} how to make it (paths start from the folder the command is given in).")
+        with reading(path, _AGAIN), h5py.File(self.path, "r") as file:
             self._describe(file)
 
     def _describe(self, file: h5py.File) -> None:
@@ -108,6 +125,22 @@ class DataFile:
                 self.sizes[part] = self._check_part(file, part, shape)
         if not self.sizes["train"]:
             raise UserError(f"'{self.path}': /train/x has no examples.")
+        some = y[:100]
+        self.one_hot = self.targets > 1 and bool(((some == 0) | (some == 1)).all() and (some.sum(axis=1) == 1).all())
+        self.doubts = list(self._doubts("scale" in file.attrs))
+
+    def _doubts(self, scaled: bool) -> Iterator[str]:
+        if len(self.shape) == 3 and self.shape[0] <= 4 < 8 <= min(self.shape[1:]):
+            rows, columns, maps = self.shape
+            yield (
+                f"'{self.path}': examples are {rows}x{columns}x{maps}, which looks like channels first; axes are (rows, columns, "
+                f"maps), so this is {maps} maps of {rows} x {columns}. Store x.transpose(0, 2, 3, 1) instead."
+            )
+        if self.dtype == np.uint8 and not scaled:
+            yield (
+                f"'{self.path}': x is uint8 and the file has no attribute scale, so the network gets 0 .. 255 as they are; "
+                "set file.attrs['scale'], for images 1 / 255."
+            )
 
     def _check_part(self, file: h5py.File, part: str, shape: tuple[int, ...]) -> int:
         if f"{part}/y" not in file:
@@ -139,7 +172,7 @@ class DataFile:
         """
         n = self.sizes[part]
         rows = np.arange(n) if rows is None else rows
-        with reading(self.path, "make it again"), h5py.File(self.path, "r") as file:
+        with reading(self.path, _AGAIN), h5py.File(self.path, "r") as file:
             source = file[f"{part}/x"]
             width = prod(self.shape) if columns is None else sum(c.size for c in columns)
             units = slice(None) if columns is None else np.concatenate([np.arange(*c) for c in columns] or [np.arange(0)])
@@ -176,7 +209,7 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     """
     if not Path(path).exists():
         raise UserError(f"No data file '{path}'.")
-    with reading(path, "make it again"), h5py.File(path, "r") as file:
+    with reading(path, _AGAIN), h5py.File(path, "r") as file:
         if f"{part}/x" not in file:
             raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
         x, scale = file[f"{part}/x"][:], _number(file, "scale", 1.0)
