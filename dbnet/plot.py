@@ -43,6 +43,7 @@ def draw(run: Run, path: str | Path) -> None:
     for index, name in enumerate(shares.columns):
         right.bar(shares.index + (index - (len(shares.columns) - 1) / 2) * width, shares[name], width, label=name)
     right.set_xlim(-0.6, most + 0.6)
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set(title="staleness of the updates", xlabel="updates between fetch and apply", ylabel="share")
     if len(shares.columns) <= 8:
         right.legend(frameon=False, fontsize=8)
@@ -65,4 +66,4 @@ def _zoom(axes: Any, values: np.ndarray) -> None:
     title = f"accuracy (best on the test set {np.nanmax(values[:, 0]):.4f})" if np.isfinite(values[:, 0]).any() else "accuracy"
     axes.set_title(title)
     if below:
-        axes.set_xlabel(f"seconds ({below} evaluations lie below)")
+        axes.set_xlabel(f"seconds ({below} early evaluation{'s lie' if below > 1 else ' lies'} below)")

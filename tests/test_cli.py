@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 import pytest
 from finished import ROOT, Finished
+from matplotlib.figure import Figure
 
 import dbnet as package
-from dbnet import open_run
+from dbnet import open_run, plot
 from dbnet.__main__ import main, parser
 from dbnet.config import load
 from dbnet.data.base import DataFile
@@ -208,6 +209,37 @@ def test_plot(trained: Finished, dbnet: Command) -> None:
     assert dbnet("plot", "out/run.h5", "--force").out.strip() == "out/run.png"
     assert dbnet("plot", "out/run.h5", "other.png").code == 0
     assert Path("other.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_drawing_leaves_a_notebook_its_backend(trained: Finished) -> None:
+    code = (
+        "import matplotlib\n"
+        "matplotlib.use('svg')\n"
+        "from matplotlib import pyplot as plt\n"
+        "from dbnet import open_run, plot\n"
+        "mine = plt.figure()\n"
+        "plot.draw(open_run('out/run.h5'), 'mine.png')\n"
+        "print(matplotlib.get_backend(), plt.get_fignums() == [mine.number], plt.gcf() is mine)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.split() == ["svg", "True", "True"] and done.stderr == "" and Path("mine.png").exists()
+
+
+def test_a_picture_shows_where_accuracies_differ(trained: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One steep early point does not squeeze the others into a line."""
+    run, seen = open_run("out/run.h5"), []
+    points = run.evaluation.iloc[[0] * 10].reset_index(drop=True)
+    points["seconds"], points["test_accuracy"] = np.arange(10.0), [0.1, *np.linspace(0.96, 0.97, 9)]
+    points["train_accuracy"] = [0.1, *np.linspace(0.98, 0.99, 9)]
+    run.evaluation = points
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
+    plot.draw(run, "p.png")
+    axes = seen[0].axes[1]
+    low, high = axes.get_ylim()
+    assert 0.94 < low < 0.96 and 0.99 < high < 1 and "1 early evaluation lies below" in axes.get_xlabel()
+    assert "0.9700" in axes.get_title()
 
 
 def test_data_digits(dbnet: Command) -> None:
