@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from dbnet import __version__, interrupt, mpi
 from dbnet.errors import Stopped, UserError, reading, refuse_taken
-from dbnet.usage import Parser
+from dbnet.usage import Parser, unread
 
 STOPPED = 85
 
@@ -33,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read, like head, has seen enough; nothing is to be flushed to it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return unread()
     except mpi.Refused:
         return 2
     except UserError as error:
@@ -197,9 +194,8 @@ def plan(options: argparse.Namespace) -> None:
     from dbnet import config as configuration
     from dbnet import plan, run, slurm
 
-    # For scripts that count the ranks, the run itself says it.
-    silent = {"say": lambda sentence: None} if options.ranks else {}
-    config = configuration.load(options.run_file, options.overrides, **silent)
+    # Scripts count the ranks; the run itself says the rest.
+    config = configuration.load(options.run_file, options.overrides, *([lambda _: None] if options.ranks else []))
     if options.config:
         print(configuration.to_toml(config))
         return
@@ -213,8 +209,7 @@ def plan(options: argparse.Namespace) -> None:
         shape = {"nodes": options.nodes, "cores": options.cores, "time": options.time}
         print(slurm.script(ready, options.run_file, options.overrides, **shape), end="")
         return
-    for doubt in ready.doubts():
-        configuration.warn(doubt)
+    configuration.warn(*ready.doubts())
     print(plan.describe(ready).replace("RUN.toml", " ".join([options.run_file, *options.overrides])))
 
 
@@ -253,9 +248,8 @@ def predict(options: argparse.Namespace) -> None:
 
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        done = infer.predict(
-            options.checkpoint, options.data, options.part, options.out, comm, options.force, probabilities=options.probabilities
-        )
+        where = (options.checkpoint, options.data, options.part, options.out)
+        done = infer.predict(*where, comm, options.force, probabilities=options.probabilities)
         if done is not None:
             print(done)
 

@@ -186,9 +186,10 @@ class Config(Table):
         return self.model_dump_json()
 
 
-def warn(sentence: str) -> None:
-    """Print a sentence that does not end anything."""
-    print(f"dbnet: {sentence}", file=sys.stderr, flush=True)
+def warn(*sentences: str) -> None:
+    """Print sentences that do not end anything."""
+    for sentence in sentences:
+        print(f"dbnet: {sentence}", file=sys.stderr, flush=True)
 
 
 def load(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str], None] = warn) -> Config:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +22,12 @@ _WORDS = (
     (r"argument (.*): expected one argument", r"\1 needs a value"),
     (r"argument (.*): ignored explicit argument .*", r"\1 takes no value"),
 )
+
+
+def unread() -> int:
+    """Whoever read, like head, has seen enough: have nothing flushed to it at the end; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 class Parser(argparse.ArgumentParser):
