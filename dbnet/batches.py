@@ -34,6 +34,13 @@ def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: n
             out[u, j] = s * data[index[j], u]
 
 
+def bound(x: np.ndarray, data: np.ndarray, batch: int) -> np.ndarray:
+    """Return the network's input `x` if examples of `data` fill it; the kernels trust that they do."""
+    if x.ndim != 2 or x.shape != (data.shape[1], batch) or not x.flags.c_contiguous:
+        raise ValueError(f"{batch} examples of {data.shape[1]} units do not fill an input of shape {x.shape}.")
+    return x
+
+
 def fitting(part: Part, dtype: np.dtype, scale: float) -> np.ndarray:
     """Return x as the network takes it, but for the scale; UserError where a value is too large for its type."""
     if part.x.dtype == np.uint8:
@@ -83,6 +90,7 @@ class Batches:
         self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
         self._order_of = order
         self._order = np.arange(len(part))
+        self._bound: np.ndarray | None = None
         self._index = self._order[:0]
         self.seek(Cursor(0, 0))
 
@@ -101,9 +109,13 @@ class Batches:
     def _shuffle(self) -> None:
         if self._order_of is not None:
             self._order = self._order_of(self._epoch)
+            if len(self._order) and not 0 <= self._order.min() <= self._order.max() < len(self.part):
+                raise ValueError(f"The order of epoch {self._epoch} names examples beyond the {len(self.part)} that there are.")
 
     def next(self, x: np.ndarray) -> int:
         """Fill `x` [units, batch] and `self.target` with the next minibatch; return its number of examples."""
+        if x is not self._bound:
+            self._bound = bound(x, self._x, self.batch)
         lo = self._position
         self._index = index = self._order[lo : lo + self.batch]
         count = len(index)

@@ -21,7 +21,7 @@ from dbnet.model import Model, footprint
 from dbnet.orders import coordinator_fields
 from dbnet.partition import Cut
 from dbnet.pulse import pulse_fields
-from dbnet.ranges import Range, flatten, split
+from dbnet.ranges import Range, split
 from dbnet.registry import make, reached
 from dbnet.replica import Replica
 from dbnet.routes import Route, routes
@@ -189,7 +189,7 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     """
     config, data, model = ready.config, ready.data, ready.model
     seed, dtype = config.run.seed, model.dtype
-    columns = None if link is None else flatten(ready.cut.boxes[partition][0], data.shape)
+    columns = model.columns(model.boxes() if link is None else ready.cut.boxes[partition])
     train = ready.method.examples(data, config, first_shares(ready, index), columns)
     watched = {}
     if data.sizes.get("test"):

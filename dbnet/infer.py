@@ -50,7 +50,7 @@ class Judge:
         use(config, threads)
         self.cut = Cut(self.model, 1 if comm is None else comm.size, EVALUATION_BATCH, given=False)
         self.boxes = self.cut.boxes[0 if comm is None else comm.rank]
-        self.columns = None if comm is None else flatten(self.boxes[0], self.model.shapes[0])
+        self.columns = self.model.columns(self.boxes)
         used, _, size = footprint(self.model, self.boxes, leads=True)
         self.w = np.empty(size, self.model.dtype)
         for piece in used:

@@ -52,8 +52,13 @@ class Model:
             )
 
     def boxes(self) -> list[Region]:
-        """Return the boxes of an uncut network: the input and every layer, whole."""
-        return [whole(shape) for shape in self.shapes]
+        """Return the boxes of an uncut network: what the first layer needs of the input, and every layer, whole."""
+        layers = [whole(shape) for shape in self.shapes[1:]]
+        return [self.layers[0].needs(self.shapes[0], layers[0]), *layers]
+
+    def columns(self, boxes: list[Region]) -> list[Range] | None:
+        """Return the units of an example that the owner of these boxes needs, as flat ranges; None: all."""
+        return None if boxes[0] == whole(self.shapes[0]) else flatten(boxes[0], self.shapes[0])
 
 
 class Piece(NamedTuple):

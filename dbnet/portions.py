@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from dbnet.batches import Cursor, fitting, gather, gather_bytes
+from dbnet.batches import Cursor, bound, fitting, gather, gather_bytes
 from dbnet.data.base import Part
 from dbnet.ranges import Range
 
@@ -86,6 +86,7 @@ class Reader:
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self.target = np.zeros(batch, np.int64)
         self._part = Part(np.zeros((0, 0)), np.zeros(0))
+        self._bound: np.ndarray | None = None
         self._at = self._end = self._taken = self._start = self._first = self.filled = 0
         self.reads = 0
 
@@ -118,6 +119,9 @@ class Reader:
         """Go to the first minibatch of a portion."""
         self.prefetch(portion.block)
         self._part = self._blocks[portion.block].result()
+        if not 0 <= portion.lo <= portion.hi <= len(self._part):
+            raise ValueError(f"{portion} does not lie in its block of {len(self._part)} examples.")
+        self._bound = None
         self._at, self._end, self._start = portion.lo, portion.hi, self.blocks(portion.block).lo
         self._taken += 1
         if self._part.y.ndim == 2 and self.target.ndim == 1:
@@ -128,6 +132,8 @@ class Reader:
         count = min(self.batch, self._end - self._at)
         here = slice(self._at, self._at + count)
         if count:
+            if x is not self._bound:
+                self._bound = bound(x, self._part.x, self.batch)
             self._first, self.filled = self._start + self._at, count
             fill = gather_bytes if self._part.x.dtype == np.uint8 else gather
             fill(self._part.x, np.arange(here.start, here.stop), count, self._scale, x)

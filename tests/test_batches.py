@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dbnet.batches import Batches, Cursor, gather, gather_bytes
 from dbnet.data.base import Part
+from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.shares import order
 
@@ -79,3 +80,33 @@ def test_vector_targets_and_bytes() -> None:
     x = np.zeros((2, 3), F4)
     assert batches.next(x) == 3
     assert x.tolist() == [[0, 1, 2], [0.5, 1.5, 2.5]] and np.array_equal(batches.target, y[:3].T) and batches.target.dtype == F4
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 4), (2, 3), (2, 5), (8,)])
+def test_an_input_of_another_size_is_never_written_to(shape: tuple[int, ...]) -> None:
+    batches, blocks = numbered(6, 4, None), Blocks(6, 6)
+    reader = Reader(lambda rows: batches.part, blocks, 4, 1.0, F4, 2)
+    reader.open(Portion(0, 0, 6))
+    for source in (batches, reader):
+        x = np.full(shape, -1, F4)
+        with pytest.raises(ValueError, match="4 examples of 2 units do not fill an input of shape"):
+            source.next(x)
+        assert (x == -1).all()
+        # Also after one that fits.
+        source.next(np.zeros((2, 4), F4))
+        with pytest.raises(ValueError, match="do not fill"):
+            source.next(x)
+    with pytest.raises(ValueError, match="do not fill"):
+        numbered(6, 2, None).next(np.zeros((2, 4), F4)[:, ::2])
+    reader.close()
+
+
+def test_examples_that_are_not_there_are_never_read() -> None:
+    for index in (-1, 6):
+        with pytest.raises(ValueError, match="The order of epoch 0 names examples beyond the 6 that there are"):
+            Batches(numbered(6, 4).part, 4, 1.0, F4, lambda epoch, index=index: np.array([0, index, 2]))
+    reader = Reader(lambda rows: numbered(6, 4).part, Blocks(6, 6), 4, 1.0, F4, 2)
+    for lo, hi in ((-1, 2), (4, 7), (3, 2)):
+        with pytest.raises(ValueError, match="does not lie in its block of 6 examples"):
+            reader.open(Portion(0, lo, hi))
+    reader.close()
