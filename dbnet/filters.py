@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dbnet.jit import intrinsic, ir, kernel, overload, prange, types
+from dbnet.jit import CHECKED, intrinsic, ir, kernel, overload, prange, types
 
 
 def product(c, c_at, a, a_at, b, b_at, size, add, ahead):  # type: ignore[no-untyped-def]
@@ -148,12 +148,30 @@ def _tile(rows: int) -> Any:
 _TILE16, _TILE8, _TILE4, _TILE2, _TILE1 = (_tile(rows) for rows in (16, 8, 4, 2, 1))
 
 
+def inside(c, c_at, a, a_at, b, b_at, size):  # type: ignore[no-untyped-def]
+    """Raise IndexError if a product reaches beyond its arrays."""
+    m, n, p, k = size
+    if min(m, n, p, k) > 0:
+        c_end = c_at[0] + (m - 1) * c_at[1] + n
+        a_end = a_at[0] + (m - 1) * a_at[1] + (p - 1) * a_at[2] + (k - 1) * a_at[3] + 1
+        b_end = b_at[0] + (p - 1) * b_at[1] + (k - 1) * b_at[2] + n
+        if min(c_at[0], a_at[0], b_at[0]) < 0 or c_end > c.size or a_end > a.size or b_end > b.size:
+            raise IndexError("a product reaches beyond its arrays")
+
+
+@overload(inside, inline="always")
+def _inside(c, c_at, a, a_at, b, b_at, size):  # type: ignore[no-untyped-def]
+    # Numba checks the bounds of its own indexing only, and not of what the tiles read and write.
+    return inside if CHECKED else lambda c, c_at, a, a_at, b, b_at, size: None
+
+
 @overload(product, inline="always")
 def _product(c, c_at, a, a_at, b, b_at, size, add, ahead):  # type: ignore[no-untyped-def]
     lanes = 64 * 8 // c.dtype.bitwidth
 
     def tiled(c, c_at, a, a_at, b, b_at, size, add, ahead):  # type: ignore[no-untyped-def]
         m, n, p, k = size
+        inside(c, c_at, a, a_at, b, b_at, size)
         for j in range(0, n, lanes):
             part = (m, min(n - j, lanes), p, k)
             bt = (b_at[0] + j, b_at[1], b_at[2])

@@ -50,8 +50,17 @@ def cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"dbnet-{os.getuid()}" / folder.name
 
 
+# Whether kernels check the bounds of their arrays (NUMBA_BOUNDSCHECK=1).
+CHECKED = bool(numba.config.BOUNDSCHECK)
+
+
+def _of_this_kind(folder: str) -> str:
+    """Return the folder for kernels compiled as now: Numba's index does not tell those that check bounds from others."""
+    return folder + "-checked" if CHECKED and not folder.endswith("-checked") else folder
+
+
 # Read whenever a kernel is declared, so it holds also where something else imported Numba first.
-numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
+numba.config.CACHE_DIR = _of_this_kind(numba.config.CACHE_DIR or str(cache_folder()))
 
 _PATIENCE = 300
 KERNELS: list[tuple[str, Any]] = []
@@ -74,7 +83,9 @@ def kernel(signature: str, *, parallel: bool = False, fast: bool = False) -> Cal
 
     def declare(function: Callable) -> Any:
         flags = {"reassoc", "nsz", "contract", "arcp"} if fast else {"contract"}
-        jitted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags, parallel=parallel)(function)
+        # An error inside a parallel loop is lost: where bounds are checked it runs as a plain one.
+        threads = parallel and not CHECKED
+        jitted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags, parallel=threads)(function)
         KERNELS.append((signature, jitted))
         return jitted
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dbnet import batches, network, replica
 from dbnet.activations import ACTIVATIONS
 
+ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = {"float32": {"rtol": 2e-6, "atol": 1e-6}, "float64": {"rtol": 1e-13, "atol": 1e-14}}
 FORMULAS = {
     "identity": (lambda z: z, lambda y: np.ones_like(y)),
@@ -76,3 +82,47 @@ def test_vectors(dtype):
 
 def dtype_of(dtype, value):
     return np.dtype(dtype).type(value)
+
+
+OUTSIDE = """
+import sys
+import numpy as np
+from dbnet import batches
+from dbnet.filters import product
+from dbnet.jit import kernel, prange
+
+@kernel("f8[:];i8", parallel=True)
+def beyond(out, n):
+    for i in prange(n):
+        out[i] = 1.0
+
+@kernel("f8[:];f8[:];f8[:];i8")
+def reach(c, a, b, n):
+    product(c, (0, n), a, (0, 1, 1, 1), b, (0, 1, n), (1, n, 1, 2), False, (0, 0))
+
+# The elements beyond are this process's own.
+calls = [(batches.gather, np.zeros((3, 2)), np.arange(2), 2, 1.0, np.zeros((2, 4))[:1]), (beyond, np.zeros(8)[:3], 4)]
+if sys.argv[1:] == ["products"]:
+    for sizes in ((4, 4, 7), (3, 4, 8), (4, 1, 8)):
+        calls.append((reach, *(np.zeros(8)[:n] for n in sizes), 4))
+for kernel, *arguments in calls:
+    try:
+        kernel(*arguments)
+        print("silence")
+    except IndexError:
+        print("IndexError")
+"""
+
+
+def test_bounds_are_checked_where_that_is_asked_for_whatever_was_compiled_before(tmp_path, soak):
+    """What `tests/run --soak` trusts in: a cache filled with kernels that do not check bounds."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    folders = {"PYTHONPATH": str(ROOT), "DBNET_CACHE": str(tmp_path)}
+    plain = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "NUMBA_BOUNDSCHECK")}
+    words, said = ["products"] if soak else [], []
+    for more in ({}, {"NUMBA_BOUNDSCHECK": "1"}):
+        command = [sys.executable, tmp_path / "outside.py", *words]
+        done = subprocess.run(command, env=plain | folders | more, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        said.append(set(done.stdout.split()))
+    assert said == [{"silence"}, {"IndexError"}]
