@@ -198,7 +198,9 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     if portion:
         chosen = np.linspace(0, data.sizes["train"] - 1, portion).astype(np.int64)
         watched["train"] = Batches(data.read("train", chosen, columns), EVALUATION_BATCH, data.scale, dtype, None)
-    return Replica(model, train, watched, seed, None if link is None else (ready.cut, link))
+    # Replicas at the same step must not draw the same numbers; the partitions of one must.
+    own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return Replica(model, train, watched, own, None if link is None else (ready.cut, link))
 
 
 def first_shares(ready: Setup, index: int) -> list[Share]:

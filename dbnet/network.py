@@ -167,7 +167,7 @@ class Network:
                 elif g is not None:
                     cell.g[name] = g[view].reshape(shape_of(box))
                 at = view.stop
-            cell.training = g is not None
+            cell.training, cell.layer = g is not None, i
             cell.scratch = layer.scratch(cell)
             cells.append(cell)
         self._bound[key] = cells

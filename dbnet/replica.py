@@ -43,7 +43,7 @@ class Replica:
     watched
         Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
     seed
-        For layers that draw random numbers.
+        This replica's own, for layers that draw random numbers.
     cut
         The cut and the link to the other partitions; None: the network is whole.
 

@@ -215,3 +215,18 @@ def test_no_output_of_an_earlier_run_is_overwritten(data):
     again = run.train(settings(data, steps=2), quiet=True)
     assert again.checkpoint != done.checkpoint
     assert done.checkpoint.exists()
+
+
+def test_replicas_at_the_same_step_draw_masks_of_their_own(data):
+    layers = "model.layers=[{kind='dropout', rate=0.5}, {kind='dense', units=3}]"
+    ready = run.setup(settings(data, layers, "topology.replicas=2"))
+    kept = []
+    for index in (0, 1, 0):
+        replica = build.load_replica(ready, index)
+        w = np.zeros(ready.model.layout.size)
+        network = replica.network
+        network.x[:] = 1
+        network.forward(w, replica.train.target, np.zeros_like(w), 5, replica.seed)
+        kept.append(network.above(1)[0] > 0)
+    assert np.array_equal(kept[0], kept[2])
+    assert 0.2 < (kept[0] != kept[1]).mean() < 0.8

@@ -22,6 +22,9 @@ from dbnet.layers.dropout import Dropout, drop
 from dbnet.layers.local import Local
 from dbnet.layers.norm import Norm
 from dbnet.layers.pool import Pool
+from dbnet.losses.squared import Squared
+from dbnet.model import Model
+from dbnet.network import Network
 from dbnet.ranges import Range, Region, relative, shape_of, size_of, split, whole
 
 LAYERS = [
@@ -390,7 +393,7 @@ def test_norm_of_a_constant_image_is_zero() -> None:
     np.testing.assert_allclose(c.y, 0, atol=1e-12)
 
 
-def test_dropout_keeps_the_mean_and_changes_with_seed_step_unit_column() -> None:
+def test_dropout_keeps_the_mean_and_changes_with_seed_step_layer_unit_column() -> None:
     layer, shape = Dropout(rate=0.3), (40, 25, 2)
     values = {"x": np.ones((*shape, 50)), "dy": np.ones((*shape, 50))}
     c = run(layer, place(layer, shape, values))
@@ -400,7 +403,7 @@ def test_dropout_keeps_the_mean_and_changes_with_seed_step_unit_column() -> None
     assert np.array_equal(c.dx, c.y) and np.allclose(c.y[kept], 1 / 0.7)
     flat = kept.reshape(-1, 50).astype(float) - 0.7
     others = [np.roll(flat, 1, 0), np.roll(flat, 1, 1), np.roll(flat, 50, 0)]
-    for change in ({"step": 4}, {"seed": 12}, {"step": 3 + (1 << 32)}, {"seed": 11 + (1 << 32)}):
+    for change in ({"step": 4}, {"seed": 12}, {"step": 3 + (1 << 32)}, {"seed": 11 + (1 << 32)}, {"layer": 1}):
         again = replace(c, y=np.empty_like(c.y), **change)
         layer.forward(again)
         others.append((again.y != 0).reshape(-1, 50).astype(float) - 0.7)
@@ -420,8 +423,17 @@ def test_dropout_of_a_dense_layer() -> None:
     layer.forward(piece)
     assert np.array_equal(piece.y, one.y[5:9])
     y = np.empty_like(one.y)
-    drop.py_func(y, one.x, one.scratch["units"], 0.5, one.seed, one.step)
+    drop.py_func(y, one.x, one.scratch["units"], 0.5, one.seed, one.step, one.layer)
     assert np.array_equal(y, one.y)
+
+
+def test_dropout_layers_of_one_network_have_masks_of_their_own() -> None:
+    """With one mask for both the mean would be 2."""
+    model = Model([Dropout(rate=0.5), Dropout(rate=0.5)], Squared(), (10_000,), 10_000, "float64")
+    network = Network(model, 4)
+    network.x[:] = 1
+    cells = network.forward(np.zeros(0), np.zeros((10_000, 4)), np.zeros(0), 3, 11)
+    assert cells[1].y.mean() == pytest.approx(1, abs=5 * np.sqrt(3 / 40_000))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dbnet.monitor import Run, RunFile
 from dbnet.ranges import Range
 from dbnet.space import LocalSpace
 
+DROPOUT = "model.layers=[{kind='dropout', rate=0.1}, {kind='dense', units=10}]"
 DENSE = "model.layers=[{kind='dense', units=10}]"
 
 
@@ -241,6 +242,7 @@ def test_epochs_are_passes_over_the_data(make_data, tmp_path) -> None:
     [
         (["stop={steps=3}"], "give stop.iterations"),
         (["warmstart.steps=3"], "set run.start to a checkpoint"),
+        ([DROPOUT], "model.layers.0 (dropout) draws random numbers at every step"),
         (["descent={kind='owlqn', strength=1.0, mask='biases'}"], "'weights' is 1 on all weights"),
         (["descent.kind=newton"], "descent.kind = 'newton' is not one of"),
         (["descent.histroy=3"], "did you mean 'history'?"),
@@ -250,6 +252,7 @@ def test_what_is_wrong_is_said(digits, tmp_path, changes, said) -> None:
     with pytest.raises(UserError) as error:
         run.setup(cfg(digits, tmp_path, DENSE, *changes))
     assert said in str(error.value)
+    run.setup(cfg(digits, tmp_path, DROPOUT.replace("0.1", "0")))
 
 
 def test_another_history_is_refused(digits, tmp_path) -> None:

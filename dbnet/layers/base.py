@@ -63,8 +63,9 @@ class Cell:
         Parameters and their gradient by name, views into the partition's flat vectors.
     scratch
         The arrays that `Layer.scratch` asked for, and whatever the layer wants to keep ready (products, index tables).
-    training, step, seed
-        For layers that behave differently in training or draw random numbers.
+    training, step, seed, layer
+        For layers that behave differently in training or draw random numbers: each replica has its own seed; `layer` is the place
+        in the network.
     """
 
     x_shape: Shape
@@ -81,6 +82,7 @@ class Cell:
     training: bool = True
     step: int = 0
     seed: int = 0
+    layer: int = 0
 
 
 class Layer(Member):
@@ -99,6 +101,11 @@ class Layer(Member):
     cut: tuple[int, ...] | None = Field(
         default=None, description="parts per axis of the units, (rows, columns) or (units); default: chosen by cost"
     )
+
+    @property
+    def random(self) -> bool:
+        """Whether its output is drawn anew at every step of training, so that the loss is no function of the parameters alone."""
+        return False
 
     def output_shape(self, x: Shape) -> Shape:
         """Return the shape of the output for an input of shape `x`; raise UserError where it does not fit."""

@@ -1,7 +1,8 @@
 """Dropout: in training y = x m / (1 - rate) with m = 0 for a random fraction `rate` of the values; in evaluation y = x.
 
-m is no stream of random numbers but a hash of (seed, step, unit, column): whether a unit is dropped depends neither on how the
-network is cut nor on the order of computation, and the backward pass computes it again instead of keeping it. The hash chains a
+m is no stream of random numbers but a hash of (seed, step, layer, unit, column), and every replica has a seed of its own: whether a
+unit is dropped depends neither on how the network is cut nor on the order of computation, and the backward pass computes it again
+instead of keeping it. The hash chains a
 32-bit mixing function (multiply and shift, as in the finalizer of MurmurHash3) over the words of these numbers.
 """
 
@@ -25,13 +26,14 @@ def mix(h: int) -> int:
     return h ^ (h >> 16)
 
 
-@kernel("T[:,:];T[:,:];i8[:,:];f8;i8;i8")
-def drop(y: np.ndarray, x: np.ndarray, units: np.ndarray, rate: float, seed: int, step: int) -> None:
+@kernel("T[:,:];T[:,:];i8[:,:];f8;i8;i8;i8")
+def drop(y: np.ndarray, x: np.ndarray, units: np.ndarray, rate: float, seed: int, step: int, layer: int) -> None:
     """Compute y = x m / (1 - rate); `units` holds (first row at hand, global index of that unit, number) of each run of units."""
     scale, zero = y.dtype.type(1 / (1 - rate)), y.dtype.type(0)
     limit = int(rate * 4294967296.0)
     word = 0xFFFFFFFF
     key = mix(mix(mix(mix(seed & word) ^ ((seed >> 32) & word)) ^ (step & word)) ^ ((step >> 32) & word))
+    key = mix(key ^ (layer & word))
     for run in range(units.shape[0]):
         row, unit, n = units[run]
         for i in range(n):
@@ -54,6 +56,10 @@ class Dropout(Layer):
 
     kind: ClassVar[str] = "dropout"
     rate: float = Field(ge=0, lt=1)
+
+    @property
+    def random(self) -> bool:
+        return self.rate > 0
 
     def output_shape(self, x: Shape) -> Shape:
         return x
@@ -78,7 +84,7 @@ class Dropout(Layer):
         """Compute y from x; the same in both directions."""
         if c.training and self.rate:
             batch = y.shape[-1]
-            drop(y.reshape(-1, batch), x.reshape(-1, batch), c.scratch["units"], self.rate, c.seed, c.step)
+            drop(y.reshape(-1, batch), x.reshape(-1, batch), c.scratch["units"], self.rate, c.seed, c.step, c.layer)
         else:
             np.copyto(y, x)
 

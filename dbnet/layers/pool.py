@@ -188,12 +188,14 @@ class Pool(Layer):
         return {"tables": (*self.patches.tables(c.x_shape, c.x_box, c.y_box), self.patches.area)}
 
     def forward(self, c: Cell, part: Region | None = None) -> None:
+        if not c.y.size:
+            return
         batch = c.y.shape[-1]
         *ends, m0, m1 = bounds(selection(part, c.y_box))
         KERNELS[self.over].forward(_flat(c.y), _flat(c.x), *c.scratch["tables"], *ends, m0 * batch, m1 * batch)
 
     def backward_inputs(self, c: Cell, accumulate: bool) -> None:
-        if c.dx is not None:
+        if c.dx is not None and c.y.size:
             KERNELS[self.over].backward(_flat(c.dx), _flat(c.x), _flat(c.dy), _flat(c.y), *c.scratch["tables"])
 
     def flops(self, x: Shape, out: Region) -> int:

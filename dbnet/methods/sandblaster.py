@@ -52,6 +52,12 @@ class Sandblaster(Downpour):
             raise UserError("stop.steps counts minibatches; with method.kind = 'sandblaster' give stop.iterations.")
         if config.warmstart.steps or config.warmstart.accuracy is not None:
             raise UserError("Sandblaster has no warmstart of its own; set run.start to a checkpoint of a Downpour run.")
+        for i, layer in enumerate(config.members()[0]):
+            if layer.random:
+                raise UserError(
+                    f"model.layers.{i} ({layer.kind}) draws random numbers at every step, but a batch method needs a loss that stays "
+                    "the same; set its rate to 0, or train with method.kind = 'downpour'."
+                )
         mask = config.descent.get("mask", "")
         if mask not in ("", "weights"):
             raise UserError(f"descent.mask = {mask!r} is no register; 'weights' is 1 on all weights and 0 on biases.")
