@@ -78,6 +78,56 @@ def test_softmax_survives_large_outputs():
     assert loss.score(stats, label, 2) == (2e4, 1)
 
 
+def exactly(kind, z, label):
+    """Loss and delta of one example in exact terms: no difference of large numbers."""
+    z, s = z.astype(np.float64), np.where(np.arange(len(z)) == label, 1.0, -1.0)
+    if kind == "logistic":
+        return np.logaddexp(0, -s * z).sum(), -s * np.exp(-np.logaddexp(0, s * z))
+    others = np.delete(z - z[label], label)
+    with np.errstate(over="ignore"):
+        loss = np.log1p(np.exp(others).sum()) if others.max(initial=0) < 30 else np.logaddexp.reduce(np.append(others, 0.0))
+    p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    return loss, p - (s > 0)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_float32_losses_are_exact_to_its_rounding_whatever_the_size_of_the_outputs(kind, parts):
+    """A loss far below the outputs' own rounding, as of 1000 against 990 or of 50 against -12, and random ones."""
+    cases = [([1000.0, 990.0], 0), ([990.0, 1000.0], 0), ([50.0, -12.0], 0), ([-12.0, 50.0], 1), ([0.0, 0.0, 0.0], 2), ([7.0], 0)]
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        z = rng.standard_normal(rng.integers(2, 7)) * 10 ** rng.uniform(-2, 1) + rng.choice([0, 100, 1000])
+        cases.append((z.tolist(), int(rng.integers(len(z)))))
+    loss = family("losses")[kind]()
+    for values, label in cases:
+        z, labels = np.array(values, np.float32)[:, None], np.array([label])
+        cuts = split(len(z), parts)
+        stats, deltas = np.zeros((parts, loss.width, 1), np.float32), [np.zeros((c.size, 1), np.float32) for c in cuts]
+        for c, s, d in zip(cuts, stats, deltas, strict=True):
+            loss.reduce(z[c.slice].copy(), labels, c.lo, s, d)
+        for c, s, d in zip(cuts, stats.copy(), deltas, strict=True):
+            loss.combine(stats, s)
+            loss.delta(z[c.slice].copy(), labels, c.lo, s, 1, d)
+            value = loss.score(s, labels, 1)[0]
+        wanted, delta = exactly(kind, z[:, 0], label)
+        assert value == pytest.approx(wanted, rel=2e-6, abs=1e-37), (values, label)
+        np.testing.assert_allclose(np.concatenate(deltas)[:, 0], delta, rtol=1e-5, atol=2e-7, err_msg=str((values, label)))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logistic"])
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_partition_loses_an_output_that_is_not_finite(kind, where, value):
+    loss, z = family("losses")[kind](), np.zeros((3, 1), np.float32)
+    z[where] = value
+    stats, label = np.zeros((3, loss.width, 1), np.float32), np.array([0])
+    for k in range(3):
+        loss.reduce(z[k : k + 1].copy(), label, k, stats[k], np.zeros((1, 1), np.float32))
+    loss.combine(stats.copy(), stats[0])
+    assert not np.isfinite(loss.score(stats[0], label, 1)[0]) or (kind == "logistic" and where == 0 and value == np.inf)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "squared", "logistic"])
 def test_losses_agree_with_pytorch(kind):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra 'torch')")

@@ -1,6 +1,6 @@
 """One-vs-all logistic loss: loss = sum_k log(1 + exp(-s_k z_k)), s_k = +1 for the label's unit and -1 for all others.
 
-delta_k = sigmoid(z_k) - [k is the label]. Computed as max(-s z, 0) + log1p(exp(-|z|)), which cannot overflow.
+delta_k = -s_k sigmoid(-s_k z_k). Computed as max(-s z, 0) + log1p(exp(-|z|)), which neither overflows nor cancels.
 Statistics per example: the loss, the largest output, its unit. This is the output layer of the paper's image network.
 """
 
@@ -24,16 +24,15 @@ def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, dz: np.
     for k in range(z.shape[0]):
         for j in range(z.shape[1]):
             v = z[k, j]
-            e = exp(-abs(v))
-            dz[k, j] = (one if v >= zero else e) / (one + e)
-            stats[0, j] += max(v, zero) + z.dtype.type(log1p(e))
             better = v > stats[1, j]
             stats[1, j] = v if better else stats[1, j]
             stats[2, j] = k + lo if better else stats[2, j]
-    for j in range(z.shape[1]):
-        if lo <= label[j] < lo + z.shape[0]:
-            stats[0, j] -= z[label[j] - lo, j]
-            dz[label[j] - lo, j] -= one
+            # What is wrong about this unit: -s z.
+            sign = -one if label[j] == k + lo else one
+            v *= sign
+            e = exp(-abs(v))
+            dz[k, j] = sign * (one if v >= zero else e) / (one + e)
+            stats[0, j] += max(v, zero) + z.dtype.type(log1p(e))
 
 
 class Logistic(Loss):

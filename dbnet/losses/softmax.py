@@ -1,8 +1,10 @@
 """Softmax cross-entropy: loss = -log(exp(z_label) / sum_k exp(z_k)); delta = softmax(z) - onehot(label).
 
-Statistics per example: row 0 the label's own z, row 1 the largest z, row 2 its unit, row 3 the sum of exp(z - largest), row 4 the
-partition's own largest. Combined, row 0 becomes the loss, rows 1 to 3 speak of all units, row 4 stays the partition's. In between,
-`dy` holds exp(z - this partition's largest).
+Statistics per example: row 0 the label's own z, row 1 the largest z, row 2 its unit, row 3 the sum of exp(z - largest) over the
+others, row 4 the partition's own largest. Combined, row 0 becomes the loss, rows 1 and 2 speak of all units, row 3 is the sum over
+all of them, row 4 stays the partition's. In between, `dy` holds exp(z - this partition's largest).
+
+Computed as (largest - z_label) + log1p(sum over the others), so that a small loss is not the difference of large numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dbnet.losses.base import Loss
 
 @kernel("T[:,:];i8[:];i8;T[:,:];T[:,:]")
 def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, e: np.ndarray) -> None:
+    one, zero = z.dtype.type(1), z.dtype.type(0)
     stats[0] = 0
     stats[1] = -np.inf
     stats[2] = lo
@@ -31,7 +34,8 @@ def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, e: np.n
         for j in range(z.shape[1]):
             v = exp(z[k, j] - stats[1, j])
             e[k, j] = v
-            stats[3, j] += v
+            # The largest one's 1 is subtracted, not left out, so that a NaN stays one.
+            stats[3, j] += v - (one if stats[2, j] == k + lo else zero)
     stats[4] = stats[1]
     for j in range(z.shape[1]):
         if lo <= label[j] < lo + z.shape[0]:
@@ -41,16 +45,17 @@ def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, e: np.n
 @kernel("T[:,:,:];T[:,:]")
 def combine(parts: np.ndarray, stats: np.ndarray) -> None:
     for j in range(stats.shape[1]):
-        best, unit, label = parts[0, 1, j], parts[0, 2, j], parts[0, 0, j]
+        best, unit, label, first = parts[0, 1, j], parts[0, 2, j], parts[0, 0, j], 0
         for p in range(1, parts.shape[0]):
             label += parts[p, 0, j]
             if parts[p, 1, j] > best:
-                best, unit = parts[p, 1, j], parts[p, 2, j]
-        total = stats.dtype.type(0)
+                best, unit, first = parts[p, 1, j], parts[p, 2, j], p
+        one, others = stats.dtype.type(1), parts[first, 3, j]
         for p in range(parts.shape[0]):
-            total += parts[p, 3, j] * stats.dtype.type(math.exp(parts[p, 1, j] - best))
-        stats[0, j] = stats.dtype.type(math.log(total)) + best - label
-        stats[1, j], stats[2, j], stats[3, j] = best, unit, total
+            if p != first:
+                others += (one + parts[p, 3, j]) * stats.dtype.type(math.exp(parts[p, 1, j] - best))
+        stats[0, j] = (best - label) + stats.dtype.type(math.log1p(others))
+        stats[1, j], stats[2, j], stats[3, j] = best, unit, one + others
 
 
 @kernel("i8[:];i8;T[:,:];i8;T[:,:]")
