@@ -230,3 +230,16 @@ def test_replicas_at_the_same_step_draw_masks_of_their_own(data):
         kept.append(network.above(1)[0] > 0)
     assert np.array_equal(kept[0], kept[2])
     assert 0.2 < (kept[0] != kept[1]).mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("rule", "local"), [("{kind='adagrad', rate=2.5}", 0.25), ("{kind='momentum', rate=0.05, momentum=0.8}", 0.25)]
+)
+def test_local_steps_have_the_rules_own_rate_by_default(data, rule, local):
+    common = ["method.n_fetch=4", "method.n_push=4", f"rule={rule}"]
+    one, same, other = (
+        run.train(settings(data, *common, *changes, steps=6), quiet=True).params
+        for changes in ([], [f"method.local_rate={local}"], [f"method.local_rate={2 * local}"])
+    )
+    np.testing.assert_allclose(one, same, rtol=1e-12)
+    assert not np.allclose(one, other)

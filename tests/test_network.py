@@ -15,7 +15,7 @@ from dbnet.losses.squared import Squared
 from dbnet.model import Model
 from dbnet.network import Network
 from dbnet.ranges import Range, split
-from dbnet.registry import family
+from dbnet.registry import family, make
 
 
 def build(activation="sigmoid", loss=None, dtype="float64", decay=0.0, sizes=(7, 6, 5, 4), batch=9):
@@ -134,3 +134,22 @@ def test_initial_values_do_not_depend_on_the_cut():
 def test_units_that_do_not_fit_the_classes_are_one_sentence():
     with pytest.raises(UserError, match="The last layer has 4 units but the data ask for 10; set its units to 10"):
         Model([Dense(units=4)], Softmax(), (7,), 10, "float32")
+
+
+@pytest.mark.parametrize("kind", ["local", "conv", "dense"])
+def test_initial_values_keep_the_variance_from_layer_to_layer(kind):
+    """Over four layers; with twice the variance a layer it would grow to 16 times."""
+    image = {"maps": 8, "field": 5, "padding": 2}
+    entry = {"kind": kind, **({"units": 512} if kind == "dense" else image)}
+    shape = (512,) if kind == "dense" else (16, 16, 8)
+    layers = [make("layers", dict(entry), "layer") for _ in range(4)]
+    model = Model(layers, Squared(), shape, int(np.prod(shape)), "float64")
+    network, w = Network(model, 16), np.empty(model.layout.size)
+    model.layout.draw(Range(0, w.size), 3, w)
+    network.x[:] = np.random.default_rng(1).standard_normal(network.x.shape)
+    squares = []
+    for cell in network.forward(w, np.zeros((network.x.shape[0], 16))):
+        # Without the border, where outputs see less.
+        inner = cell.y if kind == "dense" else cell.y[6:-6, 6:-6]
+        squares.append(float((inner**2).mean()))
+    assert 0.5 < squares[-1] < 1.6, squares

@@ -11,7 +11,7 @@ from dbnet.rules import adagrad, adam, momentum, sgd
 from dbnet.shard import Push, Shard
 
 KERNELS = [(sgd.descend, 1, (0.1,)), (adagrad.adagrad, 2, (0.1,)), (momentum.momentum, 2, (0.1, 0.9, True)),
-           (adam.adam, 3, (0.1, 0.9, 0.99, 1e-8))]  # fmt: skip
+           (adam.adam, 3, (0.1, 0.9, 0.99, 1e-3, 0.5))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kernel", "vectors", "scalars"), KERNELS, ids=lambda k: getattr(k, "__name__", ""))
@@ -24,6 +24,10 @@ def test_interpreted_equals_compiled(kernel, vectors, scalars, dtype):
     kernel.py_func(*two, *scalars)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
+# As large as the gradients, so that it shows where epsilon stands.
+OPTIONS = {"adam": {"epsilon": 0.5}}
 
 
 def textbook(kind, gradients, w):
@@ -40,8 +44,7 @@ def textbook(kind, gradients, w):
             w = w - 0.1 * v
         else:
             v, h = 0.9 * v + 0.1 * g, 0.999 * h + 0.001 * g**2
-            # Kingma & Ba give this form, with epsilon beside the uncorrected root, for efficiency.
-            w = w - 0.1 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * v / (np.sqrt(h) + 1e-8)
+            w = w - 0.1 * (v / (1 - 0.9**t)) / (np.sqrt(h / (1 - 0.999**t)) + OPTIONS["adam"]["epsilon"])
     return w
 
 
@@ -51,7 +54,8 @@ def test_rules_follow_their_papers_on_slices(kind):
     w = rng.standard_normal(23)
     gradients = rng.standard_normal((6, 23))
     gradients[:, 5] = 0
-    shard = Shard(Range(0, 23), make("rules", {"kind": kind, "rate": 0.1}, "rule"), w.copy(), np.zeros(1, np.int64), lambda: 0.0)
+    rule = make("rules", {"kind": kind, "rate": 0.1, **OPTIONS.get(kind, {})}, "rule")
+    shard = Shard(Range(0, 23), rule, w.copy(), np.zeros(1, np.int64), lambda: 0.0)
     for number, g in enumerate(gradients):
         t = shard.begin(0)
         for part in split(23, 4):
@@ -89,3 +93,27 @@ def test_events_grow_and_keep_their_order():
     events = shard.take_events()
     assert events["push"].tolist() == list(range(3000)) == events["applied"].tolist()
     assert len(shard.take_events()) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        ({"kind": "sgd", "rate": 0.3}, 0.3),
+        ({"kind": "adam", "rate": 0.3}, 0.3),
+        # Adagrad's rate is about ten times the best fixed one.
+        ({"kind": "adagrad", "rate": 0.3}, 0.03),
+        # A constant gradient moves momentum by rate / (1 - momentum) a step.
+        ({"kind": "momentum", "rate": 0.3, "momentum": 0.75}, 1.2),
+        ({"kind": "momentum", "rate": 0.3, "momentum": 0.75, "nesterov": True}, 1.2),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_replicas_local_steps_have_the_rules_fixed_rate(options, local):
+    rule = make("rules", dict(options), "rule")
+    assert rule.local_rate() == pytest.approx(local, rel=1e-15)
+    if options["kind"] == "momentum":
+        w, state = np.zeros(1), {"velocity": np.zeros(1)}
+        for t in range(200):
+            before = w[0]
+            rule.apply(w, np.ones(1), state, t + 1)
+        assert before - w[0] == pytest.approx(rule.local_rate(), rel=1e-12)

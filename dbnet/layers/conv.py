@@ -6,7 +6,6 @@ the field; inputs outside the image count as zero. Every partition holds all par
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Any, ClassVar
 
 from dbnet.activations import ACTIVATIONS
@@ -24,12 +23,7 @@ class Conv(Local):
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
         patch = self.patches.area * x[2]
-        # As in a dense layer; an input is seen by as many outputs as the field has positions, per stride.
-        fan_out = self.maps * self.patches.area / (self.patches.stride[0] * self.patches.stride[1])
-        spread = sqrt(6 / (patch + fan_out)) * (4 if self.activation == "sigmoid" else 1)
-        if self.activation == "relu":
-            spread = sqrt(6 / patch)
-        return {"W": Parameter((self.maps, patch), 0, spread, decays=True), "b": Parameter((self.maps,), 0)}
+        return {"W": Parameter((self.maps, patch), 0, self.spread(patch), decays=True), "b": Parameter((self.maps,), 0)}
 
     def scratch(self, c: Cell) -> dict[str, Any]:
         rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)

@@ -51,13 +51,16 @@ class Local(Layer):
         return (*self.patches.positions(x, self.kind), self.maps)
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
-        patch = self.patches.area * x[2]
-        # As in a dense layer, with what one position connects.
-        spread = sqrt(6 / (patch + self.maps)) * (4 if self.activation == "sigmoid" else 1)
+        patch, y = self.patches.area * x[2], self.output_shape(x)
+        return {"W": Parameter((*y, patch), 3, self.spread(patch), decays=True), "b": Parameter(y, 3)}
+
+    def spread(self, patch: int) -> float:
+        """Return the spread of the initial weights, as in a dense layer; `patch` inputs are seen by an output."""
         if self.activation == "relu":
-            spread = sqrt(6 / patch)
-        y = self.output_shape(x)
-        return {"W": Parameter((*y, patch), 3, spread, decays=True), "b": Parameter(y, 3)}
+            return sqrt(6 / patch)
+        # An input is seen by as many outputs as the field has positions, per stride.
+        fan_out = self.maps * self.patches.area / (self.patches.stride[0] * self.patches.stride[1])
+        return sqrt(6 / (patch + fan_out)) * (4 if self.activation == "sigmoid" else 1)
 
     def needs(self, x: Shape, out: Region) -> Region:
         return self.patches.needs(x, out, Range(0, x[2]))

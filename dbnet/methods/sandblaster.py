@@ -55,8 +55,8 @@ class Sandblaster(Downpour):
         for i, layer in enumerate(config.members()[0]):
             if layer.random:
                 raise UserError(
-                    f"model.layers.{i} ({layer.kind}) draws random numbers at every step, but a batch method needs a loss that stays "
-                    "the same; set its rate to 0, or train with method.kind = 'downpour'."
+                    f"model.layers.{i} ({layer.kind}) draws random numbers at every step, but a batch method needs a loss that "
+                    "stays the same; set its rate to 0, or train with method.kind = 'downpour'."
                 )
         mask = config.descent.get("mask", "")
         if mask not in ("", "weights"):

@@ -1,6 +1,7 @@
 """Adam at the shard (Kingma & Ba 2015, algorithm 1); t is the shard's count of updates.
 
-m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w = w - rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon).
+m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w = w - rate m' / (sqrt(v') + epsilon)
+with m' = m / (1 - b1^t),  v' = v / (1 - b2^t).
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from dbnet.jit import kernel
 from dbnet.rules.base import Rule
 
 
-@kernel("T[:];T[:];T[:];T[:];f8;f8;f8;f8")
+@kernel("T[:];T[:];T[:];T[:];f8;f8;f8;f8;f8")
 def adam(
-    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, rate: float, beta1: float, beta2: float, epsilon: float
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, rate: float, beta1: float, beta2: float, epsilon: float, root: float
 ) -> None:
+    """`rate` is divided by 1 - b1^t, `root` is sqrt(1 - b2^t)."""
     t = w.dtype.type
-    r, b1, b2, e = t(rate), t(beta1), t(beta2), t(epsilon)
+    r, b1, b2, e, up = t(rate), t(beta1), t(beta2), t(epsilon), t(1 / root)
     c1, c2 = t(1 - beta1), t(1 - beta2)
     for i in range(w.size):
         d = g[i]
         m[i] = b1 * m[i] + c1 * d
         v[i] = b2 * v[i] + c2 * d * d
-        w[i] -= r * m[i] / (t(sqrt(v[i])) + e)
+        w[i] -= r * m[i] / (t(sqrt(v[i])) * up + e)
 
 
 class Adam(Rule):
@@ -50,5 +52,5 @@ class Adam(Rule):
     epsilon: float = Field(default=1e-8, gt=0)
 
     def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int) -> None:
-        rate = self.rate * sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
-        adam(w, g, state["mean"], state["square"], rate, self.beta1, self.beta2, self.epsilon)
+        rate, root = self.rate / (1 - self.beta1**t), sqrt(1 - self.beta2**t)
+        adam(w, g, state["mean"], state["square"], rate, self.beta1, self.beta2, self.epsilon, root)
