@@ -104,9 +104,9 @@ class Setup:
         return out
 
 
-def setup(config: Config, resume: str | None = None) -> Setup:
-    """Check a configuration against its data and make the model; UserError where something does not fit."""
-    data = DataFile(config.data.path)
+def setup(config: Config, resume: str | None = None, labels: bool = True) -> Setup:
+    """Check a configuration against its data (all `labels`, too) and make the model; UserError where something does not fit."""
+    data = DataFile(config.data.path, labels)
     if data.one_hot and not config.members()[1].vectors:
         raise UserError(
             f"'{data.path}': /train/y holds one-hot vectors of {data.targets} classes; store the labels themselves, "

@@ -122,7 +122,8 @@ def train(
         return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides, say)
 
     def prepare() -> Setup:
-        ready = setup(config, point)
+        # All labels are looked at by one rank.
+        ready = setup(config, point, comm is None or comm.rank == 0)
         if comm is not None:
             ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
         return ready

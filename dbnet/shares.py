@@ -11,12 +11,15 @@ subset restricted to the share's examples. So a cursor is two integers: the epoc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
 
 from dbnet.batches import Batches, Cursor
 from dbnet.ranges import Range, split
+
+_BEAT = 0.005
 
 
 class Share(NamedTuple):
@@ -91,12 +94,20 @@ class Shares:
         for share in shares:
             self.take(share)
 
-    def take(self, share: Share) -> None:
-        """Train on a share, too."""
-        part = self._load(share)
-        part.seek(Cursor(share.epoch, share.position))
+    def take(self, share: Share, beat: Callable[[], None] = lambda: None) -> None:
+        """Train on a share, too; while its examples are read, which may take long, `beat` is called again and again."""
+        with ThreadPoolExecutor(1, thread_name_prefix="share") as reader:
+            loading = reader.submit(self._load_at_cursor, share)
+            while not wait([loading], _BEAT).done:
+                beat()
+            part = loading.result()
         self._parts.append(part)
         self._present = self._present or part
+
+    def _load_at_cursor(self, share: Share) -> Batches:
+        part = self._load(share)
+        part.seek(Cursor(share.epoch, share.position))
+        return part
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))

@@ -67,7 +67,7 @@ class Geometry:
         y = rng.integers(0, CLASSES, (2, examples))
         if used_only:
             x = np.ascontiguousarray(x[:, :, : self.used[0], : self.used[1]])
-        write(path, {"train/x": x[0], "train/y": y[0], "test/x": x[1], "test/y": y[1], "classes": CLASSES})
+        write(path, {"train/x": x[0], "train/y": y[0], "test/x": x[1], "test/y": y[1], "classes": CLASSES, "scale": 1.0})
         return path
 
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dbnet.data import base
 from dbnet.data.base import DataFile, read_inputs, write
 from dbnet.data.idx import read_idx
 from dbnet.errors import UserError
+from dbnet.ranges import Range
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -212,3 +215,60 @@ def test_idx_missing_or_a_folder(place: Path) -> None:
     for path in ("none", "."):
         with pytest.raises(UserError):
             read_idx(path)
+
+
+LAYOUTS = {
+    "contiguous": {},
+    "chunks": {"chunks": (7, 2, 5)},
+    "gzip": {"chunks": (16, 4, 5), "compression": "gzip"},
+    "one chunk": {"chunks": (3000, 4, 5)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_what_holds_wanted_rows_is_read(place: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.random((3000, 4, 5)).astype(np.float32), rng.random((3000, 6))
+    with h5py.File("rows.h5", "w") as file:
+        file.create_dataset("train/x", data=x, **LAYOUTS[layout])
+        file["train/y"] = y
+    data, spans, read = DataFile("rows.h5"), [], h5py.Dataset.__getitem__
+    monkeypatch.setattr(base, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(base, "_GAP", 1 << 10)
+
+    def noting(source: h5py.Dataset, index: Any) -> Any:
+        spans.append((source.name, index.stop - index.start))
+        return read(source, index)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", noting)
+    few = np.array([0, 1, 1400, 1407, 2999])
+    for rows in (few, np.sort(rng.permutation(3000)[:400]), np.zeros(0, np.int64), None):
+        for columns in (None, [Range(0, 3), Range(11, 20)], []):
+            part, wanted = data.read("train", rows, columns), np.arange(3000) if rows is None else rows
+            units = np.arange(20) if columns is None else np.array([u for r in columns for u in range(*r)], int)
+            np.testing.assert_array_equal(part.x, x.reshape(3000, 20)[wanted][:, units])
+            np.testing.assert_array_equal(part.y, y[wanted])
+    spans.clear()
+    data.read("train", few)
+    total, grain = sum(n for name, n in spans if name == "/train/x"), {"chunks": 7, "gzip": 16, "one chunk": 3000}.get(layout, 12)
+    assert total <= len(few) * grain
+    # In blocks, between which others have their turn.
+    data.read("train")
+    assert max(n for _, n in spans) <= max(grain, (1 << 12) // 48)
+
+
+def test_a_written_file_keeps_examples_whole(place: Path) -> None:
+    x = np.zeros((500, 28, 28), np.uint8)
+    write(
+        "whole.h5", {"train/x": x, "train/y": np.arange(500) % 10, "test/x": x[:0], "test/y": np.zeros(0, np.int64), "classes": 10}
+    )
+    with h5py.File("whole.h5") as file:
+        assert file["train/x"].chunks == (83, 28, 28) and file["train/y"].chunks == (500,)
+
+
+def test_labels_are_looked_at_by_one_rank_only(make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_data(train__y=np.array([0, 1, 7, 1, 0, 1, 0, 1]))
+    with pytest.raises(UserError, match=r"/train/y\[2\] = 7 is not a label"):
+        DataFile(path)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda source, index: pytest.fail(f"read {source.name}[{index}]"))
+    assert DataFile(path, check=False).classes == 2

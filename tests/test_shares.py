@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbnet.batches import Batches, Cursor
 from dbnet.data.base import Part
+from dbnet.errors import UserError
 from dbnet.ranges import Range
 from dbnet.shares import Share, Shares, cut, hand_out, order
 
@@ -104,3 +108,31 @@ def test_minibatches_come_from_what_is_least_far() -> None:
     assert 200 <= x[0, 0] < 204 and shares.cursors == [Cursor(1, 0), Cursor(1, 0)]
     shares.next(x)
     assert x[0, 0] < 10 and shares.cursors == [Cursor(1, 3), Cursor(1, 0)]
+
+
+def test_signs_of_life_are_given_while_a_share_is_read() -> None:
+    """The reading ends only when it has been heard of three times meanwhile."""
+    heard, beats = threading.Event(), []
+
+    def slowly(share: Share) -> Batches:
+        assert heard.wait(30), "no sign of life"
+        return reader(share)
+
+    def beat() -> None:
+        beats.append(threading.current_thread())
+        if len(beats) == 3:
+            heard.set()
+
+    shares = Shares(slowly, 3, [])
+    shares.take(Share(1, 2, 9, 0, 4), beat)
+    # MPI is called by the thread that trains and by no other.
+    assert set(beats) == {threading.main_thread()}
+    assert shares.cursors == [Cursor(0, 4)] and len(shares) == 7
+
+
+def test_what_cannot_be_read_is_said_where_it_is_taken() -> None:
+    def broken(share: Share) -> Batches:
+        raise UserError("cut off")
+
+    with pytest.raises(UserError, match="cut off"):
+        Shares(broken, 3, [Share(0, 0, 5)])

@@ -35,8 +35,9 @@ from dbnet.errors import UserError, reading, writing
 from dbnet.ranges import Range, split
 from dbnet.registry import Member
 
-_ROWS = 4096
 _AGAIN = "make it again, as 'dbnet data --help' shows"
+# Bytes read at a time; what lies between wanted rows is read along where it is little.
+_BLOCK, _GAP = 1 << 22, 1 << 16
 
 
 class Format(Member):
@@ -82,10 +83,12 @@ class DataFile:
         Whether vector targets are class labels in disguise.
     doubts
         Sentences about what is allowed but seldom meant.
+
+    With `check=False` the labels are taken to be good ones: one of several ranks looks at them.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, check: bool = True) -> None:
+        self.path, self._check = Path(path), check
         if not self.path.exists():
             recipe = next((p for p in (self.path.with_name("README.md"), self.path.with_name("prepare.py")) if p.exists()), None)
             shown = f"{recipe} says" if recipe else "'dbnet data --help' says"
@@ -116,7 +119,8 @@ class DataFile:
         if labels and not np.issubdtype(y.dtype, np.integer):
             raise UserError(f"'{self.path}': /train/y holds {y.dtype}; labels must be integers (or vectors [examples, units]).")
         self.targets = 0 if labels else int(y.shape[1])
-        self.classes = int(_number(file, "classes", int(y[:].max(initial=-1)) + 1)) if labels else 0
+        most = int(y[:].max(initial=-1)) + 1 if labels and "classes" not in file.attrs else 0
+        self.classes = int(_number(file, "classes", most)) if labels else 0
         if labels and len(y) and self.classes < 1:
             raise UserError(f"'{self.path}': /train/y holds no label 0 .. classes - 1.")
         self.sizes = {}
@@ -125,7 +129,7 @@ class DataFile:
                 self.sizes[part] = self._check_part(file, part, shape)
         if not self.sizes["train"]:
             raise UserError(f"'{self.path}': /train/x has no examples.")
-        some = y[:100]
+        some = y[:100] if self.targets > 1 else np.zeros((1, 1))
         self.one_hot = self.targets > 1 and bool(((some == 0) | (some == 1)).all() and (some.sum(axis=1) == 1).all())
         self.doubts = list(self._doubts("scale" in file.attrs))
 
@@ -150,7 +154,7 @@ class DataFile:
             raise UserError(f"'{self.path}': /{part}/x {x.shape} and /{part}/y {y.shape} do not fit each other and /train.")
         if x.dtype not in (np.uint8, np.float32, np.float64) or y.dtype.kind not in ("iu" if self.classes else "iuf"):
             raise UserError(f"'{self.path}': /{part}/x is {x.dtype} and /{part}/y {y.dtype}; use the types of /train.")
-        if self.classes:
+        if self.classes and self._check:
             labels = y[:]
             bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
             if bad.size:
@@ -161,9 +165,10 @@ class DataFile:
         return len(x)
 
     def read(self, part: str, rows: np.ndarray | None = None, columns: list[Range] | None = None) -> Part:
-        """Read the examples `rows` (sorted indices; None: all) of `part` in runs of rows, and refuse NaN and Inf.
+        """Read the examples `rows` (sorted indices; None: all) of `part` and refuse NaN and Inf.
 
-        Of each example only the units in `columns` are kept (None: all).
+        Of each example only the units in `columns` are kept (None: all). Of the file only those chunks are read that hold one of
+        the examples, a few megabytes at a time.
 
         Raises
         ------
@@ -173,16 +178,10 @@ class DataFile:
         n = self.sizes[part]
         rows = np.arange(n) if rows is None else rows
         with reading(self.path, _AGAIN), h5py.File(self.path, "r") as file:
-            source = file[f"{part}/x"]
-            width = prod(self.shape) if columns is None else sum(c.size for c in columns)
             units = slice(None) if columns is None else np.concatenate([np.arange(*c) for c in columns] or [np.arange(0)])
-            x = np.empty((len(rows), width), source.dtype)
-            first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-            for lo in range(first, last, _ROWS):
-                here = slice(*np.searchsorted(rows, (lo, lo + _ROWS)))
-                if here.stop > here.start:
-                    x[here] = source[lo : min(lo + _ROWS, last)].reshape(-1, prod(self.shape))[rows[here] - lo][:, units]
-            y = file[f"{part}/y"][first:last][rows - first]
+            x = _read_rows(file[f"{part}/x"], rows, units)
+            labels = file[f"{part}/y"]
+            y = _read_rows(labels, rows, slice(None)).reshape(-1, *labels.shape[1:])
         for name, values in (("x", x), ("y", y)):
             if values.dtype.kind == "f":
                 bad = np.argwhere(~np.isfinite(values))
@@ -224,6 +223,30 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     return x, scale
 
 
+def _read_rows(source: h5py.Dataset, rows: np.ndarray, units: Any) -> np.ndarray:
+    """Return the sorted `rows` of an array, flat, and of each the elements `units`."""
+    width = prod(source.shape[1:])
+    size = max(1, width * source.dtype.itemsize)
+    out = np.empty((len(rows), len(np.arange(width)[units])), source.dtype)
+    # The rows that are read together or not at all, and how many of these at a time.
+    grain = source.chunks[0] if source.chunks else max(1, _GAP // size)
+    most = max(1, _BLOCK // (size * grain))
+    wanted = np.unique(rows // grain)
+    at = 0
+    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+        for first in range(0, len(run), most):
+            lo, hi = int(run[first]) * grain, min((int(run[min(first + most, len(run)) - 1]) + 1) * grain, source.shape[0])
+            end = at + int(np.searchsorted(rows[at:], hi))
+            out[at:end] = source[lo:hi].reshape(hi - lo, width)[rows[at:end] - lo][:, units]
+            at = end
+    return out
+
+
+def _chunk(array: np.ndarray) -> tuple[int, ...] | bool:
+    """Return the shape of chunks of whole examples, so that a replica can read its own."""
+    return (max(1, min(len(array), _GAP * len(array) // array.nbytes)), *array.shape[1:]) if array.size else True
+
+
 def _number(file: h5py.File, name: str, default: float) -> float:
     """Return an attribute of the file that must be a finite number other than nought."""
     given = file.attrs.get(name, default)
@@ -245,7 +268,9 @@ def write(path: str | Path, contents: dict[str, Any], force: bool = False) -> No
         with hdf5(part) as file:
             for name, value in contents.items():
                 if isinstance(value, np.ndarray):
-                    file.create_dataset(name, data=value, chunks=True, compression="gzip" if value.dtype == np.uint8 else None)
+                    file.create_dataset(
+                        name, data=value, chunks=_chunk(value), compression="gzip" if value.dtype == np.uint8 else None
+                    )
                 else:
                     file.attrs[name] = value
         try:

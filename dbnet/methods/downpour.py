@@ -163,7 +163,7 @@ def report(replica: Replica, store: Store, orders: Orders, now: bool = False) ->
         orders.copied()
         orders.report(replica.evaluate(replica.snapshot, orders.poll))
     while replica.train.taken < orders.given:
-        replica.train.take(orders.share(replica.train.taken))
+        replica.train.take(orders.share(replica.train.taken), orders.beat)
 
 
 def attend(replica: Replica, store: Store, orders: Orders, flag: int, more: Callable[[], bool] = lambda: False) -> Turns:
