@@ -332,6 +332,29 @@ def test_wrong_words(words: str, place: Path, dbnet: Command) -> None:
     assert said.err.startswith(f"dbnet: {WRONG[words]}") and said.err.count("\n") == 1 and said.err.endswith(".\n")
 
 
+@pytest.mark.parametrize("words", [[], ["--quiet"], ["--resume", "auto"], ["topology.replicas=2"], ["--help"]])
+def test_local_shows_its_own_usage(words: list[str], place: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "jobs" / "local.sh", *words], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "DBNET_BIN": str(Path(sys.executable).parent)},
+    )  # fmt: skip
+    usage = "jobs/local.sh RUN.toml [table.key=value ...] [--resume [auto|CHECKPOINT]] [--quiet]"
+    if words == ["--help"]:
+        assert (
+            done.returncode == 0 and done.stdout.startswith(f"usage: {usage}\n") and "Ctrl-C" in done.stdout and done.stderr == ""
+        )
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"dbnet: name a run file: {usage}.\n")
+    assert list(place.iterdir()) == []
+
+
+def test_data_help_shows_the_order_of_axes(dbnet: Command) -> None:
+    said = dbnet("data", "--help").out
+    assert (
+        "(rows, columns[, maps])" in said and "maps (colour channels) last" in said and 'file.attrs["scale"] = 10, 1 / 255' in said
+    )
+
+
 def test_bench_help_names_every_part(dbnet: Command) -> None:
     words = dbnet("bench", "--help").out.replace(",", " ").split()
     assert set(family("benches")) <= set(words)
