@@ -13,22 +13,23 @@ The master makes one file of them and holds what belongs to no shard:
 
     /params, ...                               [parameters] virtual datasets over the parts
     /clock, /ranges                            [shards, partitions], [shards, 2]
-    /replicas                                  a row per replica: steps, examples, pushes, epoch, position (its cursor)
+    /replicas                                  per replica (or spare in its place): steps, examples, pushes, epoch, position
     /table.<name>                              small tables that a method adds
     /config, /layout, /data, /method, /chain   JSON, as bytes: configuration; names, offsets, shapes; shape of an example; what a
                                                batch method knows; configurations of the runs that this one came from, oldest first
-    /about                                     JSON, as bytes: id, name asked for, seconds, time of writing, size, registers
+    /parts                                     JSON, as bytes: of each part its number and the SHA-256 of each of its registers
+    /about                                     JSON, as bytes: id, name asked for, seconds, steps, time of writing, size, registers
 
 The order of examples is a function of (seed, subset, epoch), so a cursor is the state of the generators too. Every dataset is
-stored in chunks with a checksum each, and the metadata have HDF5's own, so a flipped byte is found wherever it is. HDF5 takes a
+stored in chunks with a checksum each, and the metadata have HDF5's own, so a flipped byte is found wherever it is; parts that were
+written anew or change places are found by what the master says of them. HDF5 takes a
 source that it cannot open for one that was never written: the virtual datasets are for other programs, dbnet reads the parts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ import h5py
 import numpy as np
 
 from dbnet.config import Config, build
-from dbnet.errors import UNREADABLE, UserError, reading, words
+from dbnet.data.base import DataFile
+from dbnet.errors import UserError, reading
 from dbnet.model import Model
 from dbnet.ranges import Range, overlap, split
 from dbnet.shares import SHARE, Share
+from dbnet.untrusted import opened
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
-TEXTS = ("about", "config", "layout", "data", "method", "chain")
+TEXTS = ("about", "config", "layout", "data", "method", "chain", "parts")
 # Old enough for any program, new enough for checksums of the metadata.
 LIBVER = ("v110", "v110")
 CHUNK = 1 << 18
@@ -73,7 +76,7 @@ def texts(config: Config, name: str, model: Model, data: dict[str, Any], origin:
     name
         The name that was asked for; that of the outputs may have a number.
     data
-        Shape of an example, number of outputs.
+        Shape of an example, number of outputs, number of examples, SHA-256 of the labels.
     origin
         The checkpoint that the run came from.
     """
@@ -110,6 +113,8 @@ class Checkpoint:
     ----------
     path
         The master, or a link to it; it is followed once, so that what is read is of one generation.
+    parts
+        Whether to look that all of its parts are there.
 
     Attributes
     ----------
@@ -121,22 +126,24 @@ class Checkpoint:
         What a batch method knows.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, parts: bool = True) -> None:
         if not Path(path).exists():
             raise UserError(f"No checkpoint '{path}'; a run writes its own beside its run file (NAME.checkpoint.h5).")
         self.path = resolved(path)
-        with reading(self.path, "use an earlier checkpoint"), h5py.File(self.path, "r") as file:
+        with reading(self.path, "use an earlier checkpoint"), opened(self.path, virtual=True) as file:
             if "params" not in file or "about" not in file:
                 raise UserError(f"'{path}' is not a dbnet checkpoint; give the NAME.checkpoint.h5 of a run.")
             about = text(file, "about")
             if "part" in about:
                 raise UserError(f"'{path}' is one shard's part of a checkpoint; give {self.path.name.split('.')[0]}.h5.")
             self.id, self.name, self.seconds, self.written = (about[key] for key in ("id", "name", "seconds", "written"))
+            self.steps: int = about["steps"]
             self.config: Config = build(text(file, "config"))
             self.chain: list[dict[str, Any]] = text(file, "chain")
             self.layout, self.data, self.state = (text(file, name) for name in ("layout", "data", "method"))
             self.size, self.dtype = int(about["size"]), np.dtype(about["registers"]["params"])
-            self.registers: list[str] = list(about["registers"])
+            self.registers: dict[str, str] = about["registers"]
+            self.digests: list[dict[str, str]] = [part["digests"] for part in text(file, "parts")]
             self.clock, ranges, rows = file["clock"][:], file["ranges"][:], file["replicas"][:]
             if rows.dtype.names != REPLICA.names or rows.ndim != 1:
                 raise ValueError("/replicas is damaged")
@@ -144,8 +151,8 @@ class Checkpoint:
             self.tables = {name.removeprefix("table."): file[name][:] for name in file if name.startswith("table.")}
             self._check(ranges)
             self.ranges = [Range(*map(int, row)) for row in ranges]
-        for shard in range(len(self.ranges)):
-            self._look_for_part(shard)
+        for shard in range(len(self.ranges) if parts else 0):
+            self.look_for_part(shard)
 
     def _check(self, ranges: np.ndarray) -> None:
         """Raise ValueError where what a checkpoint says of itself cannot be used."""
@@ -155,35 +162,59 @@ class Checkpoint:
         shape, outputs = self.data["shape"], self.data["outputs"]
         if not shape or any(type(n) is not int or n < 1 for n in (*shape, outputs)) or type(self.data["vectors"]) is not bool:
             raise ValueError("what it says of its data is damaged")
-        shards = len(ranges)
+        if type(self.data["examples"]) is not int or not isinstance(self.data["labels"], str):
+            raise ValueError("what it says of its data is damaged")
+        if not isinstance(self.chain, list) or not all(isinstance(tree["run"]["name"], str) for tree in self.chain):
+            raise ValueError("/chain is damaged")
+        world, shards = self.config.topology, len(ranges)
         if self.clock.ndim != 2 or not self.clock.size or len(self.clock) != shards or ranges.shape != (shards, 2):
             raise ValueError(f"/clock {self.clock.shape} and /ranges {ranges.shape} do not fit each other")
+        if shards != world.shards or self.clock.shape[1] not in (1, world.partitions) or len(self.replicas) != world.replicas:
+            found = f"/clock {self.clock.shape} and /replicas {self.replicas.shape}"
+            raise ValueError(
+                f"{found} do not fit {world.shards} shards and {world.replicas} replicas x {world.partitions} partitions"
+            )
         shares = self.tables.get("shares", np.zeros(0, SHARE))
         if shares.dtype != SHARE or shares.ndim != 1 or (shares["lo"] > shares["hi"]).any():
+            raise ValueError("/table.shares is damaged")
+        if (shares["subset"] >= world.replicas).any() or (shares["position"] > shares["hi"] - shares["lo"]).any():
             raise ValueError("/table.shares is damaged")
         counts = (self.clock, ranges, *(self.replicas[name] for name in REPLICA.names), *(shares[name] for name in Share._fields))
         for values in counts:
             if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > _MOST:
                 raise ValueError("/clock, /ranges, /replicas and /table.shares must hold counts")
-        if not isfinite(self.seconds) or not isinstance(self.state, dict) or self.size < 0:
+        bounds = [0, *ranges.ravel().tolist(), self.size]
+        if bounds[::2] != bounds[1::2] or self.size != max((offset + prod(shape) for _, offset, shape in self.layout), default=0):
+            raise ValueError("/ranges and /layout do not fit the number of parameters")
+        if not isfinite(self.seconds) or type(self.steps) is not int or not isinstance(self.state, dict):
             raise ValueError("/about or /method is damaged")
+        if not all(np.dtype(kind).kind == "f" for kind in self.registers.values()) or len(self.digests) != shards:
+            raise ValueError("/about or /parts is damaged")
 
-    def _look_for_part(self, shard: int) -> None:
-        """Raise UserError unless the part is there, and of this checkpoint."""
+    def look_for_part(self, shard: int) -> None:
+        """Raise UserError unless a part is there, of this checkpoint, and the one that it should be."""
         path = part_of(self.path, shard)
         if not path.exists():
             raise UserError(f"'{self.path}' lacks its part '{path.name}'; copy a checkpoint with all its parts into one folder.")
-        with reading(path, "use an earlier checkpoint"), h5py.File(path, "r") as file:
-            if text(file, "about")["id"] != self.id:
+        with reading(path, "use an earlier checkpoint"), opened(path) as file:
+            about = text(file, "about")
+            if about["id"] != self.id:
                 raise UserError(f"'{path}' belongs to another checkpoint than '{self.path}'; use an earlier checkpoint.")
+            if about["part"] != shard:
+                raise UserError(f"'{path}' is part {about['part']} of this checkpoint, not {shard}; use an earlier checkpoint.")
+            if file["range"][:].tolist() != list(self.ranges[shard]) or file["clock"][:].tolist() != self.clock[shard].tolist():
+                raise UserError(f"'{path}' has another /range or /clock than '{self.path}' says; use an earlier checkpoint.")
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of a register into `out` [part.size]; a register that was not stored leaves it as it is."""
         for shard, owned in enumerate(self.ranges):
             both, path = overlap(part, owned), part_of(self.path, shard)
             if both.size and name in self.registers:
-                with reading(f"{path}: /{name}", "use an earlier checkpoint"), h5py.File(path, "r") as file:
-                    out[both.shift(-part.lo).slice] = file[name][both.shift(-owned.lo).slice]
+                with reading(f"{path}: /{name}", "use an earlier checkpoint"), opened(path) as file:
+                    mine = out[both.shift(-part.lo).slice]
+                    mine[:] = file[name][both.shift(-owned.lo).slice]
+                    if not (np.isfinite(mine.min()) and np.isfinite(mine.max())):
+                        raise ValueError("it holds values that are not finite")
 
     def clock_of(self, part: Range, partitions: int) -> np.ndarray:
         """Return the clocks for a shard with this range: those of the old shards it overlaps, the largest of them."""
@@ -232,68 +263,17 @@ class Checkpoint:
             raise UserError(f"'{self.path}' holds another network than the run file describes; use the run file it came from.")
 
 
+def require_data(point: Checkpoint, data: DataFile) -> None:
+    """Raise UserError where a run would go on with other data than it began with."""
+    advice = f"resume with '{point.config.data.path}' as it was, or begin a new run from its parameters with run.start"
+    if point.data["examples"] != data.sizes["train"]:
+        found = f"{point.data['examples']} training examples, '{data.path}' has {data.sizes['train']}"
+        raise UserError(f"'{point.path}' was made with {found}; {advice}.")
+    if point.data["labels"] != data.labels:
+        raise UserError(f"'{point.path}' was made with other training labels than those of '{data.path}'; {advice}.")
+
+
 def resolved(path: str | Path) -> Path:
     """Follow a link, so that what is read later is the same."""
     path = Path(path)
     return path.parent / path.readlink() if path.is_symlink() else path
-
-
-def damage(path: str | Path) -> list[str]:
-    """Read every byte of a checkpoint; return what is damaged: file, dataset, elements."""
-    master = resolved(path)
-    found = list(_damaged(master, (*TEXTS, "clock", "ranges", "replicas")))
-    try:
-        with h5py.File(master, "r") as file:
-            about = text(file, "about")
-            virtual = [(name, sorted(_sources(file, name))) for name in about["registers"]]
-            ranges = [Range(*map(int, row)) for row in file["ranges"][:]]
-            shards = [(part_of(master, s), part) for s, part in enumerate(ranges) if part.size]
-    except UNREADABLE as error:
-        # What has not been named yet cannot be found.
-        return found or [f"'{master}': {words(error)}"]
-    wanted = sorted((path.name, part.lo, part.hi) for path, part in shards)
-    found += [f"'{master}': /{name} does not map the parts as /ranges says" for name, have in virtual if have != wanted]
-    for shard, part in enumerate(ranges):
-        expected = [*about["registers"], "clock", "range", "about"] if part.size else ["clock", "range", "about"]
-        found += _damaged(part_of(master, shard), expected)
-    if not found:
-        try:
-            Checkpoint(master)
-        except UserError as error:
-            found.append(str(error))
-    return found
-
-
-def _sources(file: h5py.File, name: str) -> Iterator[tuple[str, int, int]]:
-    for source in file[name].virtual_sources():
-        (lo,), (last,) = source.vspace.get_select_bounds()
-        yield source.file_name, lo, last + 1
-
-
-def _damaged(path: Path, expected: Any) -> Iterator[str]:
-    """Yield what cannot be read of one file."""
-    if not path.exists():
-        yield f"'{path}' is missing (copy a checkpoint with all its parts into one folder)"
-        return
-    try:
-        with h5py.File(path, "r") as file:
-            for name in sorted({*expected, *file}):
-                yield from (f"'{path}': /{name}{where}" for where in _damaged_elements(file, name))
-    except UNREADABLE as error:
-        yield f"'{path}': {words(error)}"
-
-
-def _damaged_elements(file: h5py.File, name: str) -> Iterator[str]:
-    try:
-        data = file[name]
-        if data.is_virtual:
-            return
-        step = data.chunks[0]
-    except UNREADABLE as error:
-        yield f": {words(error)}"
-        return
-    for lo in range(0, data.shape[0], step):
-        try:
-            data[lo : lo + step]
-        except UNREADABLE as error:
-            yield f", elements {lo} .. {min(lo + step, data.shape[0])}: {words(error)}"

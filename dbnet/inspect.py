@@ -6,18 +6,20 @@ import datetime
 from contextlib import suppress
 from pathlib import Path
 
-from dbnet.checkpoint import Checkpoint, damage, part_of
+from dbnet.checkpoint import Checkpoint, part_of
 from dbnet.config import Config
 from dbnet.data.base import DataFile
 from dbnet.errors import UNREADABLE, UserError, reading
-from dbnet.monitor import Run, open_growing
+from dbnet.monitor import Run
+from dbnet.untrusted import opened, require_file
+from dbnet.verify import damage
 
 
 def describe(path: str) -> str:
     """Return the description of any of dbnet's files; UserError where it is none."""
     if not Path(path).exists():
         raise UserError(f"No file '{path}'.")
-    with reading(path, "give a run file, a checkpoint or a data file"), open_growing(path) as file:
+    with reading(path, "give a run file, a checkpoint or a data file"), opened(path, growing=True, virtual=True) as file:
         names = set(file)
     for name, words in (("progress", _run), ("params", _checkpoint), ("train", _data)):
         if name in names:
@@ -40,8 +42,9 @@ def verify(path: str) -> tuple[bool, str]:
     """Read every byte of a checkpoint; return whether it is whole, and what is to be said of it."""
     if not Path(path).exists():
         raise UserError(f"No file '{path}'.")
+    require_file(path)
     other = None
-    with suppress(*UNREADABLE), open_growing(path) as file:
+    with suppress(UserError, *UNREADABLE), opened(path, growing=True, virtual=True) as file:
         other = next((word for name, word in (("progress", "run file"), ("train", "data file")) if name in file), None)
     if other is not None:
         raise UserError(f"'{path}' is a {other}; only checkpoints have checksums.")

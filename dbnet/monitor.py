@@ -34,6 +34,7 @@ from dbnet.config import Config, stored
 from dbnet.disk import require_room, reserve, why
 from dbnet.errors import UserError, reading
 from dbnet.rows import EVALUATION, EVENTS, ITERATIONS, LOSSES, REFUSED, TABLES
+from dbnet.untrusted import opened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,16 +94,6 @@ def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
                 return named, RunFile(named.output(".h5"), named, about)
         number += 1
         name = f"{config.run.name}-{number}"
-
-
-def open_growing(path: str | Path) -> h5py.File:
-    """Open an HDF5 file to read that someone may be writing. Only then as such: of a cut-off file HDF5 would wait for the rest."""
-    try:
-        return h5py.File(path, "r", libver="latest")
-    except OSError as error:
-        if "truncated" in str(error):
-            raise
-        return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 class RunFile:
@@ -267,7 +258,10 @@ class Run:
         """Read what has been written so far."""
         import pandas as pd
 
-        with reading(self.path, "a run that has just begun can be opened a moment later"), open_growing(self.path) as file:
+        with (
+            reading(self.path, "a run that has just begun can be opened a moment later"),
+            opened(self.path, growing=True) as file,
+        ):
             if "progress" not in file or "config" not in file.attrs:
                 raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
             self.config: Config = stored(file.attrs["config"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import h5py
-
-from dbnet.checkpoint import damage, resolved, text
+from dbnet.checkpoint import resolved, text
 from dbnet.config import Config
 from dbnet.display import Display
 from dbnet.errors import UNREADABLE, UserError
+from dbnet.untrusted import opened
+from dbnet.verify import damage
 
 AUTO = "auto"
 
@@ -63,9 +63,9 @@ def _given(path: str) -> str:
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether this is a checkpoint, as far as it can be read; what it is otherwise says whoever opens it."""
     try:
-        with h5py.File(path, "r") as file:
+        with opened(path, virtual=True) as file:
             return "params" in file and "layout" in file
-    except UNREADABLE:
+    except (UserError, *UNREADABLE):
         return False
 
 
@@ -89,8 +89,8 @@ def _list(folder: Path) -> list[Path]:
 def _written(path: Path, name: str) -> float | None:
     """Return when a checkpoint was written, as it says itself or else its file; None where another name was asked for."""
     try:
-        with h5py.File(path, "r") as file:
+        with opened(path, virtual=True) as file:
             about = text(file, "about")
         return float(about["written"]) if about["name"] == name else None
-    except UNREADABLE:
-        return path.stat().st_mtime
+    except (UserError, *UNREADABLE):
+        return path.lstat().st_mtime

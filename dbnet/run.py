@@ -19,7 +19,7 @@ from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
 from dbnet.build import Setup, coordinator_layout, first_shares, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
-from dbnet.checkpoint import Checkpoint, link_of, texts
+from dbnet.checkpoint import Checkpoint, link_of, require_data, texts
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
@@ -126,6 +126,8 @@ def train(
         ready = setup(config, point, comm is None or comm.rank == 0)
         if comm is not None:
             ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
+        if ready.checkpoint is not None and (comm is None or comm.rank == 0):
+            require_data(ready.checkpoint, ready.data)
         return ready
 
     display = Display(quiet or (comm is not None and comm.rank > 0))
@@ -135,6 +137,8 @@ def train(
     point = mpi.together(comm, lambda: choose(config, resume, display) if comm is None or comm.rank == 0 else None)
     point = point if comm is None else comm.bcast(point)
     ready = mpi.together(comm, prepare)
+    if ready.checkpoint is not None:
+        display.say(f"Goes on from '{point}': {ready.checkpoint.seconds:.1f} s and {ready.checkpoint.steps} steps of training.")
     marker = marker or Marker(None)
     done = _train_here(ready, display, marker) if comm is None else _train_ranks(ready, comm, display, marker)
     if done is not None and done.diagnosis:
@@ -320,10 +324,9 @@ def make_pace(
     for doubt in ready.doubts():
         display.warn(doubt)
     data, config = ready.data, ready.config
-    described = {"shape": data.shape, "outputs": data.targets or data.classes, "vectors": bool(data.targets)}
     start = config.run.start
     origin = ready.checkpoint or (None if start is None else Checkpoint(start))
-    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, described, origin), clock)
+    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, data.described, origin), clock)
     guard, desk = Guard(config, ready.model.layout, record, display), Desk(window, ready.topology)
     pace = Pace(desk, channel, record, display, config, data.sizes["train"], keeper, clock, guard, watch)
     pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]

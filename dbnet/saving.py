@@ -12,6 +12,7 @@ serving: a checkpoint holds each slice as it was then.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from dbnet.channel import Channel
 from dbnet.checkpoint import CHUNK, LIBVER, create, part_of, store, text
 from dbnet.disk import Shelter, hdf5, point, publish, require_room, why
 from dbnet.ranges import Range
+from dbnet.untrusted import opened
 
 _MARGIN = 4 << 20
 _MOMENT = 1e-4
@@ -42,7 +44,10 @@ class Unsound(RuntimeError):
 
 
 class Saved(NamedTuple):
-    """A shard's answer: whose checkpoint, what failed if anything did, whether its numbers are sound; what the master must know."""
+    """A shard's answer: whose checkpoint, what failed if anything did, whether its numbers are sound; what the master must know.
+
+    The registers' types and the SHA-256 of their values go by name.
+    """
 
     id: str
     failure: str
@@ -50,6 +55,7 @@ class Saved(NamedTuple):
     range: Range
     clock: np.ndarray
     registers: dict[str, str]
+    digests: dict[str, str]
 
 
 class Background:
@@ -115,13 +121,20 @@ class Part:
         self._file = h5py.File(self._shelter, "w", libver=LIBVER)
         # HDF5 has no chunks without elements.
         self._registers = {name: create(self._file, name, (size,), dtype) for name, dtype in registers.items() if size}
+        self._hashes = {name: hashlib.sha256() for name in self._registers}
         store(self._file, "about", about)
 
     def write(self, name: str, lo: int, values: np.ndarray) -> None:
-        """Write a slice of a register, `lo` counted within the shard."""
+        """Write the next slice of a register, `lo` counted within the shard."""
         self._registers[name][lo : lo + values.size] = values
+        self._hashes[name].update(values)
         if self._shelter.error is not None:
             raise self._shelter.error
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each register that was written."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def commit(self, part: Range, clock: np.ndarray) -> None:
         """Add the clock; make the file durable and give it its name."""
@@ -192,9 +205,10 @@ class Saver:
         self._answer("", clock)
 
     def _answer(self, failure: str, clock: np.ndarray, sound: bool = True) -> None:
+        digests = self._part.digests if self._part is not None else {}
         self._part = None
         types = {name: x.dtype.name for name, x in self._shard.registers().items()}
-        self._channel.send(0, "saved", Saved(self._id, failure, sound, self._shard.range, clock, types))
+        self._channel.send(0, "saved", Saved(self._id, failure, sound, self._shard.range, clock, types, digests))
 
     def advance(self) -> bool:
         """Hand the next slice to the thread if it is free; return whether there was something to do."""
@@ -234,11 +248,12 @@ def write_master(path: Path, texts: dict[str, Any], tables: dict[str, np.ndarray
     """Write the master over the parts that the shards have written."""
     about = {**texts["about"], "dbnet": __version__, "written": time.time(), "registers": parts[0].registers}
     require_room(path.parent, _MARGIN)
+    about_parts = [{"part": shard, "digests": part.digests} for shard, part in enumerate(parts)]
     temporary = path.with_name(path.name + ".part")
     for shard in range(len(parts)):
         _see(part_of(path, shard), about["id"], shard)
     with hdf5(temporary, LIBVER) as file:
-        for name, value in {**texts, "about": about, **tables}.items():
+        for name, value in {**texts, "about": about, "parts": about_parts, **tables}.items():
             store(file, name, value)
         store(file, "clock", np.array([part.clock for part in parts]))
         store(file, "ranges", np.array([part.range for part in parts], np.int64))
@@ -255,7 +270,7 @@ def _see(path: Path, identity: str, shard: int) -> None:
     """Raise OSError where a part is not to be seen from here."""
     if not path.exists():
         raise OSError(f"the part of shard {shard} is not in the coordinator's '{path.parent}'; all hosts must share run.folder")
-    with h5py.File(path, "r") as file:
+    with opened(path) as file:
         if text(file, "about")["id"] != identity:
             raise OSError(f"'{path}' was written by another run")
 

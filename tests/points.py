@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,14 @@ REPLICAS = np.array([(1, 2, 3, 4, 5), (6, 7, 8, 9, 10)], REPLICA)
 ROWS = np.array([(3, 0.5), (4, 0.25)], [("piece", "i4"), ("share", "f8")])
 
 
+def tree(shards: int = 3) -> dict[str, Any]:
+    """Return the run file, as nested tables, of what is written here."""
+    return {**TREE, "topology": {"shards": shards, "replicas": len(REPLICAS), "partitions": 2}}
+
+
 def jobs(folder: Path, number: int = 1, shards: int = 3, keep: int = 2, name: str = "run") -> Iterator[Callable[[], None]]:
     """Yield the steps in which checkpoint `number` of a run whose outputs are at `folder`/`name` is written."""
-    config = build({**TREE, "run": {"folder": str(folder), "name": name}})
+    config = build({**tree(shards), "run": {"folder": str(folder), "name": name}})
     path, identity = master_of(folder / f"{name}.checkpoints", number), f"id-{number}"
     saved = []
     path.parent.mkdir(exist_ok=True)
@@ -42,8 +48,9 @@ def jobs(folder: Path, number: int = 1, shards: int = 3, keep: int = 2, name: st
             for lo in range(0, part.size, 3):
                 yield partial(writer.write, register, lo, number * values[part.slice][lo : lo + 3])
         yield partial(writer.commit, part, clock)
-        saved.append(Saved(identity, "", True, part, clock, {n: x.dtype.name for n, x in REGISTERS.items()}))
-    said = texts(config, name, MODEL, {"shape": [3], "outputs": 2, "vectors": False}, None)
+        digests = {n: hashlib.sha256((number * x[part.slice]).tobytes()).hexdigest() for n, x in REGISTERS.items() if part.size}
+        saved.append(Saved(identity, "", True, part, clock, {n: x.dtype.name for n, x in REGISTERS.items()}, digests))
+    said = texts(config, name, MODEL, {"shape": [3], "outputs": 2, "vectors": False, "examples": 8, "labels": ""}, None)
     about = {"id": identity, "name": name, "seconds": 12.5, "size": said.pop("size"), "steps": 7}
     said.pop("name")
     content = {**said, "about": about, "method": {"k": number}}

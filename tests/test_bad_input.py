@@ -122,7 +122,7 @@ def test_checkpoint_of_another_network(run_file: Path, dbnet: Command, refused: 
     assert dbnet("train", run_file, "--quiet", "stop.steps=2").code == 0
     assert "another network" in refused("train", run_file, "--resume", "model.layers.0.units=17")
     assert "is not a dbnet checkpoint" in refused("train", run_file, "--resume", "out/run.h5")
-    assert "is not a dbnet run file" in refused("plot", "out/run.checkpoint.h5")
+    assert "is a checkpoint; give a run file or a data file" in refused("plot", "out/run.checkpoint.h5")
 
 
 def test_checkpoint_that_is_damaged(run_file: Path, dbnet: Command, refused: Callable[..., str]) -> None:

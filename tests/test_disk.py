@@ -15,12 +15,13 @@ from finished import ROOT, Finished
 from points import TREE, write
 
 from dbnet import open_run, saving
-from dbnet.checkpoint import Checkpoint, damage
+from dbnet.checkpoint import Checkpoint
 from dbnet.config import build
 from dbnet.disk import Shelter, hdf5, reserve
 from dbnet.keeper import Keeper
 from dbnet.monitor import Run, RunFile
 from dbnet.shard import EVENT
+from dbnet.verify import damage
 
 Command = Callable[..., Finished]
 SIZE = 32 << 20

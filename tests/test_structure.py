@@ -16,12 +16,12 @@ FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches"
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
     ("errors", "ranges", "gemm", "linesearch", "channel", "interrupt", "disk", "rows", "patience"),
-    ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table"),
+    ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table", "untrusted"),
     ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage", "window"),
     ("layers", "batches", "shard", "space", "monitor"),
     ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
     ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
-    ("exchange", "store", "display", "pulse", "saving"),
+    ("exchange", "store", "display", "pulse", "saving", "verify"),
     ("direct", "roll", "guard", "keeper", "resume", "inspect"),
     ("replica", "pace", "predictions"),
     ("driver",),
@@ -34,7 +34,7 @@ LIBRARIES = {
     "mpi4py": {"mpi", "topology", "window", "link"},
     "numba": {"jit"},
     "llvmlite": {"jit"},
-    "h5py": {"disk", "checkpoint", "saving", "resume", "monitor", "data.base", "table"},
+    "h5py": {"disk", "checkpoint", "saving", "verify", "monitor", "data.base", "table", "untrusted"},
     "torch": {"benches.layers", "benches.step"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -21,8 +21,10 @@ Opening checks everything that would spoil a run later: shapes, label range, NaN
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, nan, prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +36,7 @@ from dbnet.disk import hdf5
 from dbnet.errors import UserError, reading, writing
 from dbnet.ranges import Range, split
 from dbnet.registry import Member
+from dbnet.untrusted import opened
 
 _AGAIN = "make it again, as 'dbnet data --help' shows"
 # Bytes read at a time; what lies between wanted rows is read along where it is little.
@@ -93,7 +96,7 @@ class DataFile:
             recipe = next((p for p in (self.path.with_name("README.md"), self.path.with_name("prepare.py")) if p.exists()), None)
             shown = f"{recipe} says" if recipe else "'dbnet data --help' says"
             raise UserError(f"No data file '{path}'; {shown} how to make it (paths start from the folder the command is given in).")
-        with reading(path, _AGAIN), h5py.File(self.path, "r") as file:
+        with reading(path, _AGAIN), opened(self.path) as file:
             self._describe(file)
 
     def _describe(self, file: h5py.File) -> None:
@@ -177,7 +180,7 @@ class DataFile:
         """
         n = self.sizes[part]
         rows = np.arange(n) if rows is None else rows
-        with reading(self.path, _AGAIN), h5py.File(self.path, "r") as file:
+        with reading(self.path, _AGAIN), opened(self.path) as file:
             units = slice(None) if columns is None else np.concatenate([np.arange(*c) for c in columns] or [np.arange(0)])
             x = _read_rows(file[f"{part}/x"], rows, units)
             labels = file[f"{part}/y"]
@@ -190,6 +193,22 @@ class DataFile:
                         f"'{self.path}': /{part}/{name} of example {rows[bad[0][0]]} is {values[tuple(bad[0])]}; remove it."
                     )
         return Part(x, y.astype(np.int64) if self.classes else y, rows)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the data that it was made with."""
+        outputs, vectors = self.targets or self.classes, bool(self.targets)
+        return {"shape": self.shape, "outputs": outputs, "vectors": vectors, "examples": self.sizes["train"], "labels": self.labels}
+
+    @cached_property
+    def labels(self) -> str:
+        """SHA-256 of the training labels, or vectors, in the order of the file, whatever type they are stored in."""
+        digest = hashlib.sha256()
+        with reading(self.path, "make it again"), opened(self.path) as file:
+            y = file["train/y"]
+            for lo in range(0, len(y), _ROWS):
+                digest.update(y[lo : lo + _ROWS].astype("<i8" if self.classes else "<f8").tobytes())
+        return digest.hexdigest()
 
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
         """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""
@@ -208,7 +227,7 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     """
     if not Path(path).exists():
         raise UserError(f"No data file '{path}'.")
-    with reading(path, _AGAIN), h5py.File(path, "r") as file:
+    with reading(path, _AGAIN), opened(path) as file:
         if f"{part}/x" not in file:
             raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
         x, scale = file[f"{part}/x"][:], _number(file, "scale", 1.0)

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dbnet.checkpoint import Checkpoint, damage, part_of
+from dbnet.checkpoint import Checkpoint, part_of
 from dbnet.config import load
 from dbnet.monitor import Run
 from dbnet.run import train
+from dbnet.verify import damage
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILE = """[run]
