@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ def _stopped(options: argparse.Namespace, done: Any) -> int:
     if done.unsaved:
         print(f"dbnet: {why}, but no checkpoint could be written ({done.unsaved}).", file=sys.stderr, flush=True)
         return 1
-    again = " ".join(["dbnet train", options.run_file, *options.overrides])
+    again = f"{mpi.started()} {shlex.join([options.run_file, *options.overrides])}"
     print(f"dbnet: {why}; checkpoint {done.checkpoint}. Go on with: {again} --resume auto", file=sys.stderr, flush=True)
     return STOPPED if done.stopped else 1
 

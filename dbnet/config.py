@@ -20,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from dbnet.errors import UserError, nearest
 from dbnet.registry import explain, family, load_file, make, meaning
 
+# What counts in a run travels as float64, too; more ranks than these nobody has, and their roles alone would fill the memory.
+COUNT = 1 << 53
+RANKS = 1 << 14
+
 
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -33,9 +37,12 @@ class RunTable(Table):
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
     start: str | None = Field(default=None, description="checkpoint whose parameters the run starts from; default: random ones")
     picture: bool = Field(default=True, description="draw NAME.png at the end")
-    deadline: float = Field(default=60.0, gt=0, description="seconds that any rank waits for another before it gives up")
+    deadline: float = Field(default=60.0, ge=0.01, le=1e6, description="seconds that any rank waits for another before it gives up")
     heartbeat: float = Field(
-        default=20.0, gt=0, description="seconds without a sign of life after which a rank is lost; at most half of the deadline"
+        default=20.0,
+        ge=0.01,
+        le=1e6,
+        description="seconds without a sign of life after which a rank is lost; at most half of the deadline",
     )
 
     @property
@@ -57,7 +64,7 @@ class DataTable(Table):
 
 class ModelTable(Table):
     layers: tuple[dict[str, Any], ...] = Field(
-        min_length=1, description="the layers, input side first; each has a kind and its options"
+        min_length=1, max_length=1000, description="the layers, input side first; each has a kind and its options"
     )
     modules: tuple[str, ...] = Field(default=(), description="your own Python files that define layers, losses or rules")
     loss: str = Field(default="softmax", description="softmax, squared or logistic (one-vs-all)")
@@ -67,9 +74,9 @@ class ModelTable(Table):
 
 class MethodTable(Table):
     kind: str = Field(default="downpour", description="downpour, sgd or sandblaster")
-    minibatch: int = Field(default=32, gt=0, description="examples per step")
-    n_fetch: int = Field(default=1, gt=0, description="steps between fetches of the parameters")
-    n_push: int = Field(default=1, gt=0, description="steps between pushes of the accrued gradient")
+    minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
+    n_fetch: int = Field(default=1, gt=0, le=COUNT, description="steps between fetches of the parameters")
+    n_push: int = Field(default=1, gt=0, le=COUNT, description="steps between pushes of the accrued gradient")
     local_rate: float | None = Field(
         default=None, ge=0, description="rate of the local step; default: the rule's fixed-rate equivalent"
     )
@@ -77,14 +84,20 @@ class MethodTable(Table):
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
     )
     slot: int = Field(default=1 << 20, ge=64, le=1 << 30, description="bytes of one slice of a push, if it is that long")
-    slots: int = Field(default=8, ge=2, description="slices in each ring; a full ring makes the replica wait")
+    slots: int = Field(default=8, ge=2, le=1 << 16, description="slices in each ring; a full ring makes the replica wait")
 
 
 class TopologyTable(Table):
-    shards: int = Field(default=1, gt=0, description="S, ranks that hold the parameters")
-    replicas: int = Field(default=1, gt=0, description="R, copies of the network, each trained on its own subset")
-    partitions: int = Field(default=1, gt=0, description="P, ranks over which each copy of the network is cut")
-    spares: int = Field(default=0, ge=0, description="replicas that wait and take the place of one that is lost")
+    shards: int = Field(default=1, gt=0, le=RANKS, description="S, ranks that hold the parameters")
+    replicas: int = Field(default=1, gt=0, le=RANKS, description="R, copies of the network, each trained on its own subset")
+    partitions: int = Field(default=1, gt=0, le=RANKS, description="P, ranks over which each copy of the network is cut")
+    spares: int = Field(default=0, ge=0, le=RANKS, description="replicas that wait and take the place of one that is lost")
+
+    @model_validator(mode="after")
+    def _started(self) -> TopologyTable:
+        if self.world > RANKS:
+            raise ValueError(f"these are {self.world} ranks; {RANKS} are the most.")
+        return self
 
     @property
     def world(self) -> int:
@@ -95,11 +108,13 @@ class TopologyTable(Table):
 class StopTable(Table):
     """The run ends when the first of these is reached."""
 
-    epochs: int | None = Field(default=None, ge=0, description="passes of each replica over its subset (Sandblaster: over all)")
-    steps: int | None = Field(default=None, ge=0, description="steps of each replica")
+    epochs: int | None = Field(
+        default=None, ge=0, le=COUNT, description="passes of each replica over its subset (Sandblaster: over all)"
+    )
+    steps: int | None = Field(default=None, ge=0, le=COUNT, description="steps of each replica")
     seconds: float | None = Field(default=None, gt=0, description="time budget, start-up not counted")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy")
-    iterations: int | None = Field(default=None, ge=0, description="iterations of a batch method")
+    iterations: int | None = Field(default=None, ge=0, le=COUNT, description="iterations of a batch method")
 
     @model_validator(mode="after")
     def _some(self) -> StopTable:
@@ -111,25 +126,28 @@ class StopTable(Table):
 class WarmstartTable(Table):
     """One replica trains alone until the first of these is reached; then the others join."""
 
-    steps: int = Field(default=0, ge=0, description="steps of replica 0 alone")
+    steps: int = Field(default=0, ge=0, le=COUNT, description="steps of replica 0 alone")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy that replica 0 reaches alone")
 
 
 class SandblasterTable(Table):
     """How a batch is handed out to the replicas."""
 
-    portion: int = Field(default=512, gt=0, description="examples of a portion; best a multiple of method.minibatch")
-    push_every: int = Field(default=4, gt=0, description="portions whose gradients are summed before they are pushed")
+    portion: int = Field(default=512, gt=0, le=COUNT, description="examples of a portion; best a multiple of method.minibatch")
+    push_every: int = Field(default=4, gt=0, le=COUNT, description="portions whose gradients are summed before they are pushed")
     backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")
     patience: float = Field(
-        default=10.0, gt=0, description="seconds without a sign of life after which a replica's portions are handed to others"
+        default=10.0,
+        ge=0.01,
+        le=1e9,
+        description="seconds without a sign of life after which a replica's portions are handed to others",
     )
 
 
 class EvaluateTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="an evaluation at least each so many seconds")
     epochs: float | None = Field(default=1.0, gt=0, description="an evaluation each so many epochs of all replicas together")
-    train: int = Field(default=1000, ge=0, description="examples of the training set that are evaluated too")
+    train: int = Field(default=1000, ge=0, le=COUNT, description="examples of the training set that are evaluated too")
 
 
 class GuardTable(Table):
@@ -137,14 +155,17 @@ class GuardTable(Table):
 
     finite: bool = Field(default=True, description="shards refuse pushes with NaN or Inf; false: train on with them")
     refused: int = Field(
-        default=10, gt=0, description="refused pushes (Sandblaster: passes with any) after which the run stops with a diagnosis"
+        default=10,
+        gt=0,
+        le=COUNT,
+        description="refused pushes (Sandblaster: passes with any) after which the run stops with a diagnosis",
     )
 
 
 class CheckpointTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="a checkpoint each so many seconds, besides the one at the end")
-    steps: int | None = Field(default=None, gt=0, description="a checkpoint each so many steps of all replicas together")
-    keep: int = Field(default=2, gt=0, description="checkpoints that are kept; older ones are removed")
+    steps: int | None = Field(default=None, gt=0, le=COUNT, description="a checkpoint each so many steps of all replicas together")
+    keep: int = Field(default=2, gt=0, le=COUNT, description="checkpoints that are kept; older ones are removed")
 
 
 class Config(Table):

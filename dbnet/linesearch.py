@@ -45,7 +45,7 @@ class Wolfe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     decrease: float = Field(default=1e-4, gt=0, lt=0.5)
     curvature: float = Field(default=0.9, gt=0, lt=1)
-    trials: int = Field(default=20, gt=0)
+    trials: int = Field(default=20, gt=0, le=1000)
     noise: float | None = Field(default=None, ge=0)
 
     def complete(self, dtype: np.dtype) -> Wolfe:

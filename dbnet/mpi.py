@@ -38,6 +38,12 @@ def launched_rank() -> int:
     return 0
 
 
+def started() -> str:
+    """Return how a run was started, up to the run file: by a script (jobs/launch says which), a launcher, or alone."""
+    ranks = launched_size()
+    return os.environ.get("DBNET_STARTED", "dbnet train" if ranks == 1 else f"mpirun -n {ranks} dbnet train")
+
+
 def world() -> Any:
     """Start MPI and return its world communicator, or None where no launcher started this process.
 

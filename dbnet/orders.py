@@ -128,6 +128,10 @@ class Desk:
         self.window.sync()
         self._order[replica, SHARES] = first + len(shares)
 
+    def made(self, replica: int) -> int:
+        """Return the steps that were made before in a replica's place."""
+        return int(self._order[replica, MADE])
+
     def shares(self, replica: int) -> list[Share]:
         """Return what a replica trains on, and how far it is."""
         rows = zip(self._share[replica].tolist(), self._cursor[replica].tolist(), strict=True)

@@ -74,6 +74,8 @@ class Pace:
         self.roll = Roll(desk, channel, watch, self._steps_of, lambda: self.seconds, display.say, lambda loss: record.loss(*loss))
         self.roll.evaluation_lost = self.evaluate
         self._steps_before = np.zeros(desk.topology.copies)
+        self._steps_beside = 0
+        self._ended: float | None = None
         # What a method adds: handlers of messages from shards, state for checkpoints, its own rows on the display.
         self.handlers: dict[str, Callable[[int, Any], None]] = {
             "closed": self.roll.closed,
@@ -93,12 +95,19 @@ class Pace:
         self.keeper.resume()
         replicas = self.desk.topology.replicas
         self._steps_before[:replicas] = [checkpoint.replica(r, replicas)["steps"] for r in range(replicas)]
+        # Replicas of another number have the mean steps of the old ones, which do not add up to what they have made together.
+        self._steps_beside = checkpoint.steps - int(self._steps_before.sum())
 
     # --- what the run has come to ---------------------------------------------------------------------------------------------
 
     @property
     def seconds(self) -> float:
-        return self.seconds_before + self.clock()
+        """Seconds of training, those before a checkpoint included."""
+        return self.seconds_before + (self.clock() if self._ended is None else self._ended)
+
+    def stop_clock(self) -> None:
+        """Training has ended: what is saved and evaluated from here on belongs to this moment."""
+        self._ended = self.clock() if self._ended is None else self._ended
 
     @property
     def epochs(self) -> float:
@@ -109,6 +118,11 @@ class Pace:
     def steps(self) -> np.ndarray:
         """Steps of each replica."""
         return self._status["steps"]
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of all replicas together, those before a checkpoint included."""
+        return self._steps_beside + int(self.steps.sum())
 
     @property
     def beats(self) -> np.ndarray:
@@ -214,8 +228,8 @@ class Pace:
             self._rate = float(rows["throughput"].sum())
         self._shown = {name: values.copy() for name, values in now.items()}
         if self.rows:
-            steps = int(self.steps.sum())
-            self.display.row(self.seconds, self.epochs, steps, self._loss, self._rate, self.record.mean_staleness, score)
+            row = (self.seconds, self.epochs, self.all_steps, self._loss, self._rate, self.record.mean_staleness, score)
+            self.display.row(*row)
 
     def _on_events(self, shard: int, events: np.ndarray) -> None:
         self.record.events(shard, events)
@@ -247,13 +261,13 @@ class Pace:
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
     def checkpoint_due(self) -> bool:
-        return self.keeper.due(int(self.steps.sum()))
+        return self.keeper.due(self.all_steps)
 
     def checkpoint(self) -> None:
         """Have a checkpoint written while the run goes on."""
         self.guard.unsound = False
         tables = {"replicas": self._cursors(), "table.shares": self._shares()}
-        self.keeper.begin(tables, self.state(), self.seconds, int(self.steps.sum()))
+        self.keeper.begin(tables, self.state(), self.seconds, self.all_steps)
 
     def _shares(self) -> np.ndarray:
         """Return what is trained on, whoever does it, and how far each share is."""
@@ -261,9 +275,14 @@ class Pace:
         return np.array([tuple(share) for r in replicas for share in self.desk.shares(r)], SHARE)
 
     def _cursors(self) -> np.ndarray:
-        rows = np.zeros(len(self.steps), REPLICA)
-        for name in REPLICA.names:
-            rows[name] = self._status[name]
+        """Return a row per replica: its own counters and those of the spare ones that took its place, and where the last stands."""
+        rows = np.zeros(self.desk.topology.replicas, REPLICA)
+        for replica, row in enumerate(rows):
+            for copy in self.roll.line(replica):
+                for name in ("steps", "examples", "pushes"):
+                    row[name] += int(self._status[name][copy])
+                for name in ("epoch", "position"):
+                    row[name] = int(self._status[name][copy])
         return rows
 
     def _on_saving(self, shard: int, _: int) -> None:

@@ -53,6 +53,7 @@ class Roll:
         self.lost: dict[int, float] = {}
         self.losses: list[Loss] = []
         self._handed_on: set[int] = set()
+        self._follower: dict[int, int] = {}
         self._closing: dict[int, dict[int, tuple[int, int] | None]] = {}
         # What a method does when a replica is lost: hand on its work to the heirs.
         self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
@@ -96,7 +97,9 @@ class Roll:
         if self._desk.give_up(replica):
             self.evaluation_lost()
         where = f" (partition {partition})" if self._world.partitions > 1 else ""
-        heirs = self._call_spare() or list(self.active)
+        spare = self._call_spare()
+        self._follower.update((replica, follower) for follower in spare)
+        heirs = spare or list(self.active)
         many = f"replicas {', '.join(map(str, heirs[:-1]))} and {heirs[-1]} take over" if len(heirs) > 1 else ""
         takes = many or (f"replica {heirs[0]} takes over" if heirs else "nobody is left")
         self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {takes}.")
@@ -114,6 +117,13 @@ class Roll:
         spare = self.spares.pop(0)
         self.active.append(spare)
         return [spare]
+
+    def line(self, replica: int) -> list[int]:
+        """Return a replica and the spare ones that have taken its place, one after another."""
+        out = [replica]
+        while out[-1] in self._follower:
+            out.append(self._follower[out[-1]])
+        return out
 
     def handed_on(self, replica: int) -> bool:
         """Whether others have got what a replica was to train on."""

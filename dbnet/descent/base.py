@@ -67,7 +67,7 @@ class Descent(Member):
     """
 
     family: ClassVar[str] = "descent"
-    iterations: int | None = Field(default=None, ge=0)
+    iterations: int | None = Field(default=None, ge=0, le=1 << 53)
 
     def spent(self, state: State) -> bool:
         """Return whether the iterations are over."""

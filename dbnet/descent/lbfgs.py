@@ -22,7 +22,7 @@ class LBFGS(Smooth):
     """
 
     kind: ClassVar[str] = "lbfgs"
-    history: int = Field(default=10, gt=0)
+    history: int = Field(default=10, gt=0, le=1000)
     curvature: float = Field(default=1e-10, ge=0)
 
     def memory(self, state: State) -> Memory:

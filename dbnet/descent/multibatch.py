@@ -40,11 +40,11 @@ class MultiBatch(Descent):
     """
 
     kind: ClassVar[str] = "multibatch_lbfgs"
-    batch: int = Field(gt=1)
+    batch: int = Field(gt=1, le=1 << 53)
     overlap: int = Field(default=0, ge=0)
     rate: float = Field(default=1.0, gt=0)
     decay: float = Field(default=0.0, ge=0)
-    history: int = Field(default=10, gt=0)
+    history: int = Field(default=10, gt=0, le=1000)
     curvature: float = Field(default=1e-4, ge=0)
 
     def model_post_init(self, context: object) -> None:

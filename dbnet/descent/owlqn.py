@@ -38,7 +38,7 @@ class OWLQN(FullBatch):
     kind: ClassVar[str] = "owlqn"
     strength: float = Field(gt=0)
     mask: str = ""
-    history: int = Field(default=10, gt=0)
+    history: int = Field(default=10, gt=0, le=1000)
     curvature: float = Field(default=1e-10, ge=0)
     decrease: float = Field(default=1e-4, gt=0, lt=1)
     trials: int = Field(default=30, gt=0)

@@ -207,7 +207,7 @@ def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
     desk, seed, parts = pace.desk, pace.config.run.seed, pace.config.topology.replicas
     sizes = [part.size for part in split(pace.examples, parts)]
     takes_place = heirs[0] >= parts
-    made = int(pace.steps[lost]) if takes_place else 0
+    made = int(pace.steps[lost]) + desk.made(lost) if takes_place else 0
     for heir, shares in zip(heirs, hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__), strict=True):
         desk.give(heir, shares, made)
     if takes_place and not warming(pace):
@@ -236,6 +236,7 @@ def finish(pace: Pace) -> Turns:
     yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
     yield from until(lambda: not pace.evaluating, f"the evaluation by replica {pace.desk.evaluating}")
     yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
+    pace.stop_clock()
     if pace.guard.conclude():
         pace.checkpoint()
         yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
