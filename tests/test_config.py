@@ -168,6 +168,18 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("method.local_rate=inf", "method.local_rate"),
         ("run.seed=99999999999999999999999", "run.seed"),
         ("rule.rate=nan", "rule.rate"),
+        ("descent.history=1073741824", "descent.history = 1073741824 is not allowed: input should be less than or equal to 1000."),
+        ("descent={kind='owlqn', strength=1, history=1073741824}", "descent.history"),
+        ("descent.line.trials=1073741824", "descent.line.trials"),
+        ("run.heartbeat=1e300", "run.heartbeat"),
+        ("run.heartbeat=1e-320", "run.heartbeat"),
+        ("run.deadline=1e300", "run.deadline"),
+        ("sandblaster.patience=1e-320", "sandblaster.patience"),
+        ("evaluate.train=4611686018427387904", "evaluate.train"),
+        ("topology.replicas=2147483648", "topology.replicas"),
+        ("topology.partitions=16384", "topology: these are 16386 ranks; 16384 are the most."),
+        ("method.slot=4611686018427387904", "method.slot"),
+        ("method.slots=4611686018427387904", "method.slots"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, said: str) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import numpy as np
 import pytest
 from finished import Finished
 from points import TREE, write
 
-from dbnet import open_run
+from dbnet import mpi, open_run
+from dbnet.channel import Mailboxes
 from dbnet.checkpoint import Checkpoint, part_of
 from dbnet.config import Config, build
 from dbnet.display import Display
 from dbnet.errors import UserError
+from dbnet.methods.downpour import inherit
+from dbnet.orders import STATUS, Desk, coordinator_fields
+from dbnet.pace import Pace
 from dbnet.resume import candidates, choose
+from dbnet.topology import Topology
+from dbnet.window import Layout, Memory
 
 Command = Callable[..., Finished]
 
@@ -111,3 +120,71 @@ def test_start_takes_any_checkpoint(run_file: Path, dbnet: Command) -> None:
     assert dbnet("train", run_file, "--quiet", "stop.steps=5").code == 0
     assert dbnet("train", run_file, "--quiet", "stop.steps=5", "run.start=out/run.checkpoint.h5", "run.name=on").code == 0
     assert [tree["run"]["name"] for tree in Checkpoint("out/on.checkpoint.h5").chain] == ["run"]
+
+
+def test_other_data_are_refused(run_file: Path, digits: Path, dbnet: Command) -> None:
+    assert dbnet("train", run_file, "--quiet", "stop.steps=5").code == 0
+    shutil.copy(digits, "turned.h5")
+    shutil.copy(digits, "less.h5")
+    with h5py.File("turned.h5", "a") as turned, h5py.File("less.h5", "a") as less:
+        turned["train/y"][:] = np.roll(turned["train/y"][:], 1)
+        for name in ("train/x", "train/y"):
+            values = less[name][:-1]
+            del less[name]
+            less[name] = values
+    more = ["train", run_file, "--quiet", "stop.steps=6"]
+    for path, said in (("turned.h5", "other training labels than"), ("less.h5", "1438 training examples, 'less.h5' has 1437")):
+        done = dbnet(*more, f"data.path={path}", "--resume", "auto")
+        assert done.code == 2 and said in done.err and "run.start" in done.err and done.err.count("\n") == 1
+        assert not Path("out/run-2.h5").exists()
+    # The same labels in another file and type are the same data; parameters may be taken along to any.
+    with h5py.File("turned.h5", "a") as file:
+        labels = np.roll(file["train/y"][:], -1).astype(np.uint8)
+        del file["train/y"]
+        file["train/y"] = labels
+    assert dbnet(*more, "data.path=turned.h5", "--resume", "auto").code == 0
+    assert dbnet(*more, "data.path=less.h5", "run.start=out/run.checkpoint.h5").code == 0
+
+
+def test_a_run_goes_on_where_the_other_has_ended(run_file: Path, dbnet: Command) -> None:
+    """Also with another number of replicas: seconds, and steps of all together, never jump back."""
+    assert dbnet("train", run_file, "stop.epochs=99", "stop.steps=50").code == 0
+    done = dbnet("train", run_file, "stop.epochs=99", "stop.steps=80", "topology.replicas=1", "--resume")
+    assert (
+        done.code == 0 and "Goes on from 'out/run.checkpoints/000001.h5': " in done.out and "and 100 steps of training." in done.out
+    )
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("      ")]
+    assert [int(row[2]) for row in rows] == sorted(int(row[2]) for row in rows) and int(rows[0][2]) >= 100
+    first, second = open_run("out/run.h5"), open_run("out/run-2.h5")
+    last = max(first.evaluation.seconds.max(), first.progress.seconds.max())
+    assert last <= Checkpoint("out/run.checkpoint.h5").seconds <= second.evaluation.seconds.min()
+    assert Checkpoint("out/run-2.checkpoint.h5").steps == 130
+
+
+def test_what_spare_replicas_have_made_counts_for_whom_they_follow() -> None:
+    world = Topology(shards=1, replicas=2, spares=2)
+    memory, quiet = Memory([Layout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
+    wanted = build({**TREE, "topology": {"replicas": 2, "spares": 2}})
+    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
+    pace = Pace(Desk(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, None, lambda: 1.0, guard)  # type: ignore
+    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
+    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+    at = {name: STATUS.index(name) for name in ("steps", "examples", "pushes", "epoch", "position")}
+    for replica, counts in enumerate([(10, 100, 5, 1, 7), (11, 110, 6, 1, 8), (20, 200, 9, 2, 30), (5, 50, 2, 3, 40)]):
+        memory.local["status"][replica, list(at.values())] = counts
+        pace._status = pace.desk.status()
+        if replica in (0, 2):
+            pace.roll._give_up(replica, 0)
+    assert pace._cursors().tolist() == [(35, 350, 16, 3, 40), (11, 110, 6, 1, 8)]
+    # What a spare one still has to do follows from the steps of all before it.
+    assert [pace.desk.made(replica) for replica in range(4)] == [0, 0, 10, 30]
+
+
+def test_how_to_go_on_is_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DBNET_STARTED", *mpi._SIZE_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    assert mpi.started() == "dbnet train"
+    monkeypatch.setenv("PMI_SIZE", "5")
+    assert mpi.started() == "mpirun -n 5 dbnet train"
+    monkeypatch.setenv("DBNET_STARTED", "jobs/local.sh")
+    assert mpi.started() == "jobs/local.sh"
