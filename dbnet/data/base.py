@@ -122,7 +122,7 @@ class DataFile:
         if labels and not np.issubdtype(y.dtype, np.integer):
             raise UserError(f"'{self.path}': /train/y holds {y.dtype}; labels must be integers (or vectors [examples, units]).")
         self.targets = 0 if labels else int(y.shape[1])
-        most = int(y[:].max(initial=-1)) + 1 if labels and "classes" not in file.attrs else 0
+        most = max(int(y[:].max()), -1) + 1 if labels and len(y) and "classes" not in file.attrs else 0
         self.classes = int(_number(file, "classes", most)) if labels else 0
         if labels and len(y) and self.classes < 1:
             raise UserError(f"'{self.path}': /train/y holds no label 0 .. classes - 1.")
@@ -206,8 +206,9 @@ class DataFile:
         digest = hashlib.sha256()
         with reading(self.path, "make it again"), opened(self.path) as file:
             y = file["train/y"]
-            for lo in range(0, len(y), _ROWS):
-                digest.update(y[lo : lo + _ROWS].astype("<i8" if self.classes else "<f8").tobytes())
+            rows = max(1, _BLOCK // max(1, y.dtype.itemsize * prod(y.shape[1:])))
+            for lo in range(0, len(y), rows):
+                digest.update(y[lo : lo + rows].astype("<i8" if self.classes else "<f8").tobytes())
         return digest.hexdigest()
 
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
