@@ -39,10 +39,7 @@ class RunTable(Table):
     picture: bool = Field(default=True, description="draw NAME.png at the end")
     deadline: float = Field(default=60.0, ge=0.01, le=1e6, description="seconds that any rank waits for another before it gives up")
     heartbeat: float = Field(
-        default=20.0,
-        ge=0.01,
-        le=1e6,
-        description="seconds without a sign of life after which a rank is lost; at most half of the deadline",
+        default=20.0, ge=0.01, le=1e6, description="seconds without a sign of life after which a rank is lost; at most deadline / 2"
     )
 
     @property
@@ -137,10 +134,7 @@ class SandblasterTable(Table):
     push_every: int = Field(default=4, gt=0, le=COUNT, description="portions whose gradients are summed before they are pushed")
     backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")
     patience: float = Field(
-        default=10.0,
-        ge=0.01,
-        le=1e9,
-        description="seconds without a sign of life after which a replica's portions are handed to others",
+        default=10.0, ge=0.01, le=1e9, description="seconds without a sign of life after which a replica's portions go to others"
     )
 
 

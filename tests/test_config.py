@@ -168,7 +168,7 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("method.local_rate=inf", "method.local_rate"),
         ("run.seed=99999999999999999999999", "run.seed"),
         ("rule.rate=nan", "rule.rate"),
-        ("descent.history=1073741824", "descent.history = 1073741824 is not allowed: input should be less than or equal to 1000."),
+        ("descent.history=1073741824", "descent.history = 1073741824 is not allowed: it must be at most 1000."),
         ("descent={kind='owlqn', strength=1, history=1073741824}", "descent.history"),
         ("descent.line.trials=1073741824", "descent.line.trials"),
         ("run.heartbeat=1e300", "run.heartbeat"),
