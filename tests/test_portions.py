@@ -322,7 +322,7 @@ def test_words_hold_what_they_are_given():
 # --- waits that progress, and evaluations ---------------------------------------------------------------------------------------
 
 
-def coordinator_driven(world: World, others: Sequence[Iterator[Any]], seconds: float = 0.4) -> None:
+def coordinator_driven(world: World, others: Sequence[Iterator[Any]], seconds: float = 0.2) -> None:
     """Drive the coordinator with a deadline of one second; between its turns everyone else has one, and time goes on."""
 
     def turns() -> Turns:
@@ -330,7 +330,9 @@ def coordinator_driven(world: World, others: Sequence[Iterator[Any]], seconds: f
             yield wait
             if world.done and not world.pace.keeper.writing and wait is IDLE:
                 return
+            # Less than a quarter of the deadline: a longer turn would be one in which the job was stopped.
             world.now += seconds
+            assert world.now < 1000, "no end"
             for other in others:
                 next(other, None)
 
