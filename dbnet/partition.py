@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from dbnet.errors import UserError
 from dbnet.layers.base import Shape
-from dbnet.model import Model, contains
+from dbnet.model import Model, contains, shared_size
 from dbnet.ranges import Range, Region, intersect, size_of, split
 
 Boxes = list[Region]
@@ -152,11 +152,29 @@ class Cut:
         return self.exchange_seconds(self._crossing(layer, owned, wanted)) + 2 * copied * item / self.machine.memory
 
     @property
+    def statistics(self) -> int:
+        """Values per example that all partitions send in all, so that each has the loss's statistics of the others."""
+        return self.partitions * (self.partitions - 1) * self.model.loss.width
+
+    @property
+    def shared(self) -> int:
+        """Parameters whose gradient is summed over the partitions."""
+        return shared_size(self.model) if self.partitions > 1 else 0
+
+    def together_seconds(self) -> float:
+        """Return the predicted time of what all partitions do together: they gather the loss's statistics and sum gradients."""
+        item, others = self.model.dtype.itemsize, self.partitions - 1
+        rounds, sums = others.bit_length(), 2 * self.shared * item * others / self.partitions
+        gathered = self.statistics / self.partitions * item * self.batch
+        return rounds * self.machine.latency * (1 + 2 * bool(self.shared)) + (gathered + sums) / self.machine.bandwidth
+
+    @property
     def seconds(self) -> float:
         """Predicted time of one step of the replica."""
         layers = [[boxes[i] for boxes in self.boxes] for i in range(len(self.model.layers) + 1)]
         compute = sum(self.compute_seconds(i, layers[i + 1]) for i in range(len(self.model.layers)))
-        return compute + sum(self.between_seconds(i, layers[i], layers[i + 1]) for i in self._later)
+        between = sum(self.between_seconds(i, layers[i], layers[i + 1]) for i in self._later)
+        return compute + between + self.together_seconds()
 
     # --- choosing ---------------------------------------------------------------------------------------------------------------
 

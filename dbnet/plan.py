@@ -88,6 +88,11 @@ def cut_lines(ready: Setup) -> list[str]:
             )
         total = sum(cut.crossing(i) for i in range(len(model.layers)))
         lines.append(f"  in all {total:,} values per example, {size(2 * total * item * batch)} per step of {batch}")
+        lines.append(f"  the loss: {cut.statistics:,} statistics per example, {size(cut.statistics * item * batch)} per step")
+        if cut.shared:
+            lines.append(
+                f"  the gradients of {cut.shared:,} shared parameters are summed, {size(cut.shared * item)} of each partition"
+            )
     lines += ["", f"Predicted time of a step (gradient of {batch} examples; {cut.machine.rate / 1e9:.0f} GFLOP/s a rank assumed):"]
     alone = Cut(model, 1, batch).seconds
     for partitions in sorted({1, 2, 4, 8, 16, cut.partitions}):

@@ -11,7 +11,7 @@ from partitioned import run
 from dbnet.errors import UserError
 from dbnet.layers.base import Layer
 from dbnet.model import Model, footprint, nbytes
-from dbnet.partition import Cut, cut_boxes
+from dbnet.partition import Cut, Machine, cut_boxes
 from dbnet.ranges import Range, intersect, relative, size_of, whole
 from dbnet.registry import make
 
@@ -224,3 +224,19 @@ def test_a_cut_that_does_not_fit_is_one_sentence():
     model = model_of([dense(8, cut=[3]), dense(4, "identity")], (5,), 4)
     with pytest.raises(UserError, match=r"model.layers.0.cut = \[3\] does not fit a layer of shape 8 and 2 partitions"):
         Cut(model, 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("partitions", [1, 2, 4])
+def test_the_plan_counts_what_all_partitions_do_together(name, partitions):
+    """The loss's statistics, from each partition to all others, and the sum of shared gradients."""
+    model, *rest = case(name)
+    result, item, batch = run(model, partitions, 6, *rest, 6), model.dtype.itemsize, 6
+    sent = sum(part.network.stats.nbytes * (partitions - 1) for part in result.parts)
+    assert result.cut.statistics * item * batch == sent
+    assert result.cut.shared == max(part.network.share.size for part in result.parts)
+    assert (result.cut.shared > 0) == (name == "conv" and partitions > 1)
+    slow = Cut(model, partitions, batch, Machine(rate=1e30, bandwidth=1e-3, latency=0.0, memory=1e30))
+    least = (sent + 2 * result.cut.shared * item * (partitions - 1)) / partitions / 1e-3
+    moved = 0.0 if partitions == 1 else sum(slow.exchange_seconds(slow.messages(i)) for i in range(1, len(model.layers)))
+    assert slow.seconds == pytest.approx(moved + least, rel=1e-9, abs=1e-9)
