@@ -19,7 +19,7 @@ import numpy as np
 from dbnet.link import Link
 from dbnet.network import Network
 from dbnet.partition import Cut, Message
-from dbnet.ranges import relative, size_of
+from dbnet.ranges import Region, relative
 
 
 class Exchange:
@@ -43,7 +43,7 @@ class Exchange:
         self._up = [self._side(cut.messages(i), i, tags + 2 * i, network.above, network.below) for i in layers]
         self._down = [
             self._side(
-                [Message(m.target, m.source, m.box) for m in cut.messages(i)], i, tags + 2 * i + 1, network.below_delta, None
+                [Message(m.target, m.source, m.boxes) for m in cut.messages(i)], i, tags + 2 * i + 1, network.below_delta, None
             )
             if network.training
             else _Side([], [], [], [])
@@ -61,21 +61,15 @@ class Exchange:
         me, side = self._link.rank, _Side([], [], [], [])
         for message in messages:
             if message.source == me:
-                array, origin = source(layer)
-                view = array[relative(message.box, origin)]
-                buffer = view if view.flags.c_contiguous else np.empty_like(view, order="C")
+                buffer, pieces = _place(message, *source(layer))
                 side.sends.append(self._link.sender(buffer, message.target, tag))
-                side.values += size_of(message.box)
-                if buffer is not view:
-                    side.pack.append((buffer, view))
+                side.values += message.size
+                side.pack += pieces
             if message.target == me:
-                array, origin = (target or self._network.above_delta)(layer)
-                view = array[relative(message.box, origin)]
                 # Deltas are added to what is there, so they land beside it.
-                buffer = view if target and view.flags.c_contiguous else np.empty_like(view, order="C")
+                buffer, pieces = _place(message, *(target or self._network.above_delta)(layer), beside=target is None)
                 side.receives.append(self._link.receiver(buffer, message.source, tag))
-                if buffer is not view:
-                    side.unpack.append((view, buffer))
+                side.unpack += [(view, piece) for piece, view in pieces]
         return side
 
     def crosses(self, layer: int) -> bool:
@@ -131,6 +125,22 @@ class Exchange:
             started = time.perf_counter()
             self._link.wait(side.all)
             self.waited += time.perf_counter() - started
+
+
+def _place(
+    message: Message, array: np.ndarray, origin: Region, beside: bool = False
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return where a message lies: in the array itself if it can, or in a buffer, with (piece of it, view of the array) pairs."""
+    views = [array[relative(box, origin)] for box in message.boxes]
+    if len(views) == 1:
+        view = views[0]
+        buffer = view if view.flags.c_contiguous and not beside else np.empty_like(view, order="C")
+        return buffer, [] if buffer is view else [(buffer, view)]
+    buffer, at, pieces = np.empty(sum(view.size for view in views), array.dtype), 0, []
+    for view in views:
+        pieces.append((buffer[at : at + view.size].reshape(view.shape), view))
+        at += view.size
+    return buffer, pieces
 
 
 class _Side:

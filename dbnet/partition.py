@@ -34,11 +34,15 @@ class Machine(NamedTuple):
 
 
 class Message(NamedTuple):
-    """Units in `box` (coordinates of the layer below) that `source` owns and `target` needs."""
+    """Units in `boxes` (coordinates of the layer below) that `source` owns and `target` looks at."""
 
     source: int
     target: int
-    box: Region
+    boxes: tuple[Region, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(map(size_of, self.boxes))
 
 
 def cut_boxes(shape: Shape, grid: tuple[int, ...], partitions: int) -> Boxes:
@@ -117,12 +121,13 @@ class Cut:
             for source, own in enumerate(owned):
                 both = intersect(need, own)
                 if source != target and size_of(both) and size_of(box):
-                    out.append(Message(source, target, both))
+                    seen = self.model.layers[layer].looks_at(self.model.shapes[layer], box, both)
+                    out += [Message(source, target, tuple(seen))] if seen else []
         return out
 
     def crossing(self, layer: int) -> int:
         """Return the number of values that cross before `layer`, per example."""
-        return sum(size_of(m.box) for m in self.messages(layer))
+        return sum(message.size for message in self.messages(layer))
 
     # --- what it costs ----------------------------------------------------------------------------------------------------------
 
@@ -137,7 +142,7 @@ class Cut:
         moved = [0.0] * self.partitions
         item = self.model.dtype.itemsize * self.batch
         for message in messages:
-            cost = self.machine.latency + size_of(message.box) * item / self.machine.bandwidth
+            cost = self.machine.latency + message.size * item / self.machine.bandwidth
             moved[message.source] += cost
             moved[message.target] += cost
         return 2 * max(moved, default=0.0)

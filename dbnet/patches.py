@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dbnet.errors import UserError
-from dbnet.ranges import Range, Region, size_of
+from dbnet.ranges import Range, Region, overlap, size_of
 
 Pair = tuple[int, int]
 Box = tuple[slice, slice, slice]
@@ -56,6 +56,14 @@ class Patches(NamedTuple):
             return tuple(Range(0, 0) for _ in x)
         ends = zip(out[:2], x[:2], *self, strict=True)
         return (*(Range(max(0, o.lo * s - p), min(n, (o.hi - 1) * s - p + f)) for o, n, f, s, p in ends), maps)
+
+    def looks_at(self, out: Region, within: Region) -> list[Region]:
+        """Return the boxes that the outputs in `out` see of `within`; fields that are apart leave gaps."""
+        axes = []
+        for o, w, f, s, p in zip(out[:2], within[:2], *self, strict=True):
+            fields = [Range(i * s - p, i * s - p + f) for i in range(o.lo, o.hi)] if s > f else [w]
+            axes.append([seen for seen in (overlap(field, w) for field in fields) if seen.size])
+        return [(rows, cols, *within[2:]) for rows in axes[0] for cols in axes[1]]
 
     def tables(self, x_shape: tuple[int, ...], x_box: Region, y_box: Region) -> tuple[np.ndarray, np.ndarray]:
         """Return per output row, and per output column, (first input at hand, its place in the field, number in the image)."""

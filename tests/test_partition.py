@@ -55,6 +55,17 @@ NETWORKS = {
         5,
         "softmax",
     ),
+    "gaps": (
+        [
+            {"kind": "local", "maps": 2, "field": 2, "activation": "tanh"},
+            {"kind": "pool", "field": [1, 2], "stride": 3},
+            {"kind": "conv", "maps": 3, "field": 1, "stride": [2, 3]},
+            dense(4, "identity"),
+        ],
+        (23, 17, 1),
+        4,
+        "softmax",
+    ),
     "tiny": (
         [{"kind": "local", "maps": 2, "field": 2}, {"kind": "pool", "field": 2}, dense(3, "relu"), dense(2, "identity")],
         (5, 4, 1),
@@ -235,7 +246,7 @@ def test_the_plan_counts_what_all_partitions_do_together(name, partitions):
     sent = sum(part.network.stats.nbytes * (partitions - 1) for part in result.parts)
     assert result.cut.statistics * item * batch == sent
     assert result.cut.shared == max(part.network.share.size for part in result.parts)
-    assert (result.cut.shared > 0) == (name == "conv" and partitions > 1)
+    assert (result.cut.shared > 0) == (name in ("conv", "gaps") and partitions > 1)
     slow = Cut(model, partitions, batch, Machine(rate=1e30, bandwidth=1e-3, latency=0.0, memory=1e30))
     least = (sent + 2 * result.cut.shared * item * (partitions - 1)) / partitions / 1e-3
     moved = 0.0 if partitions == 1 else sum(slow.exchange_seconds(slow.messages(i)) for i in range(1, len(model.layers)))

@@ -119,6 +119,10 @@ class Layer(Member):
         """Return the box of inputs that the outputs in `out` are computed from; here: all."""
         return whole(x)
 
+    def looks_at(self, x: Shape, out: Region, within: Region) -> list[Region]:
+        """Return what the outputs in `out` look at of `within`, a box of what they need, as boxes; here: all of it."""
+        return [within]
+
     def scratch(self, cell: Cell) -> dict[str, Any]:
         """Return the working arrays of this layer on this partition; called once, when `cell` is otherwise complete."""
         return {}

@@ -65,6 +65,9 @@ class Local(Layer):
     def needs(self, x: Shape, out: Region) -> Region:
         return self.patches.needs(x, out, Range(0, x[2]))
 
+    def looks_at(self, x: Shape, out: Region, within: Region) -> list[Region]:
+        return self.patches.looks_at(out, within)
+
     def scratch(self, c: Cell) -> dict[str, Any]:
         rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)
         ready: dict[str, Any] = {"tables": (rows, cols, self.patches.field[1])}

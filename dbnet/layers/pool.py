@@ -184,6 +184,9 @@ class Pool(Layer):
     def needs(self, x: Shape, out: Region) -> Region:
         return self.patches.needs(x, out, out[2])
 
+    def looks_at(self, x: Shape, out: Region, within: Region) -> list[Region]:
+        return self.patches.looks_at(out, within)
+
     def scratch(self, c: Cell) -> dict[str, Any]:
         return {"tables": (*self.patches.tables(c.x_shape, c.x_box, c.y_box), self.patches.area)}
 
