@@ -29,9 +29,7 @@ class Driver:
         self.state = resumed(pace.resumed, self.options)
         self.space = ShardSpace(pace.shards, pace.channel, pace.tick, pace.config.model.dtype)
         self.blocks = Blocks(table.portion, pace.examples)
-        self.ledger = Ledger(
-            pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.clock
-        )
+        self.ledger = Ledger(pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.due)
         self.ledger.absent = set(pace.roll.spares)
         pace.roll.inherit, pace.roll.steps = self.inherit, pace.counted
         self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
@@ -153,6 +151,8 @@ class Driver:
     def evaluation(self) -> Turns:
         """Have the parameters evaluated; go on when a replica has its copy of them."""
         pace, ledger, self._owed = self.pace, self.ledger, True
+        # Since the shards worked on the last step nobody has listened.
+        ledger.hear(pace.beats)
         while self._owed and (living := [r for r in pace.roll.active if not ledger.silent(r)]):
             self._owed, turn = False, pace.turn + 1
             chosen = min(living, key=lambda r: (r - turn) % ledger.replicas)

@@ -34,6 +34,8 @@ class Keeper:
         The run; what `checkpoint.texts` says of it.
     clock
         Seconds since the start.
+    inline
+        Whether it writes itself, and not a thread.
 
     Attributes
     ----------
@@ -42,11 +44,13 @@ class Keeper:
     """
 
     def __init__(
-        self, channel: Channel, display: Display, config: Config, texts: dict[str, Any], clock: Callable[[], float]
-    ) -> None:
+        self, channel: Channel, display: Display, config: Config, texts: dict[str, Any], clock: Callable[[], float],
+        inline: bool = False,
+    ) -> None:  # fmt: skip
         self._channel, self._display, self._config, self._texts, self._clock = channel, display, config, texts, clock
         self.folder, self.link = folder_of(config), link_of(config)
         self._background: Background | None = None
+        self._inline = inline
         self._number, self._next = 0, config.checkpoint.seconds or 0.0
         self._marks: int | None = 0
         self._id, self._answers = "", {}
@@ -98,7 +102,7 @@ class Keeper:
         if len(self._answers) < self._config.topology.shards:
             return
         if self._background is None:
-            self._background = Background()
+            self._background = Background(self._inline)
         self._background.start(self._jobs())
 
     def _jobs(self) -> Iterator[Callable[[], None]]:

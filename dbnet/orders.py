@@ -186,7 +186,7 @@ class Desk:
 
 
 class Orders:
-    """A replica's half: reads its orders at most every `POLL` seconds, writes its status as often.
+    """A replica's half: reads its orders at most every `period` seconds, writes its status as often.
 
     Of a cut replica partition 0 does so and shares what it read; the status is its own.
 
@@ -198,12 +198,15 @@ class Orders:
         Who this is, and the seconds of the run.
     link
         The replica's other partitions; None where there are none.
+    period
+        0: at every call, as in one process, where no clock may decide.
     """
 
     def __init__(
-        self, window: Window, topology: Topology, replica: int, clock: Callable[[], float], link: Link | None = None
-    ) -> None:
-        self.window, self.replica, self.clock, self.link = window, replica, clock, link
+        self, window: Window, topology: Topology, replica: int, clock: Callable[[], float], link: Link | None = None,
+        period: float = POLL,
+    ) -> None:  # fmt: skip
+        self.window, self.replica, self.clock, self.link, self.period = window, replica, clock, link, period
         self._most = most_shares(topology)
         self.leads = link is None or link.rank == 0
         # What else is due whenever the replica gives a sign of life.
@@ -244,7 +247,7 @@ class Orders:
         time = self.clock()
         if time < self._next and not now:
             return
-        self._next = time + POLL
+        self._next = time + self.period
         self.status[0] += 1
         self.window.put(0, "status", self.status, self.replica * len(STATUS))
         if len(self._cursors):

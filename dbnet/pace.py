@@ -50,19 +50,22 @@ class Pace:
         Counts gradients that are not finite and says when to stop.
     watch
         Signs of life of all ranks; None within one process.
+    due
+        By what recurring work falls due; within one process not by the clock.
     """
 
     def __init__(
         self, desk: Desk, channel: Channel, record: RunFile, display: Display, config: Config, examples: int,
         keeper: Keeper, clock: Callable[[], float], guard: Guard, watch: Watch | None = None,
+        due: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
-        self.examples, self.keeper, self.clock, self.guard = examples, keeper, clock, guard
+        self.examples, self.keeper, self.clock, self.guard, self.due = examples, keeper, clock, guard, due or clock
         self.shards = config.topology.shards
         self.seconds_before = 0.0
         self._status = desk.status()
         self._shown = {name: values.copy() for name, values in self._status.items()}
-        self._next_progress = 0.0
+        self._next_progress = self._shown_at = 0.0
         self.drained: set[int] = set()
         # How often shards and disk were heard of: what a wait for them takes as progress.
         self.news = 0
@@ -193,7 +196,7 @@ class Pace:
             self._evaluated_at, self._evaluated_epochs = self.seconds, self.epochs
             self.record.evaluation(self.seconds, self.turn, int(self.steps.sum()), self.epochs, *score)
             self._show(score)
-        elif self.clock() >= self._next_progress:
+        elif self.due() >= self._next_progress:
             self._show(None)
             self._say_trouble()
         return heard or bool(self._status["heartbeat"].sum() != before)
@@ -210,8 +213,8 @@ class Pace:
     def _show(self, score: Score | None) -> None:
         """Append a row per replica: means since the last rows."""
         now, then = self._status, self._shown
-        since = INTERVAL + self.clock() - self._next_progress if self._next_progress else self.clock()
-        self._next_progress = self.clock() + INTERVAL
+        since, self._shown_at = self.clock() - self._shown_at, self.clock()
+        self._next_progress = self.due() + INTERVAL
         done = now["examples"] - then["examples"]
         # A replica that was resumed starts counting from its checkpoint, not from nought.
         fresh = (then["heartbeat"] > 0) & (done > 0)

@@ -39,7 +39,7 @@ from dbnet.replica import Replica
 from dbnet.resume import choose
 from dbnet.store import Inbox, WindowStore
 from dbnet.topology import Communicators, Role, crowded
-from dbnet.waiting import Turns, drive, take_turns
+from dbnet.waiting import Rounds, Turns, drive, take_turns
 from dbnet.window import Memory, MpiWindow, Window
 
 _START = 10  # deadlines that starting may take: data are read, kernels compiled
@@ -157,23 +157,24 @@ def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     monitor.make_folder(config)
     use(ready.config, threads)
     ready = replace(ready, topology=world)
-    clock = _stopwatch()
+    clock, rounds = _stopwatch(), Rounds(ready.turn)
     flat = np.zeros(ready.model.layout.size, ready.model.dtype)
     boxes = Mailboxes(1 + world.shards)
     shards = [make_shard(ready, s, flat[part.slice], np.zeros(1, np.int64), clock) for s, part in enumerate(ready.ranges)]
     memory = Memory([coordinator_layout(ready)])
     ready, record = open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
     display.say(f"One process, all roles taking turns: {world.words()}; {threads} of {cores} cores for the kernels.")
-    pace = make_pace(ready, memory, boxes.at(0), record, display, clock)
+    pace = make_pace(ready, memory, boxes.at(0), record, display, clock, due=rounds)
     roles = [ready.method.coordinate(pace)]
-    roles += [ready.method.serve(shard, None, boxes.at(1 + s), clock) for s, shard in enumerate(shards)]
+    roles += [ready.method.serve(shard, None, boxes.at(1 + s), rounds) for s, shard in enumerate(shards)]
     for r, replica in enumerate(parts):
         store = DirectStore(flat, shards, r, config.method.n_fetch == 1, config.guard.finite)
-        roles.append(ready.method.work(replica, resumed(ready, store, replica, r), Orders(memory, world, r, clock), config))
+        orders = Orders(memory, world, r, rounds, period=0.0)
+        roles.append(ready.method.work(replica, resumed(ready, store, replica, r), orders, config))
     try:
         with pace.interrupt:
             marker.running()
-            take_turns(roles)
+            take_turns(roles, rounds)
     finally:
         pace.close()
     return outcome(ready, pace, flat)
@@ -318,7 +319,7 @@ def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
 
 def make_pace(
     ready: Setup, window: Window, channel: Channel, record: RunFile, display: Display, clock: Callable[[], float],
-    watch: Watch | None = None,
+    watch: Watch | None = None, due: Callable[[], float] | None = None,
 ) -> Pace:  # fmt: skip
     """Return the coordinator's everyday work for this run."""
     for doubt in ready.doubts():
@@ -326,9 +327,9 @@ def make_pace(
     data, config = ready.data, ready.config
     start = config.run.start
     origin = ready.checkpoint or (None if start is None else Checkpoint(start))
-    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, data.described, origin), clock)
+    keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, data.described, origin), clock, watch is None)
     guard, desk = Guard(config, ready.model.layout, record, display), Desk(window, ready.topology)
-    pace = Pace(desk, channel, record, display, config, data.sizes["train"], keeper, clock, guard, watch)
+    pace = Pace(desk, channel, record, display, config, data.sizes["train"], keeper, clock, guard, watch, due)
     pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)

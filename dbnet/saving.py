@@ -59,17 +59,27 @@ class Saved(NamedTuple):
 
 
 class Background:
-    """A thread that does one job after another for someone who must not wait."""
+    """A thread that does one job after another for someone who must not wait; `inline` without one, a job at each call."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disk")
+    def __init__(self, inline: bool = False) -> None:
+        self._thread = None if inline else ThreadPoolExecutor(1, thread_name_prefix="disk")
         self._jobs: Iterator[Callable[[], None]] = iter(())
         self._job: Future[None] | None = None
 
     def start(self, jobs: Iterator[Callable[[], None]]) -> None:
         """Take jobs; each is made when the one before is done."""
         self._jobs = jobs
-        self._job = self._thread.submit(_nothing)
+        self._job = self._submit(_nothing)
+
+    def _submit(self, job: Callable[[], None]) -> Future[None]:
+        if self._thread is not None:
+            return self._thread.submit(job)
+        done: Future[None] = Future()
+        try:
+            done.set_result(job())
+        except Exception as error:  # as the thread does: whoever looks at the job hears of it
+            done.set_exception(error)
+        return done
 
     @property
     def busy(self) -> bool:
@@ -87,11 +97,12 @@ class Background:
         done.result()
         job = next(self._jobs, None)
         if job is not None:
-            self._job = self._thread.submit(job)
+            self._job = self._submit(job)
         return True
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _nothing() -> None:
@@ -164,10 +175,12 @@ class Saver:
         To the coordinator.
     clock
         Seconds of the run.
+    inline
+        Whether it writes itself, a slice at each turn, and not a thread.
     """
 
-    def __init__(self, shard: Any, channel: Channel, clock: Callable[[], float]) -> None:
-        self._shard, self._channel, self._clock = shard, channel, clock
+    def __init__(self, shard: Any, channel: Channel, clock: Callable[[], float], inline: bool = False) -> None:
+        self._shard, self._channel, self._clock, self._inline = shard, channel, clock, inline
         self._background: Background | None = None
         self._part: Part | None = None
         self._id, self._said, self._bytes = "", 0.0, 0
@@ -179,7 +192,7 @@ class Saver:
     def begin(self, master: Path, number: int, identity: str) -> None:
         """Start a part; the coordinator asks for one at a time."""
         if self._background is None:
-            self._background = Background()
+            self._background = Background(self._inline)
         self._id, self._bytes, self._said = identity, 0, self._clock()
         self._background.start(self._jobs(part_of(master, number), number))
 

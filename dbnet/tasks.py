@@ -265,6 +265,8 @@ class Tasks:
         The coordinator's window, who this is, and the seconds of the run.
     link
         The replica's other partitions; None where there are none.
+    period
+        Seconds between looks that are not urgent.
 
     Attributes
     ----------
@@ -274,8 +276,10 @@ class Tasks:
         Its next task in this pass.
     """
 
-    def __init__(self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None) -> None:
-        self._window, self._replica, self._clock, self._link = window, replica, clock, link
+    def __init__(
+        self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None, period: float = POLL
+    ) -> None:
+        self._window, self._replica, self._clock, self._link, self._period = window, replica, clock, link, period
         self._leads = link is None or link.rank == 0
         self._seen = np.zeros(DEPTH + 3, np.int64)
         self._words, self._verdict = self._seen[:DEPTH], self._seen[DEPTH : DEPTH + 1]
@@ -289,7 +293,7 @@ class Tasks:
     def look(self, now: bool = True) -> None:
         """Read tasks and verdict, if it is time or `now`; a new pass changes `number`."""
         if self._leads and (now or self._clock() >= self._next):
-            self._next = self._clock() + POLL
+            self._next = self._clock() + self._period
             self._window.get(0, "task", self._words, self._replica * DEPTH)
             self._window.get(0, "verdict", self._verdict, self._replica)
             self._window.flush(0)

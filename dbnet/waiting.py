@@ -3,7 +3,7 @@
 A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
 acts. With MPI each rank drives its own generator (`drive`): it gives a sign of life at every yield, backs off while idle and gives
 up a wait after the deadline, naming who waits for whom. Within one process all roles take turns (`take_turns`), always in the same
-order, so a run can be repeated.
+order, and what recurs falls due by a count of turns (`Rounds`) and by no clock, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -76,10 +76,21 @@ def drive(
         pause = min(2 * pause, _LONGEST)
 
 
-def take_turns(roles: Iterable[Turns]) -> None:
+class Rounds:
+    """What takes the place of a clock in one process: every round of turns counts as so many `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.number = seconds, 0
+
+    def __call__(self) -> float:
+        return self.number * self._seconds
+
+
+def take_turns(roles: Iterable[Turns], rounds: Rounds | None = None) -> None:
     """Run all roles in one process until the last has ended; Lost when every one of them waits for another."""
-    alive = list(roles)
+    alive, rounds = list(roles), rounds or Rounds(0.0)
     while alive:
+        rounds.number += 1
         waits: list[Wait] = []
         for role in list(alive):
             try:

@@ -79,7 +79,7 @@ class Downpour(Method):
             yield from store.push(accrued, replica.steps - 1)
 
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
-        next_report, draining, saver = 0.0, False, Saver(shard, channel, clock)
+        next_report, draining, saver = 0.0, False, Saver(shard, channel, clock, inbox is None)
         while True:
             # The message first: after "drain" the rings must be seen empty once more.
             message = channel.receive()

@@ -155,7 +155,7 @@ class Worker:
 
     def __init__(self, replica: Replica, store: Store, orders: Orders) -> None:
         self.replica, self.store, self.orders = replica, store, orders
-        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link)
+        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, orders.period)
         self._spare = np.zeros_like(store.g)
         self._batch: list[Portion] = []
         self._bundle, self._offered = Bundle(), Bundle()

@@ -1,0 +1,83 @@
+"""Runs in one process are the same again to the bit: parameters, state, cursors, and every row but what a clock measured."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fingerprint import contents, differing, fingerprint, stored
+
+from dbnet import waiting
+from dbnet.data.base import write
+from dbnet.registry import make
+from dbnet.run import Outcome, train
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+SMALL = [f"model.layers.{i}.units=24" for i in range(4)]
+THIN = [f"model.layers.{i}.field=3" for i in (0, 1, 3, 6)]
+# What shortens each run file, and the shape and number of classes of its data.
+SHIPPED: dict[str, tuple[str, int, list[str]]] = {
+    "digits": ("64", 10, ["stop.epochs=4", "evaluate.epochs=1", "checkpoint.steps=90"]),
+    "fashion": ("28,28,1", 10, ["stop.epochs=6", "evaluate.epochs=1", "model.layers.0.units=32", "warmstart.steps=7"]),
+    "speech": ("440", 12, ["stop.epochs=2", "evaluate.epochs=0.4", "method.minibatch=20", "model.layers.4.units=12", *SMALL]),
+    "images": (
+        "24,24,3", 5,
+        ["method.minibatch=20", "topology.replicas=2", "model.layers.9.units=5", *THIN],
+    ),
+    "a9a": ("30", 2, ["stop.iterations=8", "evaluate.epochs=3", "sandblaster.portion=20", "method.minibatch=10"]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def again(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Outcome, Outcome]]:
+    """Return a function that makes a run twice, the second time with interruptions: no turn takes as long as before."""
+
+    def make_twice(run_file: Path, changes: Sequence[str]) -> tuple[Outcome, Outcome]:
+        changes = ["run.folder=out", "run.picture=false", "checkpoint.steps=17", "checkpoint.keep=100", *changes]
+        done = [train(run_file, changes, quiet=True)]
+        turns, rng = waiting.take_turns, random.Random(1)
+
+        def disturbed(role: waiting.Turns) -> waiting.Turns:
+            for wait in role:
+                if rng.random() < 0.02:
+                    time.sleep(0.03)
+                yield wait
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dbnet.run.take_turns", lambda roles, *more: turns([disturbed(role) for role in roles], *more))
+            done.append(train(run_file, changes, quiet=True))
+        return done[0], done[1]
+
+    return make_twice
+
+
+def assert_same(one: Outcome, two: Outcome) -> None:
+    """Both runs must be the same; every checkpoint on the way, too."""
+    assert one.run_file != two.run_file
+    first, second = contents(one.run_file), contents(two.run_file)
+    assert differing(first, second) == []
+    assert fingerprint(first) == fingerprint(second)
+    points = [sorted(run.run_file.with_suffix(".checkpoints").glob("??????.h5")) for run in (one, two)]
+    assert len(points[0]) == len(points[1]) > 1
+    for before, after in zip(*points, strict=True):
+        assert differing(stored(before), stored(after)) == [], before
+    np.testing.assert_array_equal(one.params, two.params)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_run_file_that_comes_with_dbnet(name: str, again: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    shape, classes, changes = SHIPPED[name]
+    data = digits
+    if name != "digits":
+        data = tmp_path / "data.h5"
+        write(data, make("data", {"kind": "random", "shape": shape, "classes": classes, "train": 200, "test": 40}, "data").read())
+    assert_same(*again(JOBS / f"{name}.toml", [f"data.path={data}", *changes]))
+
+
+def test_no_run_file_is_left_out() -> None:
+    assert {path.stem for path in JOBS.glob("*.toml")} == set(SHIPPED)
