@@ -123,7 +123,7 @@ class StopTable(Table):
 class WarmstartTable(Table):
     """One replica trains alone until the first of these is reached; then the others join."""
 
-    steps: int = Field(default=0, ge=0, le=COUNT, description="steps of replica 0 alone")
+    steps: int = Field(default=0, ge=0, le=COUNT, description="steps of replica 0 alone, exactly")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy that replica 0 reaches alone")
 
 

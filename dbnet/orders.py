@@ -1,9 +1,9 @@
 """What the coordinator tells replicas and what they report, both halves, over the coordinator's window.
 
 Fields: `order[r]` is a level, not a message: replica r reads its row now and then and acts on what it sees; nobody ever addresses a
-replica. Its columns: go, stop (2: the run is suspect, its gradients are not finite), number of the evaluation that is wanted, end,
-lost (given up: leave), how many rows of `share[r]` are valid, steps made before in its place. `share[r]` lists the ranges of
-subsets that it is to train on; a row never changes.
+replica. Its columns: go (2: alone, until the warmstart's steps are made), stop (2: the run is suspect, its gradients are not
+finite), number of the evaluation that is wanted, end, lost (given up: leave), how many rows of `share[r]` are valid, steps made
+before in its place. `share[r]` lists the ranges of subsets that it is to train on; a row never changes.
 
 `status[r]` is written by replica r alone: how far it is and what it has moved; `cursor[r]` how far it is in each of its shares.
 `report[r]` is its last evaluation; its first number, written last, says which one.
@@ -91,8 +91,8 @@ class Desk:
         self._wanted = 0
         self._evaluator: int | None = None
 
-    def go(self, replicas: Sequence[int]) -> None:
-        self._order[list(replicas), GO] = 1
+    def go(self, replicas: Sequence[int], alone: bool = False) -> None:
+        self._order[list(replicas), GO] = 1 + alone
 
     def stop(self, suspect: bool = False) -> None:
         """Have all replicas stop; if the run is `suspect`, they say what they find amiss."""
@@ -254,6 +254,11 @@ class Orders:
             self.window.put(0, "cursor", self._cursors, self.replica * 2 * self._most)
         self.window.get(0, "order", self._order, self.replica * ORDER)
         self.window.flush(0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the replica trains alone, and waits when it has made the warmstart's steps."""
+        return bool(self._order[GO] > 1)
 
     @property
     def stop(self) -> bool:

@@ -122,6 +122,14 @@ class Pace:
         """Steps of each replica."""
         return self._status["steps"]
 
+    def made(self, replica: int) -> int:
+        """Return the steps of a replica, also before it has reported those that it was resumed with."""
+        return int(max(self.steps[replica], self._steps_before[replica]))
+
+    def began(self, replica: int) -> bool:
+        """Return whether a replica has fetched parameters."""
+        return bool(self._status["fetches"][replica])
+
     @property
     def all_steps(self) -> int:
         """Steps of all replicas together, those before a checkpoint included."""

@@ -72,6 +72,8 @@ class World:
         Table of the rule.
     guard
         Whether pushes that are not finite are refused.
+    tables
+        Overrides of other tables.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class World:
         method: Sequence[str] = (),
         rule: dict | None = None,
         guard: bool = True,
+        tables: Sequence[str] = (),
     ) -> None:
         tree = {
             "data": {"path": "none"},
@@ -92,8 +95,8 @@ class World:
             "stop": {"steps": steps},
             "guard": {"finite": guard},
         }
-        for text in method:
-            config.override(tree, f"method.{text}")
+        for text in (*(f"method.{option}" for option in method), *tables):
+            config.override(tree, text)
         self.config = config.build(tree)
         self.world, self.dtype = Topology(shards, replicas), np.dtype("f8")
         self.ranges = self.world.shard_ranges(size)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mpi import ledger
 
 from dbnet import build, config, run
 from dbnet.data.base import DataFile, write
 from dbnet.errors import UserError
 from dbnet.ranges import Range
+from dbnet.waiting import take_turns
 
 
 @pytest.fixture
@@ -114,15 +116,32 @@ def test_steps_between_fetches_are_local(data):
     np.testing.assert_allclose(done.params, w, rtol=1e-12, atol=1e-15)
 
 
-def test_warmstart_lets_the_others_wait(data):
+@pytest.mark.parametrize(("n_push", "late"), [(1, 0), (3, 0), (1, 5)])
+def test_warmstart_lets_the_others_wait(data, n_push, late, monkeypatch):
     from dbnet.monitor import Run
 
-    cfg = settings(data, "topology.replicas=3", "warmstart.steps=8", steps=15)
-    events = Run(run.train(cfg, quiet=True).run_file).events
-    first = events[events.replica > 0].index.min()
-    assert (events[:first].replica == 0).all()
-    assert first >= 8
-    assert (events.groupby("replica").size() == 15).all()
+    cfg = settings(data, "topology.replicas=3", "topology.shards=2", "warmstart.steps=8", f"method.n_push={n_push}", steps=15)
+
+    def lazy(role):
+        for wait in role:
+            yield from [wait] * (1 + late)
+
+    monkeypatch.setattr(run, "take_turns", lambda roles, rounds: take_turns([*roles[:-1], lazy(roles[-1])], rounds))
+    read = Run(run.train(cfg, quiet=True).run_file)
+    ledger.warmstart_is_exact(read)
+    assert (read.events.groupby(["shard", "replica"]).steps.sum() == 15).all()
+
+
+def test_a_resumed_warmstart_makes_the_steps_that_are_left(data):
+    from dbnet.monitor import Run
+
+    begun = run.train(settings(data, steps=5), quiet=True)
+    for steps, alone in ((9, 4), (3, 0)):
+        cfg = settings(data, "topology.replicas=2", f"warmstart.steps={steps}", steps=20)
+        events = Run(run.train(cfg, resume=str(begun.checkpoint), quiet=True).run_file).events
+        first = events[events.replica == 1].iloc[0]
+        # Without a warmstart both begin at once, in turns.
+        assert (events[events.applied < first.fetched].replica == 0).sum() == (alone or 1)
 
 
 def test_warmstart_until_an_accuracy(data):

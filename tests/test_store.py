@@ -8,11 +8,14 @@ from harness import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dbnet.direct import DirectStore
 from dbnet.errors import UserError
 from dbnet.model import Piece
+from dbnet.orders import GO, MADE, STATUS
 from dbnet.ranges import Range, split
 from dbnet.routes import Route, routes
 from dbnet.waiting import Wait, take_turns
+from dbnet.window import Memory
 
 
 def whole_numbers(replica: int, step: int, w: np.ndarray) -> np.ndarray:
@@ -105,6 +108,87 @@ def test_staleness_counts_from_the_oldest_accrued_gradient():
     events = world.shards[0].take_events()
     mine = events[events["replica"] == 0]
     assert mine["steps"].tolist() == [1, 3, 2]  # step 0 pushes, then every third, then the remainder
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_clock_of_a_push_is_that_of_its_oldest_gradient(direct):
+    """Two gradients in one push, and between them another replica's update: it is as late as the first one is."""
+    world = World(4, 1, 2, 9, whole_numbers)
+    shard = world.shards[0]
+    stores = [DirectStore(shard.params, [shard], r, share=False) for r in range(2)] if direct else world.stores
+
+    def gradient(replica: int, first: bool = True) -> None:
+        for _ in stores[replica].fetch():
+            pass
+        stores[replica].accrued(first)
+
+    def push(replica: int, steps: int) -> None:
+        take_turns([stores[replica].push(steps, 0)])
+        world.serve_all()
+
+    gradient(0)
+    gradient(1)
+    push(1, 1)
+    gradient(0, first=False)
+    push(0, 2)
+    gradient(0)
+    push(0, 1)
+    assert shard.take_events()[["replica", "fetched", "applied"]].tolist() == [(1, 0, 0), (0, 0, 1), (0, 2, 2)]
+
+
+def test_the_warmstarts_steps_are_applied_before_they_are_reported():
+    world = World(4, 1, 2, 9, whole_numbers, ("n_push=2",), tables=("warmstart.steps=4",))
+    world.memory.local["order"][0, GO] = 2
+    status = world.memory.local["status"][0]
+    for _ in range(30):
+        world.work(0)
+    assert len(world.replicas[0].computed) == 4 and status[STATUS.index("steps")] < 4
+    world.serve_all()
+    for _ in range(30):
+        world.work(0)
+    assert len(world.replicas[0].computed) == 4 and status[STATUS.index("steps")] == 4
+    np.testing.assert_array_equal(world.w, -sum(world.replicas[0].computed))
+    world.memory.local["order"][0, GO] = 1
+    world.run()
+    assert len(world.replicas[0].computed) == 9
+
+
+class Moving(Memory):
+    """Window memory in which the shard makes an update after each transfer from it: its clock is what its parameters say."""
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        super().get(rank, field, out, start)
+        if field in ("clock", "params"):
+            self._all[rank]["params"] += 1
+            self._all[rank]["clock"] += 1
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_the_clock_is_read_before_the_parameters(overlap):
+    """A measured staleness may be too large, never too small: parameters are at least as new as their clock says."""
+    world = World(6, 2, 1, 9, whole_numbers, (f"overlap={overlap}",))
+    store = world.stores[0]
+    store._window = Moving((), 0, world.memory._all)
+    for _ in range(3):
+        for _ in (*store.fetch(), *store.arrive()):
+            pass
+        versions = [store.w[part.slice].max() for part in world.ranges]
+        assert (store.clocks < versions).all() and store.clocks.max() == max(versions) - 1
+    store.close()
+
+
+def test_who_is_given_more_fetches_before_it_goes_on():
+    """Between its own end and what a lost replica leaves others have trained; with n_fetch = 3 step 4 would not fetch by itself."""
+    world = World(4, 1, 1, 4, whole_numbers, ("n_fetch=3", "n_push=1"))
+    world.run()
+    world.shards[0].params += 1000
+    world.memory.local["order"][0, MADE] = -4  # as if four of the steps had been nobody's
+    for _ in range(30):
+        world.work(0)
+        world.serve_all()
+    seen = world.replicas[0].seen
+    assert len(seen) == 8
+    np.testing.assert_array_equal(seen[4], 1000 - sum(world.replicas[0].computed[:4]))
 
 
 def test_a_full_ring_makes_the_replica_wait_and_loses_nothing():

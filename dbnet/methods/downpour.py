@@ -5,7 +5,8 @@ sum of the accrued gradients, each the mean over its minibatch; a remainder is p
 applied once. The local step (w = w - alpha g) is undone by the next fetch and left out where that comes before the next gradient.
 With `overlap` a fetch takes effect one step later and the gradient accrues in a second buffer while the first one leaves.
 
-Warmstart: replica 0 trains alone; the others join when it has made its steps or reached its accuracy.
+Warmstart: replica 0 trains alone; the others join when it has made its steps or reached its accuracy. After the last of these steps
+it pushes what it has accrued and waits until all of it is applied and the others have fetched: they begin on these steps exactly.
 """
 
 from __future__ import annotations
@@ -58,11 +59,15 @@ class Downpour(Method):
         """Algorithm 7.1, the client, until it is to stop or has nothing left to train on."""
         method, rule = config.method, config.members()[2]
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
-        accrued = 0
+        # Since it trained last, if it did, others may have: its parameters are old.
+        accrued, store.fetched = 0, False
         while not orders.stop and not finished(replica, orders, config):
             step = replica.steps
-            if step % method.n_fetch == 0 or not store.fetched:
+            first = not store.fetched
+            if step % method.n_fetch == 0 or first:
                 yield from store.fetch()
+            if first:
+                yield from report(replica, store, orders, now=True)
             store.accrued(first=accrued == 0)
             # A local step is of no use where other parameters come before the next gradient.
             lost = store.landing or (not store.overlaps and (step + 1) % method.n_fetch == 0)
@@ -73,6 +78,11 @@ class Downpour(Method):
                 yield from store.push(accrued, step)
                 accrued = 0
             yield from store.arrive()
+            if orders.alone and replica.steps == config.warmstart.steps:
+                if accrued:
+                    yield from store.push(accrued, step)
+                    accrued = 0
+                yield from let_join(replica, store, orders)
             yield from report(replica, store, orders)
             yield None
         if accrued:
@@ -121,10 +131,13 @@ class Downpour(Method):
             desk.give(replica, shares)
         pace.evaluate(0)
         if warming(pace):
-            desk.go([0])
+            desk.go([0], alone=True)
             pace.display.say("Warmstart: replica 0 trains alone.")
-        while warming(pace) and not pace.reached:
-            yield from manage(pace)
+            while warming(pace) and not pace.reached:
+                yield from manage(pace)
+            desk.go([r for r in roll.active if r])
+            while not pace.reached and not all(r == 0 or pace.began(r) or desk.done(r) for r in roll.active):
+                yield from manage(pace)
         desk.go(roll.active)
         while not pace.all_done:
             if pace.reached:
@@ -176,6 +189,14 @@ def attend(replica: Replica, store: Store, orders: Orders, flag: int, more: Call
         yield IDLE
 
 
+def let_join(replica: Replica, store: Store, orders: Orders) -> Turns:
+    """The warmstart's steps are made: go on when they are applied and the others have begun from there."""
+    yield from store.confirm()
+    while orders.alone and not orders.stop:
+        yield from report(replica, store, orders, now=True)
+        yield IDLE
+
+
 # --- the shard's side ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +242,7 @@ def warming(pace: Pace) -> bool:
         return False
     if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
         return False
-    return pace.steps[0] < warm.steps or (warm.accuracy is not None and not warm.steps)
+    return pace.made(0) < warm.steps or (warm.accuracy is not None and not warm.steps)
 
 
 def finish(pace: Pace) -> Turns:

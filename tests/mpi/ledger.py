@@ -35,6 +35,14 @@ def clocks_count_up(run: Run) -> None:
         assert mine.seconds.is_monotonic_increasing
 
 
+def warmstart_is_exact(run: Run) -> None:
+    """Before the first fetch of any other replica exactly the warmstart's steps of replica 0 were applied at every shard."""
+    for _, mine in run.events.groupby("shard"):
+        for replica, own in mine[mine.replica > 0].groupby("replica"):
+            before = mine[(mine.applied < own.fetched.iloc[0]) & (mine.replica == 0)]
+            assert before.steps.sum() == run.config.warmstart.steps, f"replica {replica}"
+
+
 def gradients_are_conserved(run: Run) -> None:
     steps = run.progress.groupby("replica").steps.max()
     with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
