@@ -324,8 +324,7 @@ def make_pace(
     """Return the coordinator's everyday work for this run."""
     for doubt in ready.doubts():
         display.warn(doubt)
-    data, config = ready.data, ready.config
-    start = config.run.start
+    data, config, start = ready.data, ready.config, ready.config.run.start
     origin = ready.checkpoint or (None if start is None else Checkpoint(start))
     keeper = Keeper(channel, display, config, texts(config, ready.name, ready.model, data.described, origin), clock, watch is None)
     guard, desk = Guard(config, ready.model.layout, record, display), Desk(window, ready.topology)
