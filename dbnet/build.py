@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from dbnet import jit
 from dbnet.batches import Batches
-from dbnet.checkpoint import Checkpoint
+from dbnet.checkpoint import Checkpoint, require_data
 from dbnet.config import Config
 from dbnet.data.base import DataFile
 from dbnet.errors import UserError
@@ -28,7 +29,7 @@ from dbnet.routes import Route, routes
 from dbnet.shard import Shard
 from dbnet.shares import Share
 from dbnet.store import Rings
-from dbnet.topology import Topology
+from dbnet.topology import Role, Topology
 from dbnet.window import Layout
 
 EVALUATION_BATCH = 250
@@ -86,6 +87,27 @@ class Setup:
     def method(self) -> Any:
         return make("methods", {"kind": self.config.method.kind}, "method")
 
+    def check(self, rank: int | None) -> None:
+        """Raise UserError where a run would go on with other data, or where this machine has not even the memory for its vectors.
+
+        `rank` is this one's; None: all roles are in this process.
+        """
+        world, model = self.topology, self.model
+        if self.checkpoint is not None and not rank:
+            require_data(self.checkpoint, self.data)
+        held, needed, have = 1 + self.method.vectors(self.config), 0, memory() / 2**30
+        if rank is None:
+            needed = (held + 2 * world.replicas) * model.layout.size
+        elif world.role(rank) is Role.SERVE:
+            needed = held * self.ranges[rank - 1].size
+        needed = needed * model.dtype.itemsize / 2**30
+        if needed > have:
+            who = "the run" if rank is None else world.name(rank)
+            fix = "take more shards, a smaller descent.history, or a smaller network"
+            raise UserError(
+                f"Not enough memory: {who} needs {needed:,.1f} GiB for vectors alone, this machine has {have:,.1f} GiB; {fix}."
+            )
+
     def doubts(self) -> list[str]:
         """Return what is allowed but seldom meant, of the data and of how they are divided, in sentences."""
         config, examples = self.config, self.data.sizes["train"]
@@ -134,6 +156,11 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     out = Setup(config, data, model, world, checkpoint, config.run.name)
     out.method.check(config)
     return out
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bool) -> Model:

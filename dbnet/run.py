@@ -19,7 +19,7 @@ from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
 from dbnet.build import Setup, coordinator_layout, first_shares, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
-from dbnet.checkpoint import Checkpoint, link_of, require_data, texts
+from dbnet.checkpoint import Checkpoint, link_of, texts
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
@@ -126,8 +126,7 @@ def train(
         ready = setup(config, point, comm is None or comm.rank == 0)
         if comm is not None:
             ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
-        if ready.checkpoint is not None and (comm is None or comm.rank == 0):
-            require_data(ready.checkpoint, ready.data)
+        ready.check(None if comm is None else comm.rank)
         return ready
 
     display = Display(quiet or (comm is not None and comm.rank > 0))

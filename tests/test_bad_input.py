@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from finished import ROOT, Finished
 
+from dbnet import config, run
 from dbnet.errors import UserError, writing
 
 Command = Callable[..., Finished]
@@ -248,6 +249,20 @@ def test_mpirun_of_another_mpi(names: tuple[str, str], rank: int, run_file: Path
 def test_too_little_memory(run_file: Path, dbnet: Command) -> None:
     done = dbnet("train", run_file, "model.layers.0.units=9999999999999")
     assert done.code != 0 and "Not enough memory" in done.err and "Traceback" not in done.err and done.err.count("\n") == 1
+
+
+def test_memory_is_counted_before_it_is_taken(run_file: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 shards with 2 (2 m + 7) vectors of 1,210 parameters each, and two replicas."""
+    words = ["train", run_file, "method.kind=sandblaster", "stop={iterations=1}", "descent.history=100"]
+    monkeypatch.setattr("dbnet.build.memory", lambda: 4 * 1210 * 200)
+    said = refused(*words)
+    assert "Not enough memory: the run needs 0.0 GiB for vectors alone" in said and "descent.history" in said
+    monkeypatch.undo()
+    ready = run.setup(config.load(run_file, words[2:]))
+    monkeypatch.setattr("dbnet.build.memory", lambda: 4 * 605 * 200)
+    ready.check(0)
+    with pytest.raises(UserError, match="Not enough memory: shard 1 needs"):
+        ready.check(2)
 
 
 @pytest.mark.parametrize("cut", ["train-images", "test-labels"])
