@@ -241,6 +241,7 @@ ODD: dict[str, Callable[[h5py.File], None]] = {
     "chain of text": lambda file: store_over(file, "chain", "run"),
     "chain of empty tables": lambda file: store_over(file, "chain", [{}]),
     "chain is a table": lambda file: store_over(file, "chain", {"a": 1}),
+    "chain is an empty table": lambda file: store_over(file, "chain", {}),
     "parts of text": lambda file: store_over(file, "parts", "x"),
     "ranges with a gap": lambda file: store_over(file, "ranges", file["ranges"][:] + np.array([[0, 0], [1, 0], [0, 0]])),
 }
