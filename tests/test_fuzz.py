@@ -60,7 +60,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def full(tables: dict[str, Any]) -> dict[str, Any]:
     """Return a run file with all tables and all options of all members."""
-    return json.loads(build(json.loads(json.dumps({**COMMON, **tables}))).text())
+    # More examples per step or portion than a replica has would be doubted.
+    more = {"method": {"minibatch": 4, **tables.get("method", {})}, "sandblaster": {"portion": 4}}
+    return json.loads(build(json.loads(json.dumps({**COMMON, **tables, **more}))).text())
 
 
 @pytest.fixture
