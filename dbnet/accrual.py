@@ -108,6 +108,7 @@ class Accrual:
     def __init__(self, shard: Shard, origins: Sequence[tuple[int, int]], kept: Registers, constant: Registers) -> None:
         self.shard = shard
         self.range, self.params, self.clock = shard.range, shard.params, shard.clock
+        self.largest = float(np.finfo(shard.params.dtype).max)
         self._passing = {"gradient": np.zeros_like(shard.params), **constant}
         self.vectors: Registers = {"params": shard.params, **kept, **self._passing}
         self._arrived = dict.fromkeys(origins, 0)

@@ -53,7 +53,7 @@ class Intake:
         receiver = self._receiver
         if first:
             self._bad = None
-        if self._finite and self._bad is None and (at := first_bad(g)) >= 0:
+        if self._finite and self._bad is None and (at := first_bad(g, receiver.largest)) >= 0:
             place = next(target + at - start for start, target, length in pieces if start <= at < start + length)
             self._bad = receiver.range.lo + place, float(g[at])
         if self._bad is None:

@@ -143,7 +143,7 @@ class RunFile:
         for name, dtype in TABLES.items():
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", shuffle=True)
         shards = config.topology.shards
-        self._staleness = np.zeros((shards, BINS), np.int64)
+        self._staleness, self._late = np.zeros((shards, BINS), np.int64), 0
         self._file.create_dataset("staleness", data=self._staleness)
         self._file.create_dataset("state", data=np.int8(RUNNING))
         # From here on others may read along; nothing but rows can be added any more.
@@ -208,8 +208,9 @@ class RunFile:
         for name in events.dtype.names:
             rows[name] = events[name]
         self._append("events", rows)
-        late = np.minimum(events["applied"] - events["fetched"], BINS - 1)
-        self._staleness[shard] += np.bincount(late, minlength=BINS)
+        late = events["applied"] - events["fetched"]
+        self._late += int(late.sum())
+        self._staleness[shard] += np.bincount(np.minimum(late, BINS - 1), minlength=BINS)
         self._file["staleness"][shard] = self._staleness[shard]
 
     def refused(self, seconds: float, shard: int, refusals: Sequence[Refusal]) -> None:
@@ -221,7 +222,7 @@ class RunFile:
     def mean_staleness(self) -> float:
         """Mean over all updates of all shards so far; NaN before the first."""
         updates = self._staleness.sum()
-        return float((self._staleness.sum(axis=0) @ np.arange(BINS)) / updates) if updates else float("nan")
+        return self._late / int(updates) if updates else float("nan")
 
     def close(self, state: int) -> int:
         """Mark the run's end; return how many rows are lost for want of room. Closing again does nothing."""

@@ -119,7 +119,9 @@ def reached(modules: set[str]) -> set[str]:
         if name in found or name not in sys.modules:
             continue
         found.add(name)
-        for value in vars(sys.modules[name]).values():
+        # What stands in a table is taken, too.
+        own = list(vars(sys.modules[name]).values())
+        for value in [*own, *(inner for table in own if isinstance(table, dict) for inner in table.values())]:
             origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             if isinstance(origin, str) and origin.startswith("dbnet."):
                 left.append(origin)

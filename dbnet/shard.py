@@ -55,6 +55,7 @@ class Receiver(Protocol):
 
     range: Range
     clock: np.ndarray
+    largest: float  # of a gradient; what is beyond is refused as Inf is
 
     def begin(self, partition: int, fetched: int = 0) -> int: ...
     def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
@@ -79,6 +80,7 @@ class Shard:
 
     def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
         self.range, self.rule, self.params, self.clock = part, rule, params, clock
+        self.largest = rule.largest(params.dtype)
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
         self._begun = np.zeros_like(clock)
         self._seconds = seconds

@@ -66,17 +66,18 @@ def dot(x: np.ndarray, y: np.ndarray) -> float:
     return total
 
 
-@kernel("T[:]", fast=True)
-def first_bad(x: np.ndarray) -> int:
-    """Return the place of the first NaN or Inf, -1 where there is none; per block one sum of 0 x, which only these spoil."""
-    zero = x.dtype.type(0)
+@kernel("T[:];f8", fast=True)
+def first_bad(x: np.ndarray, largest: float) -> int:
+    """Return the place of the first value beyond +-`largest`, Inf or NaN; -1 where there is none."""
+    top, zero, one = x.dtype.type(largest), x.dtype.type(0), x.dtype.type(1)
     for lo in range(0, x.size, 4096):
-        block, total = x[lo : lo + 4096], zero
+        block, count = x[lo : lo + 4096], zero
         for i in range(block.size):
-            total += zero * block[i]
-        if total != zero:
+            # The selection instead of a branch lets the loop vectorise; a comparison with NaN is false.
+            count += zero if abs(block[i]) <= top else one
+        if count != zero:
             for i in range(block.size):
-                if zero * block[i] != zero:
+                if not abs(block[i]) <= top:
                     return lo + i
     return -1
 

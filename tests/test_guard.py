@@ -20,7 +20,7 @@ from dbnet.errors import Stopped, UserError
 from dbnet.monitor import Run
 from dbnet.portions import Reader
 from dbnet.ranges import Range
-from dbnet.registry import family
+from dbnet.registry import family, make
 from dbnet.replica import Replica
 from dbnet.vector import first_bad
 
@@ -36,12 +36,14 @@ SLICE = 8  # numbers in 64 bytes
 def test_the_first_bad_value_is_found(kernel: Callable, dtype: str) -> None:
     x = np.random.default_rng(1).standard_normal(9000).astype(dtype)
     x[7:90], x[100:200], x[200] = np.finfo(dtype).max, -np.finfo(dtype).max, np.finfo(dtype).tiny / 2
-    assert kernel(x) == -1 and kernel(x[:0]) == -1
+    top = np.finfo(dtype).max
+    assert kernel(x, top) == -1 and kernel(x[:0], top) == -1
+    assert kernel(x, top / 2) == 7 and kernel(x[90:], top / 2) == 10 and kernel(x[200:], top / 2) == -1
     for bad in (np.nan, np.inf, -np.inf):
         for at in (8999, 4096, 4095, 0):
             y = x.copy()
             y[at], y[-1] = bad, np.nan
-            assert kernel(y) == at
+            assert kernel(y, top) == at
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -107,6 +109,20 @@ def applied(world: World) -> np.ndarray:
                 stop = part.lo + bad[0] // SLICE * SLICE if bad.size else part.hi
                 total[part.lo : stop] += g[part.lo : stop]
     return total
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "adam", "sgd"])
+def test_a_gradient_whose_square_is_beyond_all_numbers_is_refused_where_squares_are_kept(rule: str) -> None:
+    """Else the sum of squares is infinite for ever and the parameter never moves again."""
+    largest = make("rules", {"kind": rule}, "rule").largest(np.dtype("f8"))
+    for value, fits in ((-1.1 * largest, False), (largest, True)) if rule != "sgd" else ((1e300, True),):
+        world = World(40, 2, 2, 4, spoiled({(1, 2): 30}, value), ("slot=64", "slots=2"), {"kind": rule, "rate": 0.1})
+        world.run()
+        refused = world.shards[1].take_refused()
+        assert [(r.push.replica, r.push.step, r.index, r.value) for r in refused] == [] if fits else [(1, 2, 30, value)]
+        registers = [x for shard in world.shards for x in shard.registers().values()]
+        assert all(np.isfinite(x).all() for x in registers)
+    assert make("rules", {"kind": rule}, "rule").largest(np.dtype("f4")) <= (3.5e38 if rule == "sgd" else 1.8e19)
 
 
 def test_from_its_first_bad_slice_on_a_push_is_refused_at_that_shard() -> None:

@@ -126,3 +126,19 @@ def test_bounds_are_checked_where_that_is_asked_for_whatever_was_compiled_before
         assert done.returncode == 0, done.stderr
         said.append(set(done.stdout.split()))
     assert said == [{"silence"}, {"IndexError"}]
+
+
+def test_nothing_is_compiled_after_the_clock_has_started(run_file: Path) -> None:
+    """The first run on a machine measures training, and not the compiler; in a process where nothing is compiled yet."""
+    code = (
+        "import sys; from dbnet import jit, run\n"
+        "count = lambda: {f'{k.py_func.__module__}.{k.py_func.__name__}': len(k.signatures) for _, k in jit.KERNELS}\n"
+        "before, start = [], run._stopwatch\n"
+        "run._stopwatch = lambda: before.append(count()) or start()\n"
+        "run.train(sys.argv[1], ['stop.epochs=1', *sys.argv[2:]], quiet=True)\n"
+        "print(len(before), sum(before[0].values()) > 0, sorted(n for n, k in count().items() if k != before[0][n]))"
+    )
+    for changes in ([], ["method.kind=sandblaster", "stop.iterations=2", "method.n_fetch=2"]):
+        words = [sys.executable, "-c", code, str(run_file), *changes]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=run_file.parent)
+        assert done.stdout.split("\n")[-2] == "1 True []"

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from dbnet.jit import kernel
-from dbnet.rules.base import Rule
+from dbnet.rules.base import Rule, square_root
 
 
 @kernel("T[:];T[:];T[:];f8")
@@ -47,6 +47,9 @@ class Adagrad(Rule):
 
     def local_rate(self) -> float:
         return self.rate / 10
+
+    def largest(self, dtype: np.dtype) -> float:
+        return square_root(dtype)
 
     def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int) -> None:
         adagrad(w, g, state["sum"], self.rate)

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from dbnet.jit import kernel
-from dbnet.rules.base import Rule
+from dbnet.rules.base import Rule, square_root
 
 
 @kernel("T[:];T[:];T[:];T[:];f8;f8;f8;f8;f8")
@@ -50,6 +50,9 @@ class Adam(Rule):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
+
+    def largest(self, dtype: np.dtype) -> float:
+        return square_root(dtype)
 
     def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int) -> None:
         rate, root = self.rate / (1 - self.beta1**t), sqrt(1 - self.beta2**t)

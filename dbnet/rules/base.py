@@ -14,6 +14,11 @@ from pydantic import Field
 from dbnet.registry import Member
 
 
+def square_root(dtype: np.dtype) -> float:
+    """Return a bound of gradients whose squares are summed: 2^32 of them stay finite (3e14 for float32)."""
+    return float(np.sqrt(np.finfo(dtype).max)) / 2**16
+
+
 class Rule(Member):
     """Base of all rules.
 
@@ -34,6 +39,10 @@ class Rule(Member):
     def local_rate(self) -> float:
         """Return the default rate of the replica's own steps between two fetches."""
         return self.rate
+
+    def largest(self, dtype: np.dtype) -> float:
+        """Return the largest gradient that the rule's registers bear."""
+        return float(np.finfo(dtype).max)
 
     def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int) -> None:
         """Change `w` in place; all arrays are [n]; `t` counts the updates of these parameters, this one included."""
