@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def fitting(part: Part, dtype: np.dtype, scale: float) -> np.ndarray:
         return part.x
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(part.x, dtype)
-        if not isfinite(np.abs(x).max(initial=0) * x.dtype.type(scale)):
+        if not isfinite(max(x.max(initial=0), -x.min(initial=0)) * x.dtype.type(scale)):
             bad = int(np.flatnonzero(~np.isfinite(x * x.dtype.type(scale)).all(axis=1))[0])
             largest = part.x[bad][np.abs(part.x[bad]).argmax()]
             raise UserError(
@@ -82,8 +83,10 @@ class Batches:
     """
 
     def __init__(self, part: Part, batch: int, scale: float, dtype: np.dtype, order: Callable[[int], np.ndarray] | None) -> None:
-        self.part, self.batch, self.scale = part, batch, scale
+        self.batch, self.scale = batch, scale
         self._x = fitting(part, dtype, scale)
+        # Not in the file's type as well.
+        self.part = replace(part, x=self._x)
         self._gather = gather_bytes if part.x.dtype == np.uint8 else gather
         self._vectors = part.y.ndim == 2
         self._y = part.y.astype(dtype) if self._vectors else part.y

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.link import Link
-from dbnet.network import Network
+from dbnet.network import Network, held
 from dbnet.partition import Cut, Message
 from dbnet.ranges import Region, relative
 
@@ -53,6 +53,12 @@ class Exchange:
         self._total = np.zeros_like(network.share)
         self.values, self.waited = 0, 0.0
         network.exchange = self
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the staging buffers and of what is summed."""
+        sides = [pair for side in (*self._up, *self._down) for pair in (*side.pack, *side.unpack)]
+        return held((sides, self._stats, self._total))
 
     def _side(
         self, messages: Sequence[Message], layer: int, tag: int, source: Callable[..., Any], target: Callable[..., Any] | None

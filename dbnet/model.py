@@ -76,17 +76,6 @@ def contains(need: Region, own: Region) -> bool:
     return len(flatten(inside, shape_of(need))) == 1
 
 
-def nbytes(model: Model, boxes: list[Region], batch: int, training: bool) -> int:
-    """Return the bytes of the activations and deltas of one partition's network."""
-    units, last = 0, len(model.layers) - 1
-    needs = [layer.needs(model.shapes[i], boxes[i + 1]) for i, layer in enumerate(model.layers)]
-    for i, need in enumerate(needs):
-        units += size_of(need) * (1 + (training and i > 0))
-        if i == last or not contains(needs[i + 1], boxes[i + 1]):
-            units += size_of(boxes[i + 1]) * (1 + (training or i == last))
-    return units * batch * model.dtype.itemsize
-
-
 def shared_size(model: Model) -> int:
     """Return the number of parameters that all partitions share."""
     return sum(prod(p.shape) for layer in model.parameters for p in layer.values() if not p.axes)

@@ -7,7 +7,7 @@ one partition both boxes are the whole layer, the activations of one layer are t
 from __future__ import annotations
 
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,15 @@ def add_decay(g: np.ndarray, w: np.ndarray, decay: float) -> None:
     d = g.dtype.type(decay)
     for i in range(g.size):
         g[i] += d * w[i]
+
+
+def held(arrays: Any) -> int:
+    """Return the bytes of the arrays in nested lists, tuples and dictionaries; views hold none of their own."""
+    if isinstance(arrays, np.ndarray):
+        return arrays.nbytes if arrays.base is None else 0
+    if isinstance(arrays, dict):
+        return sum(map(held, arrays.values()))
+    return sum(map(held, arrays)) if isinstance(arrays, list | tuple) else 0
 
 
 class Exchange(Protocol):
@@ -74,6 +83,7 @@ class Network:
         self.stats = np.zeros((model.loss.width, batch), model.dtype)
         self.share = np.zeros(0 if boxes is None else shared_size(model), model.dtype)
         self._parts = [self._interior(i) for i in range(len(model.layers))]
+        self._scratch = [layer.scratch(self._cell(i, training)) for i, layer in enumerate(model.layers)]
         self._bound: dict[tuple[int, int], list[Cell]] = {}
 
     # --- arrays ---------------------------------------------------------------------------------------------------------------
@@ -153,10 +163,7 @@ class Network:
             return self._bound[key]
         cells, at, shared = [], 0, 0
         for i, layer in enumerate(self.model.layers):
-            cell = Cell(
-                self.model.shapes[i], self.model.shapes[i + 1], self._needs[i], self.boxes[i + 1],
-                self._x[i], self._y[i], self._dx[i], self._dy[i] if g is not None else None,
-            )  # fmt: skip
+            cell = self._cell(i, g is not None)
             for name, parameter in self.model.parameters[i].items():
                 box = parameter.owned(self.boxes[i + 1])
                 view = slice(at, at + size_of(box))
@@ -167,11 +174,22 @@ class Network:
                 elif g is not None:
                     cell.g[name] = g[view].reshape(shape_of(box))
                 at = view.stop
-            cell.training, cell.layer = g is not None, i
-            cell.scratch = layer.scratch(cell)
+            layer.prepare(cell, self._scratch[i])
             cells.append(cell)
         self._bound[key] = cells
         return cells
+
+    def _cell(self, i: int, training: bool) -> Cell:
+        """Return the cell of a layer, still without parameters."""
+        return Cell(
+            self.model.shapes[i], self.model.shapes[i + 1], self._needs[i], self.boxes[i + 1],
+            self._x[i], self._y[i], self._dx[i], self._dy[i] if training else None, training=training, layer=i,
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all arrays here: activations, deltas, the layers' working arrays."""
+        return held((self._x, self._dx, self._y, self._dy, self.stats, self.share, self._scratch))
 
     # --- passes ---------------------------------------------------------------------------------------------------------------
 

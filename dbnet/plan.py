@@ -1,15 +1,25 @@
-"""What a run will need, computed without MPI: roles, ranges, bytes per fetch and push, memory of every rank."""
+"""What a run will need, computed without MPI: roles, ranges, bytes per fetch and push, memory of every rank.
+
+Memory is all that a rank holds at its worst: the process with its libraries, its window, the vectors, the networks' arrays, and
+the data. A rank that compiles kernels takes more for a while; that is the batch script's matter (`slurm`).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 from dbnet.build import EVALUATION_BATCH, Setup, first_shares, window_layouts
 from dbnet.errors import UserError
-from dbnet.model import Piece, footprint, nbytes
+from dbnet.exchange import Exchange
+from dbnet.model import Piece, footprint
+from dbnet.network import Network
 from dbnet.partition import Cut
 from dbnet.ranges import Range, overlap, size_of
 from dbnet.topology import Role
+
+# Measured, see tests/mpi/test_memory.py: Python, its libraries and MPI; what HDF5 holds of each register that it saves.
+PROCESS, WRITING = 225 << 20, 8 << 20
 
 
 class RankPlan(NamedTuple):
@@ -27,18 +37,21 @@ def ranks(ready: Setup) -> list[RankPlan]:
     world, model = ready.topology, ready.model
     windows, out = window_layouts(ready), []
     item, (n_fetch, n_push) = model.dtype.itemsize, ready.method.intervals(ready.config, ready.data.sizes["train"])
+    needs = [partition_memory(ready, p) for p in range(world.partitions)]
     parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
         name = world.name(rank)
         if world.role(rank) is Role.COORDINATE:
-            out.append(RankPlan(rank, name, "no parameters", 0, windows[rank].nbytes))
+            out.append(RankPlan(rank, name, "no parameters", 0, PROCESS + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
-            state = part.size * item * ready.method.vectors(ready.config)
+            vectors = ready.method.vectors(ready.config)
+            state = vectors * part.size * item + (1 + vectors) * min(WRITING, part.size * item) + WRITING
             fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
             moved = fetched // n_fetch + pushed // n_push
-            out.append(RankPlan(rank, name, f"parameters {part.lo} .. {part.hi}", moved, windows[rank].nbytes + state))
+            owns = f"parameters {part.lo} .. {part.hi}"
+            out.append(RankPlan(rank, name, owns, moved, PROCESS + windows[rank].nbytes + state))
         else:
             replica, partition = world.place(rank)
             examples = sum(share.size for share in first_shares(ready, replica))
@@ -47,7 +60,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             moved = mine.size * item // n_fetch + pushed * item // n_push
             data = f"{examples} examples" if replica < world.replicas else "spare"
             owns = f"{mine.size} parameters, shards {_span(touched)}, {data}"
-            out.append(RankPlan(rank, name, owns, moved, partition_memory(ready, partition, mine.size, examples)))
+            out.append(RankPlan(rank, name, owns, moved, needs[partition] + data_memory(ready, partition, examples)))
     return out
 
 
@@ -62,15 +75,50 @@ def _span(numbers: list[int]) -> str:
     return " ".join(map(str, numbers)) or "none"
 
 
-def partition_memory(ready: Setup, partition: int, parameters: int, examples: int) -> int:
-    """Return the bytes of one partition of a replica: parameters, gradients, activations, data."""
-    model, config, boxes = ready.model, ready.config, ready.cut.boxes[partition]
-    method = config.method
-    vectors = 3 + 2 * method.overlap + (method.n_push > 1 and method.n_fetch > 1)
-    activations = nbytes(model, boxes, method.minibatch, True) + nbytes(model, boxes, EVALUATION_BATCH, False)
-    watched = ready.data.sizes.get("test", 0) + min(config.evaluate.train, ready.data.sizes["train"])
-    data = (examples + watched) * size_of(boxes[0]) * ready.data.dtype.itemsize
-    return vectors * parameters * model.dtype.itemsize + activations + data
+class _Nobody:
+    """Stands for the link to partitions that are not there."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def sender(self, *_: Any) -> None:
+        """Nothing is sent."""
+
+    receiver = sender
+
+
+def network_memory(ready: Setup, partition: int, batch: int, training: bool) -> int:
+    """Return the bytes of one partition's network with `batch` columns, from those of one column and of two."""
+    cut, found = ready.cut, []
+    for columns in (1, 2):
+        network = Network(ready.model, columns, cut.boxes[partition] if cut.partitions > 1 else None, training)
+        nbytes = network.nbytes
+        if cut.partitions > 1:
+            nbytes += Exchange(_Nobody(partition, cut.partitions), cut, network).nbytes
+        found.append(nbytes)
+    return found[0] + (batch - 1) * (found[1] - found[0])
+
+
+def partition_memory(ready: Setup, partition: int) -> int:
+    """Return the bytes of one partition of a replica without its data: process, parameters and gradients, networks."""
+    model, config = ready.model, ready.config
+    size = footprint(model, ready.cut.boxes[partition], leads=partition == 0).size
+    batch = ready.method.batch(config, ready.data.sizes["train"])
+    watched = ready.data.sizes.get("test") or config.evaluate.train
+    networks = network_memory(ready, partition, batch, True)
+    networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
+    return PROCESS + (ready.method.copies(config) + 1) * size * model.dtype.itemsize + networks
+
+
+def data_memory(ready: Setup, partition: int, own: int) -> int:
+    """Return the bytes of the examples that one partition of a replica holds, `own` of them its share."""
+    data, config, item = ready.data, ready.config, ready.model.dtype.itemsize
+    units = size_of(ready.cut.boxes[partition][0]) if ready.cut.partitions > 1 else prod(data.shape)
+    trained = ready.method.kept(config, data.sizes["train"], own)
+    watched = data.sizes.get("test", 0) + min(config.evaluate.train, data.sizes["train"])
+    # Beside x: the target, in its own type as well where it is a vector, the example's number, its place in the order.
+    each = units * (1 if data.dtype == "u1" else item) + (2 * 8 * data.targets or 8) + 2 * 8
+    return (trained + watched) * each
 
 
 def cut_lines(ready: Setup) -> list[str]:
@@ -141,7 +189,7 @@ def describe(ready: Setup) -> str:
     lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<50} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
     lines += [
         "",
-        f"Memory in all: {size(sum(r.memory for r in rows))}",
+        f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(PROCESS)} a rank for Python and its libraries",
         f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
         f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
         f"Start it with: mpirun -n {ready.topology.size} dbnet train RUN.toml",

@@ -1,7 +1,7 @@
 """A batch script of Slurm for a run file and the shape of a cluster: resources in the script, science in the run file.
 
 Ranks fill the nodes in their order, as many on each as its cores or an even spread allow. A node's memory is what the plan says of
-the ranks that are together there, and what Python and its libraries take besides.
+the ranks that are together there, and what compiling the kernels takes besides, which one of them does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dbnet.build import Setup
 from dbnet.errors import UserError
 from dbnet.plan import ranks
 
-LIBRARIES = 300 << 20
+COMPILING = 100 << 20
 _WARNING = 120
 
 
@@ -53,8 +53,8 @@ def shape(ready: Setup, nodes: int | None = None, cores: int | None = None) -> S
     used = -(-world.size // each)
     if used < nodes:
         raise UserError(f"{world.size} ranks, {each} on a node, leave some of {nodes} nodes empty: give --nodes {used}.")
-    needs = [rank.memory + LIBRARIES for rank in ranks(ready)]
-    memory = max(sum(needs[first : first + each]) for first in range(0, world.size, each))
+    needs = [rank.memory for rank in ranks(ready)]
+    memory = COMPILING + max(sum(needs[first : first + each]) for first in range(0, world.size, each))
     return Shape(nodes, world.size, each, 1 if cores is None else cores // each, -(-memory // (1 << 20)))
 
 

@@ -81,7 +81,7 @@ def place(layer: Layer, x_shape: tuple[int, ...], values: dict[str, Any], y_box:
         own = parameter.owned(y_box)
         c.p[name] = values[name][relative(own, whole(parameter.shape))].copy()
         c.g[name] = np.full_like(c.p[name], np.nan)
-    c.scratch = layer.scratch(c)
+    layer.prepare(c)
     return c
 
 
@@ -223,7 +223,7 @@ def test_more_rows_and_columns_at_hand_than_needed_change_nothing(layer: Layer) 
     more.x_box = (*whole(X_SHAPE)[:2], more.x_box[2])
     more.x = values["x"][relative(more.x_box, whole(X_SHAPE))].copy()
     more.dx = np.full_like(more.x, np.nan)
-    more.scratch = layer.scratch(more)
+    layer.prepare(more)
     run(layer, more)
     assert np.array_equal(more.y, c.y) and np.array_equal(input_delta(more), input_delta(c))
 

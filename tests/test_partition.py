@@ -10,7 +10,8 @@ from partitioned import run
 
 from dbnet.errors import UserError
 from dbnet.layers.base import Layer
-from dbnet.model import Model, footprint, nbytes
+from dbnet.model import Model, footprint
+from dbnet.network import Network
 from dbnet.partition import Cut, Machine, cut_boxes
 from dbnet.ranges import Range, intersect, relative, size_of, whole
 from dbnet.registry import make
@@ -201,7 +202,7 @@ def test_memory_of_all_partitions_is_about_one_rank():
     item, batch = 4, 8
 
     def memory(boxes, size):
-        return 2 * size * item + nbytes(model, boxes, batch, True)
+        return 2 * size * item + Network(model, batch, boxes).nbytes
 
     one = memory(model.boxes(), model.layout.size)
     for partitions in (2, 4, 8):

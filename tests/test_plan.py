@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dbnet import config
 from dbnet.build import setup, window_layouts
+from dbnet.network import Network, held
+from dbnet.plan import network_memory
+
+IMAGES = (
+    "model.layers=[{kind='local', maps=3, field=3}, {kind='norm', radius=1}, {kind='pool', over='l2', field=2},"
+    " {kind='conv', maps=4, field=2}, {kind='dropout', rate=0.1}, {kind='dense', units=10}]"
+)
 
 
 @pytest.mark.parametrize(("replicas", "shards"), [(100, 1), (4, 3)])
@@ -18,3 +26,21 @@ def test_rings_are_no_larger_than_what_is_pushed(replicas: int, shards: int, run
     assert rings <= 1.1 * 4 * (size + replicas * 8 * (size + shards)) + 4096 * replicas * shards
     ready = setup(config.load(run_file, ["method.slot=64"]))
     assert ready.rings.slot == 64
+
+
+def test_vectors_of_one_network_share_its_working_arrays(run_file: Path) -> None:
+    ready = setup(config.load(run_file, [IMAGES]))
+    network = Network(ready.model, 5)
+    vectors = np.zeros((4, network.size), ready.model.dtype)
+    first, second = (network.bind(*pair) for pair in (vectors[:2], vectors[2:]))
+    mine = [held(a.scratch) for a in first]
+    assert sum(mine) > 0 and sum(mine) <= network.nbytes
+    for a, b in zip(first, second, strict=True):
+        for name, value in a.scratch.items():
+            assert value is b.scratch[name] or held(value) == 0, f"{name} is made again for every vector"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_planned_as_large_as_it_is(training: bool, run_file: Path) -> None:
+    ready = setup(config.load(run_file, [IMAGES]))
+    assert network_memory(ready, 0, 37, training) == Network(ready.model, 37, training=training).nbytes

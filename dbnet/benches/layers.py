@@ -28,7 +28,7 @@ def cell(layer: Layer, x_shape: tuple[int, ...], batch: int) -> Cell:
     for name, parameter in layer.parameters(x_shape).items():
         shape = shape_of(parameter.owned(c.y_box))
         c.p[name], c.g[name] = rng.uniform(-1, 1, shape).astype(np.float32), np.zeros(shape, np.float32)
-    c.scratch = layer.scratch(c)
+    layer.prepare(c)
     return c
 
 

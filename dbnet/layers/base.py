@@ -62,7 +62,7 @@ class Cell:
     p, g
         Parameters and their gradient by name, views into the partition's flat vectors.
     scratch
-        The arrays that `Layer.scratch` asked for, and whatever the layer wants to keep ready (products, index tables).
+        The arrays that `Layer.scratch` asked for, and what `Layer.bound` keeps ready over the parameters.
     training, step, seed, layer
         For layers that behave differently in training or draw random numbers: each replica has its own seed; `layer` is the place
         in the network.
@@ -124,8 +124,19 @@ class Layer(Member):
         return [within]
 
     def scratch(self, cell: Cell) -> dict[str, Any]:
-        """Return the working arrays of this layer on this partition; called once, when `cell` is otherwise complete."""
+        """Return the working arrays and index tables of this layer on this partition.
+
+        They are shared by all vectors of parameters and gradients that the network is used with, so `cell` has none here.
+        """
         return {}
+
+    def bound(self, cell: Cell) -> dict[str, Any]:
+        """Return what is kept ready over this cell's own parameters and gradients (views, products), and no memory of its own."""
+        return {}
+
+    def prepare(self, cell: Cell, arrays: dict[str, Any] | None = None) -> None:
+        """Complete a cell, with the working arrays of another one of the same network, or with new ones."""
+        cell.scratch = {**(self.scratch(cell) if arrays is None else arrays), **self.bound(cell)}
 
     def forward(self, c: Cell, part: Region | None = None) -> None:
         """Compute c.y, or only the box `part` of it, from c.x and c.p; a part is asked for only where `parts` is true."""

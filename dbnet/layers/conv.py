@@ -27,13 +27,13 @@ class Conv(Local):
 
     def scratch(self, c: Cell) -> dict[str, Any]:
         rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)
-        ready: dict[str, Any] = {
-            "tables": (rows, cols, self.patches.field[1]),
-            "W": c.p["W"][c.y_box[2].slice].reshape(1, 1, c.y_box[2].size, -1 if c.y_box[2].size else 0),
-        }
+        ready: dict[str, Any] = {"tables": (rows, cols, self.patches.field[1])}
         if c.dy is not None:
             ready["xt"] = batch_outside(c.x)
         return ready
+
+    def bound(self, c: Cell) -> dict[str, Any]:
+        return {"W": c.p["W"][c.y_box[2].slice].reshape(1, 1, c.y_box[2].size, -1 if c.y_box[2].size else 0)}
 
     def forward(self, c: Cell, part: Region | None = None) -> None:
         box = selection(part, c.y_box)

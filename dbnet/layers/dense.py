@@ -43,7 +43,7 @@ class Dense(Layer):
             spread = sqrt(6 / n)
         return {"W": Parameter((self.units, n), 1, spread, decays=True), "b": Parameter((self.units,), 1)}
 
-    def scratch(self, c: Cell) -> dict[str, Any]:
+    def bound(self, c: Cell) -> dict[str, Any]:
         x = c.x.reshape(-1, c.x.shape[-1])
         ready = {"y": Gemm(c.p["W"], x, c.y)}
         if c.dy is not None:

@@ -42,6 +42,19 @@ class Method(Member):
         """Return how many registers a shard holds beside the parameters."""
         return len(self.rule_state(config))
 
+    def copies(self, config: Config) -> int:
+        """Return how many vectors of its parameters a partition holds, without the one that it evaluates."""
+        method = config.method
+        return 2 + 2 * method.overlap + (method.n_push > 1 and method.n_fetch > 1)
+
+    def batch(self, config: Config, examples: int) -> int:
+        """Return the columns of a replica's minibatch, with `examples` to train on in all."""
+        return max(1, min(config.method.minibatch, -(-examples // config.topology.replicas)))
+
+    def kept(self, config: Config, examples: int, own: int) -> int:
+        """Return how many examples of `examples` a replica holds in memory whose share is `own`."""
+        return own
+
     def rule_state(self, config: Config) -> tuple[str, ...]:
         """Return the registers of the update rule that a checkpoint must hold."""
         return config.members()[2].state
@@ -57,7 +70,7 @@ class Method(Member):
     def examples(self, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Shares | Reader:
         """Return what a replica trains on, of each example the units `columns`; here: its shares, in memory."""
         seed, parts = config.run.seed, config.topology.replicas
-        batch = max(1, min(config.method.minibatch, -(-data.sizes["train"] // parts)))
+        batch = self.batch(config, data.sizes["train"])
 
         def load(share: Share) -> Batches:
             rows, part = data.subset(share.subset, parts, seed), Range(share.lo, share.hi)

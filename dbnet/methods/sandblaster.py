@@ -65,6 +65,16 @@ class Sandblaster(Downpour):
     def vectors(self, config: Config) -> int:
         return 1 + len(config.batch_method().registers()) + bool(config.model.decay or config.descent.get("mask"))
 
+    def copies(self, config: Config) -> int:
+        """Besides parameters and gradient: the bundle that was offered, and a minibatch that is not full."""
+        return 4 + 2 * config.method.overlap
+
+    def batch(self, config: Config, examples: int) -> int:
+        return max(1, min(config.method.minibatch, config.sandblaster.portion, examples))
+
+    def kept(self, config: Config, examples: int, own: int) -> int:
+        return min(examples, _kept(Blocks(config.sandblaster.portion, examples), config) * config.sandblaster.portion)
+
     def rule_state(self, config: Config) -> tuple[str, ...]:
         return ()
 
@@ -85,9 +95,8 @@ class Sandblaster(Downpour):
         count = -(-blocks.examples // blocks.size)
         if count > LIMIT:
             raise UserError(f"sandblaster.portion = {blocks.size} makes {count} portions; {LIMIT} are the most.")
-        minibatch = max(1, min(config.method.minibatch, blocks.size, blocks.examples))
-        # Twice a replica's share, so that what moves between replicas does not push out what stays.
-        keep = 2 * -(-count // config.topology.replicas)
+        minibatch = self.batch(config, blocks.examples)
+        keep = _kept(blocks, config)
 
         def read(rows: Range) -> Part:
             return data.read("train", np.arange(*rows), columns)
@@ -132,6 +141,12 @@ class Sandblaster(Downpour):
         yield from driver.drive(run)
         yield from driver.dismiss()
         yield from finish(pace)
+
+
+def _kept(blocks: Blocks, config: Config) -> int:
+    """Return the blocks that a replica keeps: twice its share, so that what moves between replicas does not push out what stays."""
+    count = -(-blocks.examples // blocks.size)
+    return max(2, 2 * -(-count // config.topology.replicas))
 
 
 # --- the replica's side -------------------------------------------------------------------------------------------------------
