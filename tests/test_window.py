@@ -75,6 +75,8 @@ class Traced(Memory):
 class Noting:
     """A receiver that notes what a real one does to window memory."""
 
+    largest = np.inf
+
     def __init__(self, part: Range, trace: list[str], clock: np.ndarray) -> None:
         self.range, self.clock, self._trace = part, clock, trace
         self.pushes: list[Push] = []
@@ -164,6 +166,7 @@ def test_the_coordinator_orders_reports_and_shares() -> None:
     for _ in range(2):
         desk.evaluate(0)
         orders.poll(now=True)
+        orders.copied()
         orders.report(Score(1.0, 2.0, 3.0, 4.0))
         assert desk.collect() == Score(1.0, 2.0, 3.0, 4.0)
     assert mine.ordered("load reported", "load report") and mine.ordered("load report", f"store order {EVALUATE}")
