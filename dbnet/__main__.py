@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 success, 2 something the user can mend, 1 a failure, 85 stopped by a signal with a checkpoint to go on from, 130 interrupted.
     """
     try:
-        options = parser().read(arguments)
+        with interrupt.at_once():
+            options = parser().read(arguments)
     except SystemExit as end:
         if end.code and mpi.launched_size() > 1:
             # A launcher drops what the first rank has complained about if another one has left with an error before.
@@ -114,20 +115,26 @@ def _train(commands: Any) -> None:
 def train(options: argparse.Namespace) -> int:
     from dbnet import run
     from dbnet.marker import Marker
+    from dbnet.starting import guard
+
+    code = 0
+
+    def conclude(done: Any) -> int:
+        nonlocal code
+        code = _finished(options, done) if done.finished else _stopped(options, done)
+        if done.losses:
+            print(done.losses, flush=True)
+        marker.ended(code)
+        return code
 
     interrupt.leave_group()
-    comm, code = mpi.world(), 0
+    guardian = guard(options.run_file, options.overrides)
+    comm = mpi.world()
     with mpi.abort_on_error(comm):
         marker = Marker(options.marker if comm is None or comm.rank == 0 else None)
-        with marker.failing():
-            done = run.train(
-                options.run_file, options.overrides, resume=options.resume, comm=comm, quiet=options.quiet, marker=marker
-            )
-            if done is not None:
-                code = _finished(options, done) if done.finished else _stopped(options, done)
-                if done.losses:
-                    print(done.losses, flush=True)
-        marker.ended(code)
+        ways = {"comm": comm, "quiet": options.quiet, "marker": marker, "guardian": guardian, "conclude": conclude}
+        with interrupt.at_once(), marker.failing():
+            done = run.train(options.run_file, options.overrides, resume=options.resume, **ways)
     if done is not None and done.losses:
         mpi.leave(code)
     if code and comm is not None:
@@ -154,7 +161,9 @@ def _finished(options: argparse.Namespace, done: Any) -> int:
         f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
     ]
     if done.picture is not None:
-        lines.append(f"Picture        {_drawn(done.run_file, done.picture)}")
+        from dbnet.plot import drawn
+
+        lines.append(f"Picture        {drawn(done.run_file, done.picture)}")
     if not options.quiet:
         print("\n".join(lines), flush=True)
     if done.unsaved:
@@ -162,19 +171,6 @@ def _finished(options: argparse.Namespace, done: Any) -> int:
         print(f"dbnet: The run has ended, but its last checkpoint could not be written: {newest}.", file=sys.stderr)
         return 1
     return 0
-
-
-def _drawn(run_file: Path, picture: Path) -> str:
-    """Draw a run; return the picture's path, or that there is none."""
-    from dbnet.monitor import Run
-    from dbnet.plot import draw
-
-    try:
-        draw(Run(run_file), picture)
-    except UserError as error:
-        print(f"dbnet: {error}", file=sys.stderr)
-        return "could not be drawn"
-    return str(picture)
 
 
 def _plan(commands: Any) -> None:

@@ -141,7 +141,6 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
             f"y.argmax(axis=1), which the {config.model.loss} loss wants."
         )
     model = make_model(config, data.shape, data.targets or data.classes, bool(data.targets))
-    shape = config.topology
     checkpoint = None
     if resume is not None:
         checkpoint = Checkpoint(resume)
@@ -152,8 +151,7 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     blind = bool(data.targets) or not data.sizes.get("test")
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
-    world = Topology(shape.shards, shape.replicas, shape.partitions, shape.spares)
-    out = Setup(config, data, model, world, checkpoint, config.run.name)
+    out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
     out.method.check(config)
     return out
 

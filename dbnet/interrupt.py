@@ -15,7 +15,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -66,6 +67,22 @@ class Interrupt:
             self.by, self._since = signal.Signals(number).name, self._clock()
         elif number != signal.SIGUSR1 and self._clock() - self._since > SAME:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """While a run starts there is nothing to save: SIGINT and SIGTERM end the process at once, whatever it is in."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # Whoever takes the signals by now keeps them.
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, handler)
 
 
 def hand_on(name: str) -> None:

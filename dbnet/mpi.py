@@ -6,12 +6,14 @@ the others would wait for ever.
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +21,7 @@ from dbnet.errors import Lost, Stopped, UserError
 from dbnet.patience import Patience
 
 T = TypeVar("T")
+_LAST = 60
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -57,6 +60,7 @@ def world() -> Any:
         return None
     from mpi4py import MPI
 
+    atexit.register(bounded)
     comm = MPI.COMM_WORLD
     if comm.size == 1:
         library = library_version()
@@ -103,13 +107,15 @@ def abort_on_error(comm: Any) -> Iterator[None]:
 
 
 @contextmanager
-def blaming_others(me: str) -> Iterator[None]:
+def blaming_others(me: str, delay: float = 0.0) -> Iterator[None]:
     """MPI raises, if it notices at all, where a call needs a rank that is dead: this rank is well, but its run is over."""
     from mpi4py import MPI
 
     try:
         yield
     except MPI.Exception as error:
+        # Not a synchronisation: where all ranks notice at once the first one that speaks ends the others.
+        time.sleep(delay)
         why = " ".join(error.Get_error_string().split())[:200]
         advice = "go on from the newest checkpoint with --resume auto"
         raise Lost(f"{me}: another rank is lost, since an MPI call failed ({why}); {advice}.") from None
@@ -129,7 +135,15 @@ def finalize() -> None:
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized():
+        bounded()
         MPI.Finalize()
+
+
+def bounded() -> None:
+    """Let this process end within a minute, come what may: Finalize waits for ranks that are dead, and lets no thread run."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LAST)
 
 
 def together(comm: Any, function: Callable[[], T]) -> T:
@@ -141,7 +155,11 @@ def together(comm: Any, function: Callable[[], T]) -> T:
         if comm is None:
             raise
         message = str(error)
-    messages = [] if comm is None else comm.allgather(message)
+    messages = []
+    if comm is not None:
+        # In a blocking call that waits MPI keeps other threads of this rank, which give signs of life, from its lock.
+        meet(comm)
+        messages = comm.allgather(message)
     first = next((m for m in messages if m), None)
     if first is None:
         return value  # type: ignore[return-value]
@@ -176,19 +194,38 @@ def stop_all(comm: Any, message: str) -> NoReturn:
 
 
 class Limit:
-    """Ends all ranks with a message unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
+    """Calls `end` unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
 
-    def __init__(self, comm: Any, seconds: float, message: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, seconds: float, end: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self._lifted = threading.Event()
-        threading.Thread(target=self._run, args=(comm, Patience(seconds, clock), message), daemon=True).start()
+        threading.Thread(target=self._run, args=(Patience(seconds, clock), end), daemon=True).start()
 
     def lift(self) -> None:
         self._lifted.set()
 
-    def _run(self, comm: Any, patience: Patience, message: str) -> None:
+    def _run(self, patience: Patience, end: Callable[[], None]) -> None:
         while not self._lifted.wait(patience.bound / 16):
             if patience.over():
-                stop_all(comm, message)
+                self._lifted.set()
+                end()
+
+
+def part(shared: Sequence[Any], seconds: float, code: int) -> None:
+    """Free what all ranks share, together, when everything is done and saved.
+
+    A rank that has died by now takes nothing with it: where the others wait for it, or MPI notices, this one leaves with its code.
+    """
+    if not shared:
+        return
+    from mpi4py import MPI
+
+    limit = Limit(seconds, lambda: leave(code))
+    try:
+        for one in shared:
+            one.free()
+    except MPI.Exception:
+        leave(code)
+    limit.lift()
 
 
 class Refused(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def draw(run: Run, path: str | Path) -> None:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot write the picture '{path}': {error}.") from None
+
+
+def drawn(run_file: Path, picture: Path) -> str:
+    """Draw a run; return the picture's path, or that there is none."""
+    try:
+        draw(Run(run_file), picture)
+    except UserError as error:
+        print(f"dbnet: {error}", file=sys.stderr)
+        return "could not be drawn"
+    return str(picture)
 
 
 def _zoom(axes: Any, values: np.ndarray) -> None:

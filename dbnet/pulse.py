@@ -160,6 +160,11 @@ class Watch:
         """Whether a signal has asked any rank to stop."""
         return bool(self._pulse[:, ASKED].any())
 
+    @property
+    def anybody_works(self) -> bool:
+        """Whether any rank, the coordinator included, waits for nobody."""
+        return not self._waits[:, 0].all()
+
     def left(self, rank: int) -> bool:
         """Return whether a rank has said that it needs nobody any more."""
         return bool(self._pulse[rank, LEFT])

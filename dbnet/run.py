@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from dbnet import config as configuration
 from dbnet import monitor, mpi, topology
 from dbnet.build import Setup, coordinator_layout, first_shares, load_replica, make_shard, resumed, setup, use, window_layouts
 from dbnet.channel import Channel, Mailboxes, MpiChannel
-from dbnet.checkpoint import Checkpoint, link_of, texts
+from dbnet.checkpoint import Checkpoint, texts
 from dbnet.config import Config
 from dbnet.direct import DirectStore
 from dbnet.display import Display
@@ -33,55 +33,16 @@ from dbnet.marker import Marker
 from dbnet.model import footprint
 from dbnet.monitor import RunFile
 from dbnet.orders import Desk, Orders
+from dbnet.outcome import Outcome, outcome
 from dbnet.pace import Pace
 from dbnet.pulse import GivenUp, Pulse, Watch, Watchdog
 from dbnet.replica import Replica
 from dbnet.resume import choose
+from dbnet.starting import Guardian, Starting
 from dbnet.store import Inbox, WindowStore
-from dbnet.topology import Communicators, Role, crowded
+from dbnet.topology import Communicators, Role, Topology, crowded
 from dbnet.waiting import Rounds, Turns, drive, take_turns
 from dbnet.window import Memory, MpiWindow, Window
-
-_START = 10  # deadlines that starting may take: data are read, kernels compiled
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run has produced.
-
-    Attributes
-    ----------
-    run_file, checkpoint
-        Paths of the outputs.
-    accuracy
-        Last accuracy on the test set; NaN without a test set.
-    picture
-        Where to draw the run; None: nowhere.
-    unsaved
-        Why the last checkpoint could not be written; nothing if it was.
-    params
-        The trained parameters, [parameters]; only after a run in one process.
-    finished, stopped
-        Whether the run came to its own end; whether a signal has stopped it: the checkpoint is to go on from.
-    losses
-        What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
-    diagnosis
-        Why the run was stopped for its numbers.
-    signal
-        Name of the signal that this process got meanwhile; nothing where there was none.
-    """
-
-    run_file: Path
-    checkpoint: Path
-    accuracy: float
-    picture: Path | None = None
-    unsaved: str = ""
-    params: np.ndarray | None = None
-    finished: bool = True
-    stopped: bool = False
-    losses: str = ""
-    diagnosis: str = ""
-    signal: str = ""
 
 
 def train(
@@ -92,6 +53,8 @@ def train(
     comm: Any = None,
     quiet: bool = False,
     marker: Marker | None = None,
+    guardian: Guardian | None = None,
+    conclude: Callable[[Outcome], int] = lambda done: 0,
 ) -> Outcome | None:
     """Train as the run file says, on the ranks of `comm` or in this process.
 
@@ -107,6 +70,10 @@ def train(
         MPI's world communicator; None trains in this process.
     marker
         Where the coordinator says that training begins.
+    guardian
+        Is dismissed when ranks give signs of life.
+    conclude
+        Told on the coordinator when everything is done and saved; returns its exit code, whoever may be lost by then.
 
     Returns
     -------
@@ -121,28 +88,31 @@ def train(
     def load() -> Config:
         return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides, say)
 
-    def prepare() -> Setup:
-        # All labels are looked at by one rank.
-        ready = setup(config, point, comm is None or comm.rank == 0)
-        if comm is not None:
-            ready.topology.check(comm.size, f"dbnet train {run_file} {' '.join(overrides)}".strip())
-        ready.check(None if comm is None else comm.rank)
-        return ready
-
     display = Display(quiet or (comm is not None and comm.rank > 0))
     say = display.warn if comm is None or comm.rank == 0 else lambda sentence: None
-    config = mpi.together(comm, load)
-    # One rank reads the checkpoints through; all take the same.
-    point = mpi.together(comm, lambda: choose(config, resume, display) if comm is None or comm.rank == 0 else None)
-    point = point if comm is None else comm.bcast(point)
-    ready = mpi.together(comm, prepare)
-    if ready.checkpoint is not None:
-        display.say(f"Goes on from '{point}': {ready.checkpoint.seconds:.1f} s and {ready.checkpoint.steps} steps of training.")
-    marker = marker or Marker(None)
-    done = _train_here(ready, display, marker) if comm is None else _train_ranks(ready, comm, display, marker)
+    config, marker, shared = mpi.together(comm, load), marker or Marker(None), ()
+    if comm is None:
+        done = _train_here(_prepare(config, choose(config, resume, display), display), display, marker)
+    else:
+        launch = f"dbnet train {run_file} {' '.join(overrides)}".strip()
+        mpi.together(comm, lambda: Topology.of(config.topology).check(comm.size, launch))
+        starting = mpi.together(comm, lambda: Starting(comm, Topology.of(config.topology), config.run))
+        with starting.after(guardian):
+            done, shared = _train_ranks(_prepare_ranks(config, comm, resume, display, starting), comm, display, marker, starting)
+    code = 0 if done is None else 2 if done.diagnosis else conclude(done)
+    mpi.part(shared, config.run.deadline, code)
     if done is not None and done.diagnosis:
         raise Stopped(done.diagnosis, bool(done.losses))
     return done
+
+
+def _prepare(config: Config, point: str | None, display: Display, rank: int | None = None) -> Setup:
+    """Return the run that goes on from `point`; all labels are looked at by one rank."""
+    ready = setup(config, point, not rank)
+    ready.check(rank)
+    if ready.checkpoint is not None:
+        display.say(f"Goes on from '{point}': {ready.checkpoint.seconds:.1f} s and {ready.checkpoint.steps} steps of training.")
+    return ready
 
 
 # --- one process --------------------------------------------------------------------------------------------------------------
@@ -182,11 +152,19 @@ def _train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
 # --- MPI ----------------------------------------------------------------------------------------------------------------------
 
 
-def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> Outcome | None:
+def _prepare_ranks(config: Config, comm: Any, resume: str | None, display: Display, starting: Starting) -> Setup:
+    """Return the run; one rank reads the checkpoints through, and all take the same."""
+    with starting.works():
+        point = mpi.together(comm, lambda: choose(config, resume, display) if comm.rank == 0 else None)
+        point = comm.bcast(point)
+        return mpi.together(comm, lambda: _prepare(config, point, display, comm.rank))
+
+
+def _train_ranks(
+    ready: Setup, comm: Any, display: Display, marker: Marker, starting: Starting
+) -> tuple[Outcome | None, Sequence[Any]]:
     """This rank's role; from the barrier to the end of the run no collective includes a replica."""
     world, config = ready.topology, ready.config
-    words = f"{world.name(comm.rank)} waited in vain for others to {{}}: a rank is lost or hangs; go on with --resume auto."
-    starting = mpi.Limit(comm, _START * config.run.deadline, words.format("start"))
     comms = topology.connect(comm, world)
     role = world.role(comm.rank)
     threads, cores = topology.cores_for(comms.node, role is not Role.COORDINATE)
@@ -195,14 +173,16 @@ def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> O
         if role is not Role.WORK:
             return None
         link = MpiLink(comms.replica, config.run.deadline, crowded(comms.node)) if world.partitions > 1 else None
-        return load_replica(ready, *world.place(comm.rank), link)
+        with starting.works():
+            return load_replica(ready, *world.place(comm.rank), link)
 
     replica = mpi.together(comm, load)
     mpi.together(comm, lambda: monitor.make_folder(config) if role is Role.COORDINATE else None)
     # One rank of each node fills the cache of compiled kernels, the others load it.
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
-            use(ready.config, threads)
+            with starting.works():
+                use(ready.config, threads)
         mpi.meet(comms.node)
     # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
     interrupt = Interrupt().install()
@@ -224,28 +204,24 @@ def _train_ranks(ready: Setup, comm: Any, display: Display, marker: Marker) -> O
     rank = Rank(ready, comms, window, clock, interrupt, starting)
     done, broken = _ROLES[role](rank, record, display, replica)
     dog.stop()
-    if not broken:
-        ending = mpi.Limit(comm, config.run.deadline, words.format("end"))
-        window.free()
-        ending.lift()
-    elif done is None:
+    if broken and done is None:
         mpi.leave(0)
-    return done
+    return done, () if broken else (window, starting)
 
 
 class Rank(NamedTuple):
-    """What a role is played with: the run, communicators, window, the time of the run, signals, the limit of the start."""
+    """What a role is played with: the run, communicators, window, the time of the run, signals, the start."""
 
     ready: Setup
     comms: Communicators
     window: Window
     clock: Callable[[], float]
     interrupt: Interrupt
-    starting: mpi.Limit
+    starting: Starting
 
     def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
-        self.comms.world.Barrier()
+        mpi.meet(self.comms.world)
         self.starting.lift()
         with mpi.blaming_others(self.ready.topology.name(self.comms.world.rank)):
             drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
@@ -271,7 +247,8 @@ def _coordinate(rank: Rank, record: RunFile, display: Display, _: Any) -> tuple[
 def _serve(rank: Rank, *_: Any) -> tuple[None, bool]:
     ready, window, clock = rank.ready, rank.window, rank.clock
     index = rank.comms.world.rank - 1
-    shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
+    with rank.starting.works():
+        shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
     users = ready.users[index]
     ways = [ready.routes[origin][index] for origin in users]
     intakes = [Intake(shard, ready.config.guard.finite) for _ in users]
@@ -332,15 +309,6 @@ def make_pace(
     if ready.checkpoint is not None:
         pace.resume(ready.checkpoint)
     return pace
-
-
-def outcome(ready: Setup, pace: Pace, params: np.ndarray | None = None) -> Outcome:
-    """Return what the run has produced."""
-    accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
-    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis, pace.interrupt.by)
-    picture = config.output(".png") if config.run.picture else None
-    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, pace.keeper.failure, params, *ending)
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -40,6 +40,11 @@ class Topology:
     partitions: int = 1
     spares: int = 0
 
+    @classmethod
+    def of(cls, shape: Any) -> Topology:
+        """Return the world that a run file's table asks for."""
+        return cls(shape.shards, shape.replicas, shape.partitions, shape.spares)
+
     @property
     def copies(self) -> int:
         """Number of replicas, spare ones included."""

@@ -130,7 +130,7 @@ def test_the_watchdog_does_not_count_a_stop(step: float, ends: bool) -> None:
 
 
 @pytest.mark.parametrize(("step", "ends"), [(0.01, True), (0.3, False)])
-def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool) -> None:
     said, enough, bound = [], threading.Event(), 0.02
     clock = Clock(step * bound)
 
@@ -139,13 +139,11 @@ def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool,
             enough.set()
         return clock()
 
-    def stop(comm: object, words: str) -> None:
-        said.append(words)
-        limit.lift()
+    def stop() -> None:
+        said.append("waited in vain")
         enough.set()
 
-    monkeypatch.setattr(mpi, "stop_all", stop)
-    limit = mpi.Limit(None, bound, "waited in vain", counted)
+    limit = mpi.Limit(bound, stop, counted)
     assert enough.wait(30)
     limit.lift()
     assert said == ["waited in vain"] * ends
