@@ -29,7 +29,10 @@ SHIPPED: dict[str, tuple[str, int, list[str]]] = {
         "24,24,3", 5,
         ["method.minibatch=20", "topology.replicas=2", "model.layers.9.units=5", *THIN],
     ),
-    "a9a": ("30", 2, ["stop.iterations=8", "evaluate.epochs=3", "sandblaster.portion=20", "method.minibatch=10"]),
+    "a9a": (
+        "30", 2,
+        ["stop.iterations=8", "evaluate.epochs=3", "sandblaster.portion=30", "method.minibatch=3", "topology.replicas=3"],
+    ),
 }  # fmt: skip
 
 
@@ -77,6 +80,16 @@ def test_every_run_file_that_comes_with_dbnet(name: str, again: Callable[..., An
         data = tmp_path / "data.h5"
         write(data, make("data", {"kind": "random", "shape": shape, "classes": classes, "train": 200, "test": 40}, "data").read())
     assert_same(*again(JOBS / f"{name}.toml", [f"data.path={data}", *changes]))
+
+
+def test_rounds_of_turns_are_the_clock() -> None:
+    def role(turns: int) -> waiting.Turns:
+        for _ in range(turns):
+            yield None
+
+    rounds = waiting.Rounds(0.5)
+    waiting.take_turns([role(3), role(5)], rounds)
+    assert rounds() == 3.0  # five rounds, and the one in which the last role ends
 
 
 def test_no_run_file_is_left_out() -> None:
