@@ -108,6 +108,36 @@ def test_the_mover_counts_what_went_on() -> None:
     assert job.done.is_set() and job.moved == 2
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_transfer_behind_one_that_goes_on_is_not_waited_for_in_vain(goes_on: bool) -> None:
+    clock, hold = Clock(), threading.Event()
+
+    def push() -> Turns:
+        yield Wait("replica 0 waits for shard 0 to make room in its ring")
+        hold.wait(30)
+
+    mover = Mover()
+    mover.start(iter(()))
+    first, fetch = mover.start(push()), mover.start(iter(()))
+
+    def beat(_: str) -> None:
+        clock.now += 1
+        first.moved += goes_on
+        if clock.now > 5 * BOUND:
+            hold.set()
+
+    try:
+        drive(fetch.wait("the parameters it is fetching"), BOUND, clock=clock, beat=beat)
+        assert goes_on
+    except Lost:
+        assert not goes_on
+    finally:
+        hold.set()
+        mover.stop()
+    # What is over is not kept.
+    assert first.behind is None and fetch.behind is None
+
+
 @pytest.mark.parametrize(("step", "ends"), [(0.01, True), (0.3, False)])
 def test_the_watchdog_does_not_count_a_stop(step: float, ends: bool) -> None:
     """`step` is in bounds: how long it was asleep, each time, before it looked again."""
