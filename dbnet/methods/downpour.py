@@ -227,7 +227,8 @@ def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
     """Hand on what a lost replica trained on, to a spare one in its place or to all that are left."""
     desk, seed, parts = pace.desk, pace.config.run.seed, pace.config.topology.replicas
     sizes = [part.size for part in split(pace.examples, parts)]
-    takes_place = heirs[0] >= parts
+    # A spare one that took a place before is an heir like any other.
+    takes_place = len(pace.roll.line(lost)) > 1
     made = int(pace.steps[lost]) + desk.made(lost) if takes_place else 0
     for heir, shares in zip(heirs, hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__), strict=True):
         desk.give(heir, shares, made)
