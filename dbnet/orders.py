@@ -128,6 +128,11 @@ class Desk:
         self.window.sync()
         self._order[replica, SHARES] = first + len(shares)
 
+    def resume(self, replica: int, **counters: int) -> None:
+        """Set what a replica will report of the time before, should it die before it can."""
+        for name, value in counters.items():
+            self._status[replica, _AT[name]] = value
+
     def made(self, replica: int) -> int:
         """Return the steps that were made before in a replica's place."""
         return int(self._order[replica, MADE])

@@ -97,7 +97,11 @@ class Pace:
         self.resumed = checkpoint.state
         self.keeper.resume()
         replicas = self.desk.topology.replicas
-        self._steps_before[:replicas] = [checkpoint.replica(r, replicas)["steps"] for r in range(replicas)]
+        for replica in range(replicas):
+            row = checkpoint.replica(replica, replicas)
+            self._steps_before[replica] = row["steps"]
+            self.desk.resume(replica, **{name: int(row[name]) for name in REPLICA.names})
+        self._status = self.desk.status()
         # Replicas of another number have the mean steps of the old ones, which do not add up to what they have made together.
         self._steps_beside = checkpoint.steps - int(self._steps_before.sum())
 
@@ -123,8 +127,8 @@ class Pace:
         return self._status["steps"]
 
     def made(self, replica: int) -> int:
-        """Return the steps of a replica, also before it has reported those that it was resumed with."""
-        return int(max(self.steps[replica], self._steps_before[replica]))
+        """Return the steps of a replica, those that it was resumed with included."""
+        return int(self.steps[replica])
 
     def began(self, replica: int) -> bool:
         """Return whether a replica has fetched parameters."""
@@ -202,7 +206,7 @@ class Pace:
         if score is not None:
             self.last_score = score
             self._evaluated_at, self._evaluated_epochs = self.seconds, self.epochs
-            self.record.evaluation(self.seconds, self.turn, int(self.steps.sum()), self.epochs, *score)
+            self.record.evaluation(self.seconds, self.turn, self.all_steps, self.epochs, *score)
             self._show(score)
         elif self.due() >= self._next_progress:
             self._show(None)

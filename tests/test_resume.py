@@ -16,7 +16,7 @@ from points import TREE, write
 
 from dbnet import mpi, open_run
 from dbnet.channel import Mailboxes
-from dbnet.checkpoint import Checkpoint, part_of
+from dbnet.checkpoint import REPLICA, Checkpoint, part_of
 from dbnet.config import Config, build
 from dbnet.display import Display
 from dbnet.errors import UserError
@@ -156,6 +156,7 @@ def test_a_run_goes_on_where_the_other_has_ended(run_file: Path, dbnet: Command)
     rows = [line.split() for line in done.out.splitlines() if line.startswith("      ")]
     assert [int(row[2]) for row in rows] == sorted(int(row[2]) for row in rows) and int(rows[0][2]) >= 100
     first, second = open_run("out/run.h5"), open_run("out/run-2.h5")
+    assert second.evaluation.steps.tolist() == sorted(second.evaluation.steps) and second.evaluation.steps.iloc[0] >= 100
     last = max(first.evaluation.seconds.max(), first.progress.seconds.max())
     assert last <= Checkpoint("out/run.checkpoint.h5").seconds <= second.evaluation.seconds.min()
     assert Checkpoint("out/run-2.checkpoint.h5").steps == 130
@@ -178,6 +179,26 @@ def test_what_spare_replicas_have_made_counts_for_whom_they_follow() -> None:
     assert pace._cursors().tolist() == [(35, 350, 16, 3, 40), (11, 110, 6, 1, 8)]
     # What a spare one still has to do follows from the steps of all before it.
     assert [pace.desk.made(replica) for replica in range(4)] == [0, 0, 10, 30]
+    # No spare is left: one that took a place before is an heir like any other, with steps of its own to make.
+    pace.roll._give_up(1, 0)
+    assert pace.roll.active == [3] and pace.desk.made(3) == 30
+
+
+def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoint() -> None:
+    world = Topology(shards=1, replicas=2, spares=1)
+    memory, quiet = Memory([Layout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
+    wanted = build({**TREE, "topology": {"replicas": 2, "spares": 1}})
+    keeper = SimpleNamespace(resume=lambda: None)
+    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
+    pace = Pace(Desk(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, keeper, lambda: 1.0, guard)  # type: ignore
+    rows = np.array([(10, 100, 5, 1, 7), (20, 200, 9, 2, 30)], REPLICA)
+    pace.resume(SimpleNamespace(seconds=3.0, state={}, steps=30, replica=lambda r, n: rows[r]))  # type: ignore[arg-type]
+    assert pace.all_steps == 30 and pace.epochs == 3.0
+    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
+    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+    pace.roll._give_up(0, 0)
+    kept = pace._cursors()[["steps", "examples", "pushes"]]
+    assert kept.tolist() == [(10, 100, 5), (20, 200, 9)] and pace.desk.made(2) == 10 and pace.roll.steps(0) == 0
 
 
 def test_how_to_go_on_is_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
