@@ -112,6 +112,7 @@ def _train(commands: Any) -> None:
     made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
+@interrupt.at_once()
 def train(options: argparse.Namespace) -> int:
     from dbnet import run
     from dbnet.marker import Marker
@@ -133,7 +134,7 @@ def train(options: argparse.Namespace) -> int:
     with mpi.abort_on_error(comm):
         marker = Marker(options.marker if comm is None or comm.rank == 0 else None)
         ways = {"comm": comm, "quiet": options.quiet, "marker": marker, "guardian": guardian, "conclude": conclude}
-        with interrupt.at_once(), marker.failing():
+        with marker.failing():
             done = run.train(options.run_file, options.overrides, resume=options.resume, **ways)
     if done is not None and done.losses:
         mpi.leave(code)

@@ -110,13 +110,13 @@ class Starting:
     """
 
     def __init__(self, comm: Any, world: Topology, run: RunTable) -> None:
-        self._comm, self._world, self._run, self._me = comm, world, run, world.name(comm.rank)
+        self._comm, self._world, self._me = comm, world, world.name(comm.rank)
         # Where MPI tells all ranks at once of one that died, the first of them speaks, and ends the others.
         self._delay = float(comm.rank and 4 + min(comm.rank, 20))
         self._blame = mpi.blaming_others(self._me, self._delay)
         self._bound = max(run.deadline, _LOADING)
         words = f"{self._me} waited in vain for others to start: a rank hangs; {_AGAIN}."
-        self._limit = mpi.Limit(_LONGEST * run.deadline, partial(mpi.stop_all, comm, words))
+        self._limit = mpi.Limit(_LONGEST * self._bound, partial(mpi.stop_all, comm, words))
         fields = [*coordinator_fields(world), *pulse_fields(world)]
         self._window = MpiWindow(comm, [Layout(fields), *(Layout(()) for _ in range(1, world.size))])
         self._reason, self._lifted = _WAITS, Event()
@@ -167,7 +167,7 @@ class Starting:
                     self._beat()
                 else:
                     watch = Watch(self._window, self._world, self._bound)
-                    look_after(watch, self._world, self._run.deadline, self._turn)
+                    look_after(watch, self._world, self._bound, self._turn)
         except Lost as error:
             mpi.stop_all(self._comm, str(error))
 

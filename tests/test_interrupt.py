@@ -157,6 +157,14 @@ def test_a_notebook_without_handlers_ends_as_the_signal_says(run_file: Path, mon
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM and Path("out/run-3.checkpoint.h5").exists()
 
 
+def test_while_mpi_starts_a_signal_ends_the_process(run_file: Path, dbnet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own answer, an exception in the middle of starting MPI, was a segmentation fault."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(mpi, "world", lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    assert dbnet("train", run_file, "stop.epochs=1").code == 0
+    assert seen == [signal.SIG_DFL] and signal.getsignal(signal.SIGINT) == before
+
+
 def test_a_signal_from_outside(run_file: Path) -> None:
     words = [sys.executable, "-m", "dbnet", "train", str(run_file), "stop.epochs=1000000", "--marker", "marker"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
