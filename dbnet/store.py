@@ -13,9 +13,9 @@ A header is eight integers: push number, first element (counted in the origin's 
 clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, and written after them, so a
 measured staleness is never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
 
-The shard orders what it does by `Window.sync`: between head and slot, slot and tail, parameters and clock. Both ways at most
-`PIECE` bytes move before the replica gives way, so that a long transfer does not look like a dead replica, and none is beyond the
-2 GiB that some MPI can move at once.
+The shard orders what it does by `Window.sync`: between head and slot, slot and tail, parameters and clock. What is fetched comes
+in pieces of `PIECE` bytes, since some MPI cannot move 2 GiB at once. Between pieces, and between slices of a push, the replica
+gives way when `MOMENT` seconds are over: a long transfer must not look like a dead replica.
 
 `direct.DirectStore` is the same interface in the process of the shards.
 """
@@ -39,7 +39,7 @@ from dbnet.waiting import Turns, Wait
 from dbnet.window import Field, Window
 
 HEADER = 8
-PIECE = 32 << 20
+PIECE, MOMENT = 256 << 20, 0.05
 
 
 class Rings(NamedTuple):
@@ -114,7 +114,6 @@ class WindowStore:
         self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
         self._slot, self._slots = elements(rings.slot, dtype), rings.slots
         self._moves = self._plan_moves(elements(PIECE // max(1, len(self.sources)), dtype))
-        self._burst = max(1, PIECE // rings.slot // max(1, len(self.routes)))
         self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)
         self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
         self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
@@ -211,35 +210,41 @@ class WindowStore:
             window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
         for rank in ranks:
             window.flush(rank)
+        began = time.perf_counter()
         for moves in self._moves:
             for rank, target, place in moves:
                 window.get(rank, "params", w[place], target)
             for rank in ranks:
                 window.flush(rank)
             # Others may run between a fetch and the gradient computed from it.
-            yield None
+            if moves is self._moves[-1] or time.perf_counter() - began >= MOMENT:
+                yield None
+                began = time.perf_counter()
 
     def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
         todo = [(i, 0) for i in range(len(self.routes))]
-        since, sent = 0.0, 0
+        since, began = 0.0, time.perf_counter()
         while todo:
             left = []
             for i, at in todo:
-                end, until = self.routes[i].size, sent + self._burst
-                while at < end and sent < until and self._room(i):
+                end = self.routes[i].size
+                while at < end and self._room(i):
                     at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), *steps))
-                    sent += 1
+                    if time.perf_counter() - began >= MOMENT:
+                        break
                 if at < end:
                     left.append((i, at))
             if left and left == todo:
-                since, sent = since or time.perf_counter(), 0
+                since = since or time.perf_counter()
                 me = self._topology.name(self._topology.origin_rank(self._replica, self._partition))
                 yield Wait(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
-            elif since or (left and sent >= self._burst):
+                began = time.perf_counter()
+            elif since or (left and time.perf_counter() - began >= MOMENT):
                 self.counts.waited += time.perf_counter() - since if since else 0.0
-                since, sent = 0.0, 0
+                since = 0.0
                 yield None
+                began = time.perf_counter()
             todo = left
         self.counts.waited += time.perf_counter() - since if since else 0.0
         self.counts.pushes += 1
