@@ -3,7 +3,7 @@
 A kernel is declared with its signature, in which ``T`` stands for the run's floating-point type. Importing compiles nothing;
 `warm` compiles (or loads from the node's cache) every kernel declared so far for one type. The first rank of a node warms while
 the others wait, then these load: nothing is compiled twice. The cache lies in ``$DBNET_CACHE``, or else in ``~/.cache/dbnet``,
-one folder per host, so that ranks of different hosts never write the same file.
+one folder per host, so that ranks of different hosts never write the same file; where that cannot be written, in a temporary one.
 
 `exp` inside a kernel is a polynomial for float32 that the compiler vectorises (PyPI's Numba has no vector mathematics library);
 its relative error is below 2e-7.
@@ -11,16 +11,19 @@ its relative error is below 2e-7.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import math
 import os
 import re
+import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,22 @@ def cache_folder() -> Path:
     except OSError as error:
         if root:
             raise UserError(f"Cannot write to DBNET_CACHE '{root}': {error.strerror}; set it to another folder.") from None
-    return Path(tempfile.gettempdir()) / f"dbnet-{os.getuid()}" / folder.name
+    folder = _own_folder() / folder.name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _own_folder() -> Path:
+    """Return a folder for temporary files that nobody else can write: Numba unpickles what it finds."""
+    path = Path(tempfile.gettempdir()) / f"dbnet-{os.geteuid()}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    state = path.lstat()
+    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o077:
+        return path
+    fresh = tempfile.mkdtemp(prefix="dbnet-")
+    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
+    return Path(fresh)
 
 
 # Whether kernels check the bounds of their arrays (NUMBA_BOUNDSCHECK=1).

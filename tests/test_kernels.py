@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dbnet import batches, network, replica
+from dbnet import batches, jit, network, replica
 from dbnet.activations import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,3 +143,44 @@ def test_nothing_is_compiled_after_the_clock_has_started(run_file: Path) -> None
         words = [sys.executable, "-c", code, str(run_file), *changes]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=run_file.parent)
         assert done.stdout.split("\n")[-2] == "1 True []"
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the home a file, and a folder that others use too the one for temporary files; return where the cache would lie."""
+    (tmp_path / "home").touch()
+    (tmp_path / "shared").mkdir()
+    monkeypatch.delenv("DBNET_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+    return tmp_path / "shared" / f"dbnet-{os.geteuid()}"
+
+
+def test_a_temporary_cache_is_nobody_elses(no_home: Path) -> None:
+    one, two = jit.cache_folder(), jit.cache_folder()
+    assert one == two and one.parent == no_home and one.is_dir()
+    assert no_home.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link", "a file", "another's"])
+def test_a_temporary_cache_that_others_could_fill(what: str, no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba unpickles what it finds there, so it is left alone."""
+    if what == "a file":
+        no_home.touch()
+    elif what == "a link":
+        (no_home.parent / "elsewhere").mkdir(mode=0o700)
+        no_home.symlink_to("elsewhere")
+    else:
+        no_home.mkdir(mode=0o700)
+        if what == "open to others":
+            no_home.chmod(0o770)
+        else:
+            me = os.geteuid()
+            monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+            no_home.rename(no_home.with_name(f"dbnet-{me + 1}"))
+    before = sorted(no_home.parent.rglob("*"))
+    one, two = jit.cache_folder(), jit.cache_folder()
+    assert one != two and sorted(path for path in no_home.parent.rglob("*") if path in before) == before
+    for folder in (one, two):
+        fresh = folder.parent
+        assert folder.is_dir() and fresh.parent == no_home.parent and fresh not in before and fresh.stat().st_mode & 0o777 == 0o700
