@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet import __version__, interrupt, mpi
-from dbnet.errors import Stopped, UserError, reading, refuse_taken
+from dbnet.errors import Stopped, UserError, own_line, reading, refuse_taken
 from dbnet.usage import Parser, unread
 
 STOPPED = 85
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dbnet: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        print(own_line(error), end="", file=sys.stderr, flush=True)
+        raise
 
 
 def parser() -> Parser:
@@ -83,10 +86,6 @@ def _run_file(made: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _force(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--force", action="store_true", help="replace a file that is there")
-
-
 # --- train, plan --------------------------------------------------------------------------------------------------------------
 
 
@@ -106,9 +105,7 @@ def _train(commands: Any) -> None:
         "--resume", nargs="?", const="", metavar="CHECKPOINT",
         help="go on from a checkpoint; without a path from the newest whole one of this name; auto: that, or begin afresh",
     )  # fmt: skip
-    made.add_argument(
-        "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for job scripts"
-    )
+    made.add_argument("--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for scripts")
     made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -182,9 +179,7 @@ def _plan(commands: Any) -> None:
     made.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
     made.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
     made.add_argument("--nodes", type=int, metavar="N", help="--slurm: nodes; default: as few as have a core for each rank")
-    made.add_argument(
-        "--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one for each rank"
-    )
+    made.add_argument("--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one a rank")
     made.add_argument("--time", default="01:00:00", metavar="HH:MM:SS", help="--slurm: time limit (default: 01:00:00)")
 
 
@@ -221,13 +216,15 @@ def _use(commands: Any) -> None:
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     made.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
     made.add_argument("--part", default="test", help="train or test (default: test)")
+    made.add_argument("--trust-modules", action="store_true", help="run the Python code of own modules that the checkpoint holds")
     made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file; mpirun -n P cuts the network")
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
     made.add_argument("out", metavar="OUT", help=".csv (example, class), .npy (output units), .npz or .h5 (class and output units)")
     made.add_argument("--probabilities", action="store_true", help="write probabilities instead of the units before the softmax")
     made.add_argument("--part", default="test", help="group whose x is read (default: test)")
-    _force(made)
+    made.add_argument("--trust-modules", action="store_true", help="run the Python code of own modules that the checkpoint holds")
+    made.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -235,7 +232,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        score, n = infer.evaluate(options.checkpoint, options.data, options.part, comm)
+        score, n = infer.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
         if comm is None or comm.rank == 0:
             accuracy = "" if score.test_accuracy != score.test_accuracy else f", accuracy {score.test_accuracy:.4f}"
             print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}")
@@ -247,7 +244,7 @@ def predict(options: argparse.Namespace) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
         where = (options.checkpoint, options.data, options.part, options.out)
-        done = infer.predict(*where, comm, options.force, probabilities=options.probabilities)
+        done = infer.predict(*where, comm, options.force, options.trust_modules, probabilities=options.probabilities)
         if done is not None:
             print(done)
 
@@ -273,7 +270,7 @@ def _data(commands: Any) -> None:
                 flag, required=field.is_required(), default=field.default, help=field.description, metavar=name.upper()
             )
         one.add_argument("out", metavar="OUT.h5", help="the data file to write")
-        _force(one)
+        one.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 def data(options: argparse.Namespace) -> None:
@@ -295,11 +292,12 @@ def _look(commands: Any) -> None:
     made = _command(commands, "inspect", inspect, "say what is in a run file, a checkpoint or a data file")
     made.add_argument("file", metavar="FILE.h5", help="the file to describe")
     made.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
+    made.add_argument("--modules", action="store_true", help="print the own modules that are stored; nothing of them is run")
     made.add_argument("--verify", action="store_true", help="read all of a checkpoint and name what is damaged")
     made = _command(commands, "plot", plot, "draw loss, accuracy and staleness of a run file")
     made.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
     made.add_argument("picture", nargs="?", metavar="OUT.png", help="default: the run file's name with .png")
-    _force(made)
+    made.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -310,7 +308,8 @@ def inspect(options: argparse.Namespace) -> int:
         sound, report = inspect.verify(options.file)
         print(report)
         return 0 if sound else 1
-    print(configuration.to_toml(inspect.stored_config(options.file)) if options.config else inspect.describe(options.file))
+    show = inspect.modules if options.modules else inspect.describe
+    print(configuration.to_toml(inspect.stored_config(options.file)) if options.config else show(options.file))
     return 0
 
 

@@ -17,6 +17,7 @@ The master makes one file of them and holds what belongs to no shard:
     /table.<name>                              small tables that a method adds
     /config, /layout, /data, /method, /chain   JSON, as bytes: configuration; names, offsets, shapes; shape of an example; what a
                                                batch method knows; configurations of the runs that this one came from, oldest first
+    /modules                                   JSON, as bytes: of each own module its path, SHA-256 and text
     /parts                                     JSON, as bytes: of each part its number and the SHA-256 of each of its registers
     /about                                     JSON, as bytes: id, name asked for, seconds, steps, time of writing, size, registers
 
@@ -36,16 +37,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dbnet.config import Config, build
+from dbnet.config import Config, stored
 from dbnet.data.base import DataFile
 from dbnet.errors import UserError, reading
 from dbnet.model import Model
 from dbnet.ranges import Range, overlap, split
+from dbnet.registry import SOURCES, own_modules
 from dbnet.shares import SHARE, Share
 from dbnet.untrusted import opened
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
-TEXTS = ("about", "config", "layout", "data", "method", "chain", "parts")
+TEXTS = ("about", "config", "layout", "data", "method", "chain", "modules", "parts")
 # Old enough for any program, new enough for checksums of the metadata.
 LIBVER = ("v110", "v110")
 CHUNK = 1 << 18
@@ -82,8 +84,10 @@ def texts(config: Config, name: str, model: Model, data: dict[str, Any], origin:
     """
     chain = [] if origin is None else [*origin.chain, json.loads(origin.config.text())]
     layout = [(e.name, e.offset, e.shape) for e in model.layout.entries]
+    modules = [SOURCES[path] for path in config.model.modules]
     return {
-        "config": json.loads(config.text()), "layout": layout, "data": data, "chain": chain, "name": name, "size": model.layout.size
+        "config": json.loads(config.text()), "layout": layout, "data": data, "chain": chain, "modules": modules, "name": name,
+        "size": model.layout.size,
     }  # fmt: skip
 
 
@@ -120,6 +124,8 @@ class Checkpoint:
     ----------
     config, chain
         The configuration of the run, and (as nested tables) those of the runs that it came from, oldest first.
+    modules
+        The own modules of the run: path, sha256 and text of each. Reading a checkpoint does not run them.
     replicas, tables
         Where each replica stood; the tables that a method has added, by name.
     state
@@ -138,7 +144,8 @@ class Checkpoint:
                 raise UserError(f"'{path}' is one shard's part of a checkpoint; give {self.path.name.split('.')[0]}.h5.")
             self.id, self.name, self.seconds, self.written = (about[key] for key in ("id", "name", "seconds", "written"))
             self.steps: int = about["steps"]
-            self.config: Config = build(text(file, "config"))
+            self.config: Config = stored(text(file, "config"))
+            self.modules: list[dict[str, str]] = own_modules(text(file, "modules"), self.config.model.modules)
             self.chain: list[dict[str, Any]] = text(file, "chain")
             self.layout, self.data, self.state = (text(file, name) for name in ("layout", "data", "method"))
             self.size, self.dtype = int(about["size"]), np.dtype(about["registers"]["params"])

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dbnet.errors import UserError, nearest
-from dbnet.registry import explain, family, load_file, make, meaning
+from dbnet.registry import family, load_file, make, meaning, valid
 
 # What counts in a run travels as float64, too; more ranks than these nobody has, and their roles alone would fill the memory.
 COUNT = 1 << 53
@@ -207,8 +207,8 @@ def warn(*sentences: str) -> None:
         print(f"dbnet: {sentence}", file=sys.stderr, flush=True)
 
 
-def load(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str], None] = warn) -> Config:
-    """Read a run file and apply overrides like ``topology.replicas=4``; members are completed and checked too.
+def load(source: str | Path | Config, overrides: Iterable[str] = (), say: Callable[[str], None] = warn) -> Config:
+    """Read a run file and apply overrides like ``topology.replicas=4``, or take a configuration; members are completed and checked.
 
     `say` is told what an override makes superfluous in the run file.
 
@@ -217,9 +217,10 @@ def load(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str],
     UserError
         Unreadable file, unknown key, wrong value: one sentence that names the key and what is allowed.
     """
-    path = Path(source)
+    if isinstance(source, Config):
+        return build(source.model_dump())
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(Path(source).read_text())
     except FileNotFoundError:
         raise UserError(f"No run file '{source}'; the ones that come with dbnet are in jobs/.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -261,11 +262,8 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
 
 
 def build(tree: dict[str, Any]) -> Config:
-    """Make a complete configuration from nested tables: every option of every member is filled in."""
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, Config)) from None
+    """Make a complete configuration from nested tables: own modules are run, every option of every member is filled in."""
+    config = valid(Config, tree)
     for path in config.model.modules:
         load_file(path)
     make("methods", {"kind": config.method.kind}, "method")
@@ -275,9 +273,13 @@ def build(tree: dict[str, Any]) -> Config:
     return config.model_copy(update=tables)
 
 
-def stored(text: str) -> Config:
-    """Read a configuration back from an output."""
-    return build(json.loads(text))
+def stored(tree: dict[str, Any]) -> Config:
+    """Take a configuration from an output. It is complete: no member is built, and nothing that it names is run."""
+    config = valid(Config, tree)
+    for entry in (config.rule, config.descent, *config.model.layers):
+        if not isinstance(entry.get("kind"), str) or not all(key.isidentifier() for key in entry):
+            raise UserError(f"The stored configuration is damaged: {entry} is no rule, batch method or layer.")
+    return config
 
 
 def override(tree: dict[str, Any], text: str) -> None:

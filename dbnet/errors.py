@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import linecache
 import os
 import re
 import secrets
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +64,31 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = [other for other in _ELSEWHERE.get(word.lower(), ()) if other in known]
     close += difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+# What the names of users' own modules begin with.
+OWN = "dbnet_user_"
+
+
+def own_line(error: BaseException) -> str:
+    """Return a line that says in which line of a user's own module something failed, and what; nothing where it did elsewhere."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    found = [
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in frames
+        if str(frame.f_globals.get("__name__", "")).startswith(OWN)
+    ]
+    # Numba's own way to name a line of a kernel that it cannot compile.
+    place = getattr(error, "loc", None)
+    own = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(OWN)}
+    if getattr(place, "filename", None) in own - {None}:
+        found.append((place.filename, place.line, "a kernel"))
+    if not found:
+        return ""
+    file, line, where = found[-1]
+    said = str(error).strip().partition("\n")[0]
+    code = linecache.getline(file, line).strip()
+    return f"dbnet: '{file}', line {line}, in {where} fails with {type(error).__name__}: {said}: {code}\n"
 
 
 # Whatever a missing part, a cut-off or a damaged file makes a reader raise.

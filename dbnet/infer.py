@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from dbnet import mpi
+from dbnet import jit, mpi
 from dbnet.batches import Batches
 from dbnet.build import EVALUATION_BATCH, make_model, use
 from dbnet.checkpoint import Checkpoint
 from dbnet.data.base import DataFile, Part, read_inputs
-from dbnet.errors import UserError, refuse_taken
+from dbnet.errors import UserError, refuse_taken, writing
 from dbnet.link import MpiLink
 from dbnet.model import footprint
 from dbnet.orders import Score
 from dbnet.partition import Cut
 from dbnet.predictions import check, predictions, write
 from dbnet.ranges import flatten, size_of
+from dbnet.registry import is_running, named, run_module
 from dbnet.replica import Replica
 from dbnet.topology import cores_for, crowded, node_of
 
@@ -35,6 +36,8 @@ class Judge:
         MPI's world communicator, every rank of it a partition; None: this process alone.
     threads
         For the kernels.
+    trust
+        Whether own modules that the checkpoint holds may be run.
 
     Attributes
     ----------
@@ -42,8 +45,9 @@ class Judge:
         The input units that this rank needs; None: all.
     """
 
-    def __init__(self, path: str, comm: Any, threads: int) -> None:
+    def __init__(self, path: str, comm: Any, threads: int, trust: bool) -> None:
         self.checkpoint, self.comm = Checkpoint(path), comm
+        run_modules(path, self.checkpoint.modules, trust)
         about, config = self.checkpoint.data, self.checkpoint.config
         self.model = make_model(config, tuple(about["shape"]), about["outputs"], about["vectors"])
         self.checkpoint.require(self.model)
@@ -82,11 +86,28 @@ class Judge:
         return out
 
 
-def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> tuple[Score, int]:
+def run_modules(path: str, entries: list[dict[str, str]], trust: bool) -> None:
+    """Run the own modules that a checkpoint holds, as they were when it was written; UserError where that wants `trust`."""
+    strange = [entry for entry in entries if not is_running(entry)]
+    if strange and not trust:
+        raise UserError(
+            f"'{path}' holds Python code that would be run: {named(strange)}. 'dbnet inspect {path} --modules' prints it, and "
+            "--trust-modules runs it."
+        )
+    for entry in entries:
+        file = jit.cache() / "modules" / entry["sha256"] / "own.py"
+        # Numba wants a file, and so does whoever reads a traceback.
+        if not file.exists() or file.read_bytes() != entry["text"].encode():
+            with writing(file) as part:
+                part.write_bytes(entry["text"].encode())
+        run_module(entry, file)
+
+
+def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trust: bool = False) -> tuple[Score, int]:
     """Return the score (its test fields) and the number of examples of one part of a data file, by default the run's own."""
 
     def prepare() -> tuple[Judge, Batches]:
-        judge = Judge(path, comm, threads)
+        judge = Judge(path, comm, threads, trust)
         data, model = DataFile(data_path or judge.checkpoint.config.data.path), judge.model
         outputs = judge.checkpoint.data["outputs"]
         if part not in data.sizes:
@@ -104,7 +125,15 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None) -> t
 
 
 def predict(
-    path: str, data_path: str, part: str, out: str, comm: Any = None, force: bool = False, *, probabilities: bool = False
+    path: str,
+    data_path: str,
+    part: str,
+    out: str,
+    comm: Any = None,
+    force: bool = False,
+    trust: bool = False,
+    *,
+    probabilities: bool = False,
 ) -> str | None:
     """Write each example's class and output units, or `probabilities` instead of these, to `out`, by its ending.
 
@@ -117,7 +146,7 @@ def predict(
 
     def prepare() -> tuple[Judge, Batches]:
         refuse_taken(out, force)
-        judge = Judge(path, comm, threads)
+        judge = Judge(path, comm, threads, trust)
         check(out, judge.model.loss.kind, probabilities)
         x, scale = read_inputs(data_path, part, judge.model.shapes[0])
         if judge.columns is not None:

@@ -11,6 +11,7 @@ from dbnet.config import Config
 from dbnet.data.base import DataFile
 from dbnet.errors import UNREADABLE, UserError, reading
 from dbnet.monitor import Run
+from dbnet.registry import named, own_modules
 from dbnet.untrusted import opened, require_file
 from dbnet.verify import damage
 
@@ -36,6 +37,20 @@ def stored_config(path: str) -> Config:
     if words.startswith("data file"):
         raise UserError(f"'{path}' is a data file; only run files and checkpoints hold a configuration.")
     return Run(path).config if words.startswith("run file") else Checkpoint(path).config
+
+
+def modules(path: str) -> str:
+    """Return the text of the own modules that an output holds, as text that does nothing to a terminal."""
+    config, run = stored_config(path), describe(path).startswith("run file")
+    with reading(path, "it is damaged or not dbnet's"):
+        entries = own_modules(Run(path).about["modules"], config.model.modules) if run else Checkpoint(path).modules
+    found = "".join(f"# {entry['path']}, SHA-256 {entry['sha256']}\n{entry['text']}" for entry in entries)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in found.removesuffix("\n"))
+
+
+def _modules(entries: list[dict[str, str]]) -> list[str]:
+    """Return the line that names own modules, if there are any."""
+    return [f"  own modules  {named(entries)}"] if entries else []
 
 
 def verify(path: str) -> tuple[bool, str]:
@@ -79,6 +94,7 @@ def _run(path: str) -> str:
         lines.append(
             f"  lost         replica {row.replica} at {row.seconds:.1f} s, {row.applied} of its {row.steps} gradients applied"
         )
+    lines += _modules(run.about["modules"])
     if "resumed_from" in run.about:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):
@@ -93,7 +109,7 @@ def _run(path: str) -> str:
 
 def _how(run: Run) -> str:
     """Return what moves the parameters."""
-    return run.config.batch_method().kind if len(run.iterations) else f"rule {run.config.rule['kind']}"
+    return run.config.descent["kind"] if len(run.iterations) else f"rule {run.config.rule['kind']}"
 
 
 def _checkpoint(path: str) -> str:
@@ -109,6 +125,7 @@ def _checkpoint(path: str) -> str:
         lines.append(
             f"  replica {index}    step {row['steps']}, push {row['pushes']}, epoch {row['epoch']} at example {row['position']}"
         )
+    lines += _modules(point.modules)
     if point.chain:
         lines.append(f"  came from    {', '.join(tree['run']['name'] for tree in point.chain)}")
     for name, rows in point.tables.items():

@@ -80,6 +80,12 @@ def _of_this_kind(folder: str) -> str:
 # Read whenever a kernel is declared, so it holds also where something else imported Numba first.
 numba.config.CACHE_DIR = _of_this_kind(numba.config.CACHE_DIR or str(cache_folder()))
 
+
+def cache() -> Path:
+    """Return the folder that the kernels of this process come from."""
+    return Path(numba.config.CACHE_DIR)
+
+
 _PATIENCE = 300
 KERNELS: list[tuple[str, Any]] = []
 _NAMES = {"f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u1": types.uint8, "b1": types.boolean}
@@ -138,7 +144,7 @@ def warm(dtype: str, only: Callable[[str], bool] = lambda module: True) -> int:
 @contextmanager
 def _lock() -> Iterator[None]:
     """Let one process of this host at a time write the cache."""
-    folder = Path(numba.config.CACHE_DIR)
+    folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         patience = time.monotonic() + _PATIENCE

@@ -79,7 +79,7 @@ class Keeper:
         self._number += 1
         self._id, self._answers, self._seconds, self.failure = secrets.token_hex(8), {}, seconds, ""
         about = {"id": self._id, "name": self._texts["name"], "seconds": seconds, "steps": steps, "size": self._texts["size"]}
-        texts = {name: self._texts[name] for name in ("config", "layout", "data", "chain")}
+        texts = {name: self._texts[name] for name in ("config", "layout", "data", "chain", "modules")}
         self._content = ({**texts, "about": about, "method": state}, tables)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@
 /refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
-attributes    config (JSON), topology, versions, revision, MPI library, hosts by rank, start time
+attributes    config and own modules (JSON), topology, versions, revision, MPI library, hosts by rank, start time
 
 While the disk has no room, rows wait in memory.
 """
@@ -33,6 +33,7 @@ from dbnet import __version__
 from dbnet.config import Config, stored
 from dbnet.disk import require_room, reserve, why
 from dbnet.errors import UserError, reading
+from dbnet.registry import SOURCES
 from dbnet.rows import EVALUATION, EVENTS, ITERATIONS, LOSSES, REFUSED, TABLES
 from dbnet.untrusted import opened
 
@@ -134,6 +135,7 @@ class RunFile:
         self._file.attrs.update(
             {
                 "config": config.text(),
+                "modules": json.dumps([SOURCES[path] for path in config.model.modules]),
                 "versions": json.dumps(versions()),
                 "revision": revision(),
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -265,7 +267,7 @@ class Run:
         ):
             if "progress" not in file or "config" not in file.attrs:
                 raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
-            self.config: Config = stored(file.attrs["config"])
+            self.config: Config = stored(json.loads(file.attrs["config"]))
             self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
             self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
             self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from dbnet.errors import Lost, Stopped, UserError
+from dbnet.errors import Lost, Stopped, UserError, own_line
 from dbnet.patience import Patience
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def abort_on_error(comm: Any) -> Iterator[None]:
             print(f"dbnet: interrupted (rank {comm.rank})", file=sys.stderr, flush=True)
         elif not isinstance(error, SystemExit):
             lines = "".join(traceback.format_exception(error))
-            print(f"dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
+            print(f"{own_line(error)}dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
         # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
         time.sleep(0.3)
         comm.Abort(exit_code(error))

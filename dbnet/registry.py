@@ -7,22 +7,26 @@ a new member is one new file. A member from a user's own file is registered in t
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import importlib.util
 import pkgutil
 import re
 import sys
-import zlib
+import traceback
+from collections.abc import Sequence
 from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dbnet.errors import UserError, nearest
+from dbnet.errors import OWN, UserError, nearest
 
+M = TypeVar("M", bound=BaseModel)
 FAMILIES: dict[str, dict[str, type[Member]]] = {}
+# Users' own modules by path, as they were when they were loaded: path, sha256, text.
+SOURCES: dict[str, dict[str, str]] = {}
 
 
 class Member(BaseModel):
@@ -51,26 +55,79 @@ def family(name: str) -> dict[str, type[Member]]:
 
 
 def load_file(path: str) -> None:
-    """Define the members of a user's own Python file, once.
+    """Define the members of a user's own Python file; what was loaded is kept in `SOURCES`, to be stored with a run.
 
     Raises
     ------
     UserError
         No such file, or it fails.
     """
-    source = Path(path).resolve()
-    name = f"dbnet_user_{source.stem}_{zlib.crc32(str(source).encode()):08x}"
-    if name in sys.modules:
-        return
-    if not source.is_file():
+    source = Path(path)
+    if "\0" in path or not source.is_file():
         raise UserError(f"model.modules: there is no file '{path}'; paths are relative to the folder the command is given in.")
-    spec = importlib.util.spec_from_file_location(name, source)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    if source.suffix != ".py":
+        raise UserError(f"model.modules: '{path}' is not a Python file; its name must end in .py.")
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        text = source.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UserError(f"model.modules: '{path}' cannot be read: {why}.") from None
+    entry = {"path": path, "sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
+    run_module(entry, source.resolve())
+    SOURCES[path] = entry
+
+
+def is_running(entry: dict[str, str]) -> bool:
+    """Return whether a module is loaded already, from wherever."""
+    return _name(entry) in sys.modules
+
+
+def run_module(entry: dict[str, str], file: Path) -> None:
+    """Run the text of a user's own module, once, as if it stood in `file`, and have its members found.
+
+    Raises
+    ------
+    UserError
+        It fails.
+    """
+    name = _name(entry)
+    if name in sys.modules:
+        # Another one may have defined the same kinds since.
+        for member in vars(sys.modules[name]).values():
+            if isinstance(member, type) and issubclass(member, Member) and member.__module__ == name and member.kind:
+                FAMILIES.setdefault(member.family, {})[member.kind] = member
+        return
+    sys.modules[name] = module = ModuleType(name)
+    module.__file__ = str(file)
+    try:
+        exec(compile(entry["text"].encode(), str(file), "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals is vars(module)]
         del sys.modules[name]
-        raise UserError(f"model.modules: '{path}' fails with {type(error).__name__}: {error}.") from error
+        at = f" in line {lines[-1]}" if lines else ""
+        raise UserError(f"model.modules: '{entry['path']}' fails{at} with {type(error).__name__}: {error}.") from error
+
+
+def own_modules(entries: Any, paths: Sequence[str]) -> list[dict[str, str]]:
+    """Return what an output says of the own modules of its run; ValueError where that is not what it was."""
+    for entry in entries:
+        if not all(isinstance(entry[key], str) for key in ("path", "text")):
+            raise ValueError("/modules is damaged")
+        if entry["sha256"] != hashlib.sha256(entry["text"].encode()).hexdigest():
+            raise ValueError("/modules is damaged: the text of a module has another SHA-256")
+    if [entry["path"] for entry in entries] != list(paths):
+        raise ValueError("/modules is damaged: model.modules has others")
+    return entries
+
+
+def named(entries: Sequence[dict[str, str]]) -> str:
+    """Return own modules in words."""
+    return ", ".join(f"{entry['path']} (SHA-256 {entry['sha256'][:12]}...)" for entry in entries)
+
+
+def _name(entry: dict[str, str]) -> str:
+    """Return the name of a user's own module: another text is another module."""
+    return f"{OWN}{re.sub(r'[^a-zA-Z0-9_]', '_', Path(entry['path']).stem)}_{entry['sha256'][:16]}"
 
 
 def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
@@ -108,6 +165,14 @@ def meaning(model: type[BaseModel], name: str) -> str:
         if found:
             said.append(found[1])
     return " ".join(next(filter(None, said), "").split()).rstrip(".")
+
+
+def valid(model: type[M], tree: dict[str, Any]) -> M:
+    """Return the value that nested tables give; UserError where they are not what the model allows."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, model)) from None
 
 
 def reached(modules: set[str]) -> set[str]:

@@ -85,12 +85,10 @@ def train(
         On the coordinator, when all ranks have ended: too many gradients were not finite. The message is the diagnosis.
     """
 
-    def load() -> Config:
-        return run_file if isinstance(run_file, Config) else configuration.load(run_file, overrides, say)
-
     display = Display(quiet or (comm is not None and comm.rank > 0))
     say = display.warn if comm is None or comm.rank == 0 else lambda sentence: None
-    config, marker, shared = mpi.together(comm, load), marker or Marker(None), ()
+    config = mpi.together(comm, lambda: configuration.load(run_file, overrides, say))
+    marker, shared = marker or Marker(None), ()
     if comm is None:
         done = _train_here(_prepare(config, choose(config, resume, display), display), display, marker)
     else:
