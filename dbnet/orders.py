@@ -76,8 +76,8 @@ def coordinator_fields(topology: Topology) -> list[Field]:
 
 
 def most_shares(topology: Topology) -> int:
-    """Return how many shares one replica can be given over a run."""
-    return 4 + 4 * topology.copies
+    """Return how many shares there may be, since one replica may have to take all of them."""
+    return 4 + 4 * topology.replicas
 
 
 class Desk:

@@ -58,17 +58,23 @@ def cut(share: Share, at: int, seed: int, size: int) -> tuple[Share, Share]:
     return share._replace(hi=at, position=first), share._replace(lo=at, position=share.position - first)
 
 
-def hand_out(shares: Sequence[Share], heirs: int, seed: int, size: Callable[[int], int]) -> list[list[Share]]:
-    """Return what each of `heirs` replicas gets of these shares: equal numbers of examples; `size(subset)` is a subset's."""
+def hand_out(
+    shares: Sequence[Share], heirs: int, seed: int, size: Callable[[int], int], cuts: int | None = None
+) -> list[list[Share]]:
+    """Return what each of `heirs` replicas gets of these shares: equal numbers of examples; `size(subset)` is a subset's.
+
+    At most `cuts` of them are cut (None: any number); without more cuts they go whole, and the numbers differ.
+    """
     out: list[list[Share]] = [[] for _ in range(heirs)]
     left = [share for share in shares if share.size]
     for heir, part in enumerate(split(sum(share.size for share in left), heirs)):
         wanted = part.size
-        while wanted:
+        while wanted > 0 and left:
             share = left.pop(0)
-            if share.size > wanted:
+            if share.size > wanted and cuts != 0:
                 share, rest = cut(share, share.lo + wanted, seed, size(share.subset))
                 left.insert(0, rest)
+                cuts = None if cuts is None else cuts - 1
             out[heir].append(share)
             wanted -= share.size
     return out

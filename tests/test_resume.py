@@ -24,6 +24,7 @@ from dbnet.methods.downpour import inherit
 from dbnet.orders import STATUS, Desk, coordinator_fields
 from dbnet.pace import Pace
 from dbnet.resume import candidates, choose
+from dbnet.shares import Share
 from dbnet.topology import Topology
 from dbnet.window import Layout, Memory
 
@@ -199,6 +200,26 @@ def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoin
     pace.roll._give_up(0, 0)
     kept = pace._cursors()[["steps", "examples", "pushes"]]
     assert kept.tolist() == [(10, 100, 5), (20, 200, 9)] and pace.desk.made(2) == 10 and pace.roll.steps(0) == 0
+
+
+def test_as_many_replicas_may_be_lost_as_there_are_run_after_run() -> None:
+    """What is cut and cut again, by a run and those that go on from it, has its place; each example stays with one replica."""
+    world, examples = Topology(shards=1, replicas=12), 240
+    wanted, quiet = build({**TREE, "topology": {"replicas": 12}}), SimpleNamespace(say=lambda *_: None)
+    first = [[Share(r, 0, 20)] for r in range(12)]
+    for generation in range(3):
+        memory, record = Memory([Layout(coordinator_fields(world))]), SimpleNamespace(trouble="")
+        guard = SimpleNamespace(take=None)
+        pace = Pace(Desk(memory, world), Mailboxes(2).at(0), record, quiet, wanted, examples, None, lambda: 1.0, guard)  # type: ignore
+        pace.roll.inherit = lambda lost, heirs, pace=pace: inherit(pace, lost, heirs)
+        pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+        for replica, shares in enumerate(first):
+            pace.desk.give(replica, shares)
+        for lost in np.random.default_rng(generation).permutation(12)[:11].tolist():
+            pace.roll._give_up(lost, 0)
+        left = [Share(*row) for row in pace._shares().tolist()]
+        assert sorted((s.subset, e) for s in left for e in range(s.lo, s.hi)) == [(r, e) for r in range(12) for e in range(20)]
+        first = [[share for share in left if share.subset == replica] for replica in range(12)]
 
 
 def test_how_to_go_on_is_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:

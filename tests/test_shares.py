@@ -68,6 +68,14 @@ def test_what_is_left_is_handed_out_evenly(shares: list[tuple[Share, int]], heir
     assert sum(share.size for mine in again for share in mine) == counts[0]
 
 
+def test_what_may_not_be_cut_is_handed_out_whole() -> None:
+    shares = [Share(0, 0, 10, 1, 3), Share(1, 2, 5), Share(2, 0, 9)]
+    assert hand_out(shares, 2, SEED, lambda subset: 10, 0) == [shares[:2], shares[2:]]
+    assert hand_out(shares[:1], 3, SEED, lambda subset: 10, 0) == [shares[:1], [], []]
+    some = hand_out(shares[:1], 3, SEED, lambda subset: 10, 1)
+    assert [sum(share.size for share in mine) for mine in some] == [4, 6, 0]
+
+
 def reader(share: Share) -> Batches:
     """Example e of subset s is the number 100 s + e."""
     size, part = 10 + share.subset, Range(share.lo, share.hi)

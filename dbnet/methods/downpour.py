@@ -19,7 +19,7 @@ from dbnet.config import Config
 from dbnet.direct import Store
 from dbnet.errors import UserError
 from dbnet.methods.base import Method
-from dbnet.orders import END, GO, Orders
+from dbnet.orders import END, GO, Orders, most_shares
 from dbnet.pace import Pace
 from dbnet.ranges import split
 from dbnet.replica import Replica
@@ -230,7 +230,10 @@ def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
     # A spare one that took a place before is an heir like any other.
     takes_place = len(pace.roll.line(lost)) > 1
     made = int(pace.steps[lost]) + desk.made(lost) if takes_place else 0
-    for heir, shares in zip(heirs, hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__), strict=True):
+    # Nobody can get more than there are: shares are cut as long as the last replica could take all of them.
+    held = sum(len(desk.shares(r)) for r in range(desk.topology.copies) if r == lost or not pace.roll.handed_on(r))
+    handed = hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__, max(0, most_shares(desk.topology) - held))
+    for heir, shares in zip(heirs, handed, strict=True):
         desk.give(heir, shares, made)
     if takes_place and not warming(pace):
         desk.go(heirs)
