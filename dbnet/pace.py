@@ -61,7 +61,7 @@ class Pace:
     ) -> None:  # fmt: skip
         self.desk, self.channel, self.record, self.display, self.config = desk, channel, record, display, config
         self.examples, self.keeper, self.clock, self.guard, self.due = examples, keeper, clock, guard, due or clock
-        self.shards = config.topology.shards
+        self.shards, self.watch = config.topology.shards, watch
         self.seconds_before = 0.0
         self._status = desk.status()
         self._shown = {name: values.copy() for name, values in self._status.items()}
@@ -141,8 +141,9 @@ class Pace:
 
     @property
     def beats(self) -> np.ndarray:
-        """A number of each replica that changes while it lives."""
-        return self._status["heartbeat"]
+        """A number of each replica that changes while it lives, also while it moves data or reads, and polls no orders."""
+        polls = self._status["heartbeat"]
+        return polls if self.watch is None else polls + self.watch.heard
 
     @property
     def dropped(self) -> int:
@@ -192,7 +193,7 @@ class Pace:
 
     def tick(self) -> bool:
         """Take in what has arrived, record and show it; return whether anybody gave a sign of life."""
-        before, heard = self._status["heartbeat"].sum(), False
+        before, heard = self.beats, False
         while (message := self.channel.receive()) is not None:
             handle = self.handlers.get(message.kind) or getattr(self, f"_on_{message.kind}")
             handle(message.source - 1, message.content)
@@ -211,7 +212,7 @@ class Pace:
         elif self.due() >= self._next_progress:
             self._show(None)
             self._say_trouble()
-        return heard or bool(self._status["heartbeat"].sum() != before)
+        return heard or bool((self.beats != before).any())
 
     def _say_trouble(self) -> None:
         """Say once that the run file cannot be written, and once that it can again."""

@@ -161,6 +161,12 @@ class Watch:
         return bool(self._pulse[:, ASKED].any())
 
     @property
+    def heard(self) -> np.ndarray:
+        """When each replica was heard of last, [copies]: that of its partitions which has been silent longest."""
+        world = self._topology
+        return self._heard[world.origin_rank(0, 0) :].reshape(world.copies, world.partitions).min(axis=1)
+
+    @property
     def anybody_works(self) -> bool:
         """Whether any rank, the coordinator included, waits for nobody."""
         return not self._waits[:, 0].all()

@@ -20,12 +20,14 @@ from dbnet.driver import Driver
 from dbnet.errors import Lost
 from dbnet.guard import Guard
 from dbnet.intake import Intake
+from dbnet.methods.downpour import finish
 from dbnet.methods.sandblaster import Sandblaster, Worker
 from dbnet.model import Footprint, Piece
 from dbnet.orders import Desk, Orders, Score, coordinator_fields
 from dbnet.pace import Pace
 from dbnet.parameters import Layout as Names
 from dbnet.portions import Blocks, Portion, Reader
+from dbnet.pulse import Pulse, Watch, pulse_fields
 from dbnet.ranges import Range
 from dbnet.registry import make
 from dbnet.routes import routes
@@ -359,6 +361,47 @@ def test_a_checkpoint_longer_than_the_deadline_ends_nothing():
     hung.pace.keeper.due, hung.pace.keeper.writing = lambda steps: False, True
     with pytest.raises(Lost, match="waits for the shards to send a checkpoint"):
         coordinator_driven(hung, [*hung.shards, *hung.replicas])
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_the_end_of_a_run_waits_for_whom_it_names(evaluates: bool):
+    """Where the disk hangs, or the replica that evaluates, the signs of life of others are no progress."""
+    world = World(8, 2, 1, 2, [])
+    world.coordinator, world.pace.keeper.writing = finish(world.pace), not evaluates
+    if evaluates:
+        world.pace.desk.evaluate(0)
+
+    def living() -> Iterator[None]:
+        while True:
+            world.workers[1].orders.poll(now=True)
+            yield
+
+    said = "the evaluation by replica 0" if evaluates else "the shards to send a checkpoint"
+    with pytest.raises(Lost, match=f"the coordinator waits for {said}"):
+        coordinator_driven(world, [*world.shards, living()])
+
+
+def test_replicas_are_heard_while_they_move_data():
+    """A replica that pushes for long polls no orders, but gives signs of life; of a cut one all partitions must."""
+    world = World(8, 2, 1, 2, [])
+    pace, now = world.pace, [0.0]
+    topology = Topology(shards=1, replicas=2, partitions=2)
+    memory = Memory([Layout([*coordinator_fields(topology), *pulse_fields(topology)]), *(Layout(()) for _ in range(5))])
+    watch = Watch(memory, topology, 100.0, lambda: now[0])
+    pulses = [Pulse(memory, topology, rank, 100.0, lambda: False, lambda: now[0]) for rank in range(1, topology.size)]
+    pace.watch = pace.roll._watch = watch
+    heard, ledger = [], world.driver.ledger
+    for silent in ((), (2,), ()):
+        for _ in range(3):
+            now[0] += 10
+            world.now += 10
+            for rank, pulse in enumerate(pulses, start=1):
+                if rank not in silent:
+                    pulse.beat()
+            progress = pace.tick()
+            ledger.hear(pace.beats)
+        heard.append([progress, ledger.silent(0), ledger.silent(1)])
+    assert heard == [[True, False, False], [True, True, False], [True, False, False]]
 
 
 def test_a_replica_that_ends_later_than_the_deadline_ends_nothing():

@@ -252,14 +252,25 @@ def warming(pace: Pace) -> bool:
 def finish(pace: Pace) -> Turns:
     """When all replicas are done: drain the rings, write the last checkpoint, evaluate (unless asked to stop), let everyone go."""
 
-    def until(done: Callable[[], bool], reason: str) -> Turns:
+    def until(done: Callable[[], bool], reason: str, sign: Callable[[], float] = lambda: pace.news) -> Turns:
+        last = None
         while not done():
-            yield None if pace.tick() else Wait(f"the coordinator waits for {reason}")
+            pace.tick()
+            # Others may live as long as they like: progress is a sign of whom it waits for.
+            now = sign()
+            yield None if now != last else Wait(f"the coordinator waits for {reason}")
+            last = now
+
+    def evaluation(which: str) -> Turns:
+        def sign() -> float:
+            return -1.0 if pace.desk.evaluating is None else float(pace.beats[pace.desk.evaluating])
+
+        yield from until(lambda: not pace.evaluating, f"the {which}evaluation by replica {pace.desk.evaluating}", sign)
 
     for shard in range(pace.shards):
         pace.channel.send(1 + shard, "drain")
     yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
-    yield from until(lambda: not pace.evaluating, f"the evaluation by replica {pace.desk.evaluating}")
+    yield from evaluation("")
     yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
     pace.stop_clock()
     if pace.guard.conclude():
@@ -268,11 +279,11 @@ def finish(pace: Pace) -> Turns:
     pace.stopped = pace.asked
     if pace.guard.conclude() and not pace.stopped:
         pace.evaluate()
-    yield from until(lambda: not pace.evaluating, f"the last evaluation by replica {pace.desk.evaluating}")
+    yield from evaluation("last ")
     pace.roll.part()
     pace.desk.end()
     if pace.roll.broken:
-        yield from until(pace.roll.replicas_left, "the replicas to leave")
+        yield from until(pace.roll.replicas_left, "the replicas to leave", lambda: float(pace.beats.sum()))
     for shard in range(pace.shards):
         pace.channel.send(1 + shard, "end")
     while pace.channel.pending():
