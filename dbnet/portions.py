@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy as np
 from dbnet.batches import Cursor, bound, fitting, gather, gather_bytes
 from dbnet.data.base import Part
 from dbnet.ranges import Range
+
+_BEAT = 0.005
 
 
 class Portion(NamedTuple):
@@ -115,10 +117,13 @@ class Reader:
         part = self._read(self.blocks(block))
         return Part(fitting(part, self._dtype, self._scale), part.y.astype(self._dtype) if part.y.ndim == 2 else part.y)
 
-    def open(self, portion: Portion) -> None:
-        """Go to the first minibatch of a portion."""
+    def open(self, portion: Portion, beat: Callable[[], None] = lambda: None) -> None:
+        """Go to the first minibatch of a portion; while it is read, which may take long, `beat` is called again and again."""
         self.prefetch(portion.block)
-        self._part = self._blocks[portion.block].result()
+        loading = self._blocks[portion.block]
+        while not wait([loading], _BEAT).done:
+            beat()
+        self._part = loading.result()
         if not 0 <= portion.lo <= portion.hi <= len(self._part):
             raise ValueError(f"{portion} does not lie in its block of {len(self._part)} examples.")
         self._bound = None

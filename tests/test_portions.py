@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +53,7 @@ class Ones:
         self.cursor, self.snapshot = SimpleNamespace(epoch=0, position=0), np.zeros(blocks.examples)
         self._left: list[int] = []
 
-    def open(self, portion: Portion) -> None:
+    def open(self, portion: Portion, beat: Callable[[], None] = lambda: None) -> None:
         start = portion.block * self.blocks.size
         self._left = list(range(start + portion.lo, start + portion.hi))
 
@@ -546,6 +547,29 @@ def blocks_read(world: World) -> Iterator[Any]:
     ledger = world.driver.ledger
     for given_here in ledger._given:
         yield [ledger._portions[p].block for p in given_here]
+
+
+def test_signs_of_life_are_given_while_a_portion_is_read() -> None:
+    beats, enough = [0], threading.Event()
+
+    def slowly(rows: Range) -> Part:
+        assert enough.wait(30)
+        return Part(np.zeros((rows.size, 2), np.float32), np.zeros(rows.size, np.int64))
+
+    def beat() -> None:
+        beats[0] += 1
+        if beats[0] == 3:
+            enough.set()
+
+    reader = Reader(slowly, Blocks(4, 8), 4, 1.0, np.dtype("f4"), 2)
+    reader.open(Portion(0, 0, 4), beat)
+    assert beats[0] == 3 and reader.next(np.zeros((2, 4), np.float32)) == 4
+    # The replica gives its own signs of life.
+    worker, beats[0] = World(8, 4, 1, 1, [Range(0, 8)]).workers[0], 0
+    worker.orders.beat, worker.replica.open = beat, lambda portion, alive: alive()
+    worker._batch = [Portion(0, 0, 1)]
+    next(worker._compute(Task(1, 0, 0, False)), None)
+    assert beats[0] > 0
 
 
 def test_portions_go_where_their_examples_are():

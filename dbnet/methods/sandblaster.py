@@ -207,7 +207,7 @@ class Worker:
     def _compute(self, task: Task) -> Turns:
         """Add the gradient of one portion to the bundle, unless a new pass begins meanwhile."""
         following, bundle = self.tasks.task(ahead=1), self._bundle
-        self.replica.train.open(self._batch[task.portion])
+        self.replica.train.open(self._batch[task.portion], self.orders.beat)
         if following is not None:
             self.replica.train.prefetch(self._batch[following.portion].block)
         if not bundle.count:
