@@ -46,7 +46,7 @@ class ShardSpace(Space):
     channel
         Carries questions.
     tick
-        The coordinator's everyday work, which hands answers to `take`.
+        The coordinator's everyday work, which hands answers to `take`; returns something that changes when a shard was heard of.
     dtype
         Type of the registers.
     """
@@ -75,13 +75,15 @@ class ShardSpace(Space):
         self._answers = {}
         for shard in range(self._shards):
             self._channel.send(1 + shard, "ask", Question(self._number, tuple(commands), begin, tuple(counts), iterate))
+        last = None
         while len(self._answers) < self._shards:
             if give_up():
                 return None
-            self._tick()
+            news = self._tick()
             if len(self._answers) < self._shards:
                 missing = [str(s) for s in range(self._shards) if s not in self._answers]
-                yield Wait(f"the coordinator waits for shard {', '.join(missing)} to answer")
+                yield None if news != last else Wait(f"the coordinator waits for shard {', '.join(missing)} to answer")
+            last = news
         yield None
         # In the order of the shards, so that a run can be repeated.
         return [sum(column) for column in zip(*(self._answers[s] for s in range(self._shards)), strict=True)]

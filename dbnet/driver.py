@@ -27,7 +27,7 @@ class Driver:
         options, limit = pace.config.batch_method(), pace.config.stop.iterations
         self.options = options if limit is None else options.model_copy(update={"iterations": limit})
         self.state = resumed(pace.resumed, self.options)
-        self.space = ShardSpace(pace.shards, pace.channel, pace.tick, pace.config.model.dtype)
+        self.space = ShardSpace(pace.shards, pace.channel, self._hear, pace.config.model.dtype)
         self.blocks = Blocks(table.portion, pace.examples)
         self.ledger = Ledger(pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.due)
         self.ledger.absent = set(pace.roll.spares)
@@ -38,6 +38,10 @@ class Driver:
         pace.handlers["answer"], pace.rows = self.space.take, False
         pace.guard.by_pass()
         pace.state = lambda: {"descent": self.options.options(), "state": self.state.saved()}
+
+    def _hear(self) -> int:
+        self.pace.tick()
+        return self.pace.news
 
     def drive(self, run: Requests) -> Turns:
         """Answer the batch method until it ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -403,6 +404,28 @@ def test_replicas_are_heard_while_they_move_data():
             ledger.hear(pace.beats)
         heard.append([progress, ledger.silent(0), ledger.silent(1)])
     assert heard == [[True, False, False], [True, True, False], [True, False, False]]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_bundles_that_arrive_for_longer_than_the_deadline_end_nothing(goes_on: bool):
+    world = World(8, 2, 1, 1, [])
+
+    def role() -> Turns:
+        yield from world.driver.space.ask([Fill("gradient", 0.0)])
+        world.done = True
+        yield IDLE
+
+    def shard() -> Iterator[Any]:
+        for _ in range(60):
+            if goes_on:
+                world.pace.channel.send(0, "events", ())
+            yield
+        yield from world.shards[0]
+
+    world.coordinator = role()
+    with nullcontext() if goes_on else pytest.raises(Lost, match="waits for shard 0 to answer"):
+        coordinator_driven(world, [shard()])
+    assert world.done is goes_on
 
 
 def test_a_replica_that_ends_later_than_the_deadline_ends_nothing():
