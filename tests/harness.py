@@ -55,6 +55,35 @@ class _Endless:
         return 1
 
 
+class Late(Memory):
+    """A rank's end of a window in which nothing moves before the flush, and then the newest transfer first, as MPI may.
+
+    Parameters
+    ----------
+    memory
+        All ranks' window memory.
+    meanwhile
+        What others do after each transfer; it is given the rank that was the target.
+    """
+
+    def __init__(self, memory: Memory, meanwhile: Callable[[int], object] = lambda rank: None) -> None:
+        super().__init__((), 0, memory._all)
+        self.meanwhile, self._under_way = meanwhile, []
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._under_way.append((super().get, rank, field, out, start))
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._under_way.append((super().put, rank, field, data, start))
+
+    def flush(self, rank: int) -> None:
+        due = [entry for entry in self._under_way if entry[1] == rank]
+        self._under_way = [entry for entry in self._under_way if entry[1] != rank]
+        for move, *transfer in reversed(due):
+            move(*transfer)
+            self.meanwhile(rank)
+
+
 class World:
     """S shards and R scripted replicas over a `Memory` window, with no coordinator: all have GO from the start.
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
-from harness import World
+from harness import Late, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbnet.direct import DirectStore
 from dbnet.errors import UserError
-from dbnet.model import Piece
+from dbnet.intake import Intake
+from dbnet.model import Footprint, Piece
 from dbnet.orders import GO, MADE, STATUS
 from dbnet.ranges import Range, split
+from dbnet.registry import make
 from dbnet.routes import Route, routes
+from dbnet.shard import Shard
+from dbnet.store import Inbox, Rings, WindowStore
+from dbnet.topology import Topology
 from dbnet.waiting import Wait, take_turns
-from dbnet.window import Memory
+from dbnet.window import Layout, Memory
 
 
 def whole_numbers(replica: int, step: int, w: np.ndarray) -> np.ndarray:
@@ -153,14 +160,15 @@ def test_the_warmstarts_steps_are_applied_before_they_are_reported():
     assert len(world.replicas[0].computed) == 9
 
 
-class Moving(Memory):
-    """Window memory in which the shard makes an update after each transfer from it: its clock is what its parameters say."""
+class Moving(Late):
+    """A window in which the shard makes an update after each transfer from it: its clock is what its parameters say."""
 
-    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
-        super().get(rank, field, out, start)
-        if field in ("clock", "params"):
-            self._all[rank]["params"] += 1
-            self._all[rank]["clock"] += 1
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory, self.update)
+
+    def update(self, rank: int) -> None:
+        self._all[rank]["params"] += 1
+        self._all[rank]["clock"] += 1
 
 
 @pytest.mark.parametrize("overlap", ["false", "true"])
@@ -168,13 +176,26 @@ def test_the_clock_is_read_before_the_parameters(overlap):
     """A measured staleness may be too large, never too small: parameters are at least as new as their clock says."""
     world = World(6, 2, 1, 9, whole_numbers, (f"overlap={overlap}",))
     store = world.stores[0]
-    store._window = Moving((), 0, world.memory._all)
+    store._window = Moving(world.memory)
     for _ in range(3):
         for _ in (*store.fetch(), *store.arrive()):
             pass
         versions = [store.w[part.slice].max() for part in world.ranges]
         assert (store.clocks < versions).all() and store.clocks.max() == max(versions) - 1
     store.close()
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_only_what_was_flushed_has_moved(slots):
+    """A transfer ends with its flush and no sooner, the newest first, and between any two the shards serve."""
+    world = World(23, 2, 2, 6, whole_numbers, ("slot=64", f"slots={slots}"))
+    for store in world.stores:
+        store._window = Late(world.memory, lambda rank: world.serve_all())
+    world.run()
+    np.testing.assert_array_equal(world.w, -sum(g for r in world.replicas for g in r.computed))
+    for shard in world.shards:
+        events = shard.take_events()
+        assert all(events["push"][events["replica"] == r].tolist() == list(range(6)) for r in range(2))
 
 
 def test_who_is_given_more_fetches_before_it_goes_on():
@@ -326,3 +347,120 @@ def test_a_lost_replica_is_applied_up_to_where_it_was_cut_off(size, shards, move
             following = pushes[applied] if applied < len(pushes) else np.zeros(part.size)
             assert any(np.array_equal(rest, np.where(np.arange(part.size) < n, following, 0)) for n in range(part.size + 1))
             assert shard.clock[0] == applied
+
+
+def test_what_a_lost_replica_had_sent_is_applied_and_its_gradients_counted():
+    """n_push = 3: its pushes hold gradients 0; 1 .. 3; 4 .. 6, and all of them lie in the ring."""
+    world = World(8, 1, 2, 99, whole_numbers, ("n_push=3", "slot=64", "slots=4", "local_rate=0.0"))
+    while world.stores[1].counts.pushes < 3:
+        world.work(1)
+    assert world.inboxes[0].close(1) == (7, 7) and not world.in_flight().any()
+    np.testing.assert_array_equal(world.w, -sum(world.replicas[1].computed[:7]))
+
+
+def test_the_least_and_the_most_that_partitions_of_a_lost_replica_had_sent():
+    world, parts, dtype = Topology(1, 2, 2), [Range(0, 4), Range(4, 10)], np.dtype("f8")
+    rings = Rings([Range(0, 10)], [[0, 1, 2, 3]], dtype, 64, 8)
+    memory = Memory([Layout(()), Layout(rings.fields(0, world)), *(Layout(()) for _ in range(4))])
+    end = memory.at(1)
+    shard = Shard(Range(0, 10), make("rules", {"kind": "sgd"}, "rule"), end.local["params"], end.local["clock"], lambda: 0.0)
+    stores = []
+    for origin in range(4):
+        pieces = [Piece(parts[origin % 2], 0)]
+        stores.append(WindowStore(memory, world, divmod(origin, 2), Footprint(pieces, pieces, parts[origin % 2].size), rings))
+    inbox = Inbox(end, [Intake(shard) for _ in range(4)], world, range(4), [store.routes[0] for store in stores])
+    for origin, pushes in enumerate((1, 1, 2, 3)):
+        for number in range(pushes):
+            stores[origin].accrued(first=True)
+            take_turns([stores[origin].push(1, number)])
+    # One slice of each origin in a turn, whoever has more.
+    assert inbox.drain() and end.local["tail"].tolist() == [1, 1, 1, 1]
+    assert inbox.close(1) == (2, 3)
+    events = shard.take_events()
+    assert np.bincount(2 * events["replica"] + events["partition"]).tolist() == [1, 1, 2, 3]
+    # Each partition has its clock, and no push claims to be of a later one.
+    assert shard.clock.tolist() == [3, 4]
+    stores[1].clocks[0] = 9
+    stores[1].accrued(first=True)
+    take_turns([stores[1].push(1, 1)])
+    assert inbox.drain() and shard.take_events()[["fetched", "applied"]].tolist() == [(4, 4)]
+
+
+def test_a_slot_is_free_when_its_slice_was_applied():
+    world, tails = World(20, 1, 1, 3, whole_numbers, ("slot=64", "slots=2")), []
+    (intake,), tail = world.inboxes[0]._intakes, world.memory.at(1).local["tail"]
+    take = intake.take
+    intake.take = lambda *slice_: (tails.append(int(tail[0])), take(*slice_))[1]
+    world.run()
+    assert tails == list(range(9)) and tail[0] == 9
+
+
+def test_an_evaluation_amid_a_push_leaves_its_staleness():
+    """The clock of a push is that of its gradients' parameters, whatever a snapshot has read since."""
+    world = World(4, 1, 2, 9, whole_numbers)
+    one, other = world.stores
+    for store in (one, other):
+        take_turns([store.fetch()])
+        store.accrued(first=True)
+    take_turns([other.push(1, 0)])
+    world.serve_all()
+    take_turns([one.snapshot(np.zeros(4))])
+    one.accrued(first=True)
+    take_turns([one.push(1, 0)])
+    world.serve_all()
+    assert world.shards[0].take_events()[["fetched", "applied"]].tolist() == [(0, 0), (0, 1)]
+
+
+def test_pushes_of_a_resumed_run_count_on():
+    world = World(4, 1, 1, 3, whole_numbers)
+    world.stores[0].resume(41)
+    world.run()
+    assert world.shards[0].take_events()["push"].tolist() == [41, 42, 43] and world.stores[0].number == 44
+
+
+def test_what_was_moved_is_counted():
+    world = World(10, 2, 1, 6, whole_numbers, ("n_fetch=2", "n_push=3", "slot=64"))
+    world.run()
+    counts = world.stores[0].counts
+    assert (counts.fetches, counts.bytes_fetched) == (3, 3 * 80)
+    assert (counts.pushes, counts.bytes_pushed) == (3, 3 * 80)
+
+
+def test_a_gradient_accrues_beside_the_one_that_leaves():
+    """Two of the five slices of the first push have left when the next gradient is computed, whose push waits for it."""
+    world = World(40, 1, 1, 4, whole_numbers, ("overlap=true", "n_fetch=10", "slot=64", "slots=2", "local_rate=0.0"))
+    for _ in range(30):
+        world.work(0)
+    assert len(world.replicas[0].computed) == 2
+    world.run()
+    np.testing.assert_array_equal(world.w, -sum(world.replicas[0].computed))
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_push_is_confirmed_when_its_last_slice_is_applied(overlap):
+    world, gate = World(24, 1, 1, 9, whole_numbers, (f"overlap={overlap}", "slot=64", "slots=8")), threading.Event()
+    store, put = world.stores[0], world.memory.put
+
+    def held_up(*transfer: object) -> None:
+        assert gate.wait(30)
+        put(*transfer)
+
+    world.memory.put = held_up
+    take_turns([store.fetch()])
+    store.accrued(first=True)
+    store.g[:] = 1
+    if overlap == "false":
+        gate.set()
+    for _ in store.push(1, 0):
+        pass
+    confirmed = store.confirm()
+    for _ in range(20):
+        assert isinstance(next(confirmed), Wait), "nothing has left, or nothing was applied"
+    gate.set()
+    for slices in range(3):
+        while not world.serve(0):
+            next(confirmed)
+        assert world.memory.at(1).local["tail"][0] == slices + 1
+        assert slices == 2 or all(isinstance(next(confirmed), Wait) for _ in range(5))
+    assert len(list(confirmed)) <= 1 and (world.w == -1).all()
+    store.close()

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from harness import Late
 
 from dbnet import store, window
+from dbnet.batches import Cursor
 from dbnet.errors import UserError
 from dbnet.intake import Intake
 from dbnet.jit import fence
 from dbnet.model import Footprint, Piece
-from dbnet.orders import EVALUATE, MADE, SHARES, Desk, Orders, Score, coordinator_fields
+from dbnet.orders import EVALUATE, LOST, MADE, SHARES, Desk, Orders, Score, coordinator_fields, most_shares
 from dbnet.portions import Blocks
 from dbnet.pulse import Pulse, pulse_fields
 from dbnet.ranges import Range
@@ -171,6 +173,88 @@ def test_the_coordinator_orders_reports_and_shares() -> None:
         assert desk.collect() == Score(1.0, 2.0, 3.0, 4.0)
     assert mine.ordered("load reported", "load report") and mine.ordered("load report", f"store order {EVALUATE}")
     assert all(mine.ordered(first, f"store order {SHARES}") for first in ("store share", "store cursor", f"store order {MADE}"))
+
+
+class Office:
+    """The coordinator and two replicas over a window, the second of which is told of."""
+
+    def __init__(self, period: float = 0.0, link: object = None) -> None:
+        self.world, self.now, self.found = Topology(1, 2), 0.0, []
+        self.memory = Memory([Layout(coordinator_fields(self.world)), *(Layout(()) for _ in range(3))])
+        self.desk = Desk(self.memory, self.world)
+        late = Late(self.memory, lambda rank: self.found.append(self.desk.collect()))
+        self.orders = Orders(late, self.world, 1, lambda: self.now, link, period)
+
+
+def test_a_report_is_of_the_evaluation_whose_parameters_were_fetched() -> None:
+    office, score = Office(), Score(1.0, 2.0, 3.0, 4.0)
+    desk, orders = office.desk, office.orders
+    desk.evaluate(1)
+    orders.poll(now=True)
+    assert orders.evaluation_wanted and not desk.snapshot_taken
+    orders.copied()
+    assert desk.snapshot_taken
+    # It takes so long that another one is asked for.
+    desk.withdraw()
+    desk.evaluate(1)
+    orders.poll(now=True)
+    orders.report(Score(5.0, 6.0, 7.0, 8.0))
+    assert orders.evaluation_wanted and desk.evaluating == 1 and not any(office.found)
+    orders.copied()
+    orders.report(score)
+    # It was there before its number, and was taken once.
+    assert [s for s in office.found if s] == [score] and desk.evaluating is None and not orders.evaluation_wanted
+
+
+def test_what_is_given_and_how_far_it_is() -> None:
+    office = Office()
+    desk, orders, most = office.desk, office.orders, most_shares(office.world)
+    given = [Share(0, 0, 5, 2, 3), Share(1, 4, 9, 1, 0)]
+    desk.give(0, [Share(0, 5, 7)])
+    desk.give(1, given, made=3)
+    orders.poll(now=True)
+    assert (orders.given, orders.made) == (2, 3) and [orders.share(i) for i in range(2)] == given
+    assert desk.shares(1) == given, "as it was given, before it says more"
+    orders.note(done=1, taken=1)
+    orders.note_cursors([Cursor(3, 1), Cursor(1, 2)])
+    orders.poll(now=True)
+    assert desk.shares(1) == [Share(0, 0, 5, 3, 1), Share(1, 4, 9, 1, 2)] and desk.shares(0) == [Share(0, 5, 7)]
+    assert not desk.done(1), "it does not know yet of all that it was given"
+    orders.note(taken=2)
+    orders.poll(now=True)
+    assert desk.done(1)
+    desk.give(1, given * ((most - 2) // 2), made=4)
+    assert len(desk.shares(1)) == most and desk.made(1) == 7
+    with pytest.raises(UserError, match="More replicas were lost than the run can take"):
+        desk.give(1, given[:1])
+
+
+def test_orders_are_read_when_it_is_time_or_urgent() -> None:
+    office = Office(period=1.0)
+    heartbeat = office.memory.local["status"][1]
+    for now, urgent, beats in ((0.0, False, 1), (0.5, False, 1), (0.9, True, 2), (1.5, False, 2), (1.9, False, 3), (2.0, False, 3)):
+        office.now = now
+        office.orders.poll(urgent)
+        assert heartbeat[0] == beats
+
+
+def test_a_lost_replica_learns_it_and_its_evaluation_is_lost_once() -> None:
+    office = Office()
+    office.desk.evaluate(1)
+    assert not office.desk.give_up(0) and office.desk.give_up(1) and not office.desk.give_up(1)
+    assert office.desk.evaluating is None
+    office.orders.poll(now=True)
+    assert office.orders.has(LOST)
+
+
+def test_parameters_may_change_when_all_partitions_have_their_copy() -> None:
+    """Whoever says so before the others have met would let them fetch what is evaluated anew."""
+    office, said = Office(), []
+    office.orders.link = SimpleNamespace(meet=lambda: said.append(office.desk.snapshot_taken), share=lambda values: None)
+    office.desk.evaluate(1)
+    office.orders.poll(now=True)
+    office.orders.copied()
+    assert said == [False] and office.desk.snapshot_taken
 
 
 def test_the_barrier_is_one_for_compiler_and_processor() -> None:
