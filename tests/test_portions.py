@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import Late
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ from dbnet.routes import routes
 from dbnet.shard import Shard
 from dbnet.space import Fill
 from dbnet.store import Inbox, Rings, WindowStore
-from dbnet.tasks import Task, pack, task_fields, unpack
+from dbnet.tasks import Ledger, Task, pack, task_fields, unpack
 from dbnet.topology import Topology
 from dbnet.waiting import IDLE, Turns, drive
 from dbnet.window import Layout, Memory
@@ -263,6 +264,19 @@ def test_silence_between_verdict_and_push_begins_the_pass_again():
     world.check(spans, 24)
 
 
+def test_only_what_was_flushed_has_moved():
+    """A transfer ends with its flush and no sooner, the newest first, and after each its target has a turn."""
+    spans = [Range(0, 24)] * 3
+    world = World(24, 2, 2, 3, spans, "push_every=2")
+    for worker in world.workers:
+        memory = worker.orders.window
+        # An end for each, so that none profits by another's flush.
+        worker.store._window, worker.orders.window, worker.tasks._window = (Late(memory, world.move) for _ in range(3))
+    world.finish()
+    world.check(spans, 24)
+    assert world.driver.ledger.tally.restarts == 0
+
+
 def test_half_a_bundle_is_taken_back():
     """The replica falls silent with some slices of a bundle in the gradient: the pass that began again is exact."""
     spans = [Range(0, 64)] * 2
@@ -321,6 +335,105 @@ def test_half_a_row_of_positions_is_none():
 def test_words_hold_what_they_are_given():
     for task in (Task(1, 0, 0, False), Task((1 << 22) - 1, (1 << 20) - 1, (1 << 20) - 1, True), Task(7, 3, 11, True)):
         assert unpack(pack(*task)) == task and 0 < pack(*task) < 1 << 63
+
+
+class Book:
+    """A ledger whose replicas are played by the test: pass 1 of so many portions of one example."""
+
+    def __init__(self, portions: int, replicas: int, push_every: int = 2, backups: bool = True, absent: Sequence[int] = ()) -> None:
+        self.memory, self.now = Memory([Layout(task_fields(replicas))]), 0.0
+        self.ledger = Ledger(self.memory, replicas, push_every, backups, 1.0, lambda: self.now)
+        self.ledger.absent.update(absent)
+        self.portions = Blocks(1, portions).portions(Range(0, portions))
+        self.ledger.open(1, Range(0, portions), self.portions)
+        self.ledger.turn()
+
+    def computed(self, replica: int, tasks: int) -> None:
+        self.memory.local["finished"][replica] = pack(1, tasks)
+        self.ledger.turn()
+
+    def offered(self, replica: int, number: int, first: int, count: int) -> bool:
+        """Return whether a bundle is accepted."""
+        self.memory.local["offer"][replica] = number, first, count, 1.0, 0
+        self.memory.local["offered"][replica] += 1
+        self.ledger.turn()
+        offer, accepted = divmod(int(self.memory.local["verdict"][replica]), 2)
+        assert offer == self.memory.local["offered"][replica]
+        return bool(accepted)
+
+
+def test_a_bundle_of_another_pass_or_of_a_lost_replica_is_refused():
+    book = Book(12, 3)
+    ledger, tally = book.ledger, book.ledger.tally
+    for replica in range(3):
+        book.computed(replica, 2)
+    assert not book.offered(0, 0, 0, 2) and (tally.accepted, tally.refused) == (0, 2)
+    ledger.absent.add(2)
+    assert not book.offered(2, 1, 0, 2) and (tally.accepted, tally.refused) == (0, 4)
+    assert book.offered(0, 1, 0, 2) and (tally.accepted, tally.refused, ledger.bundles) == (2, 4, [1, 0, 0])
+    book.computed(0, 4)
+    assert book.offered(0, 1, 2, 2) and ledger.bundles == [2, 0, 0] and ledger.loss == 2.0
+    assert not book.offered(0, 1, 2, 2), "its portions count once"
+
+
+def test_what_of_a_refused_bundle_nobody_else_has_is_computed_again_in_its_order():
+    book = Book(3, 2)
+    book.computed(0, 2)
+    book.computed(0, 3)
+    assert book.ledger._given == [[0, 1, 2], [2]] and book.offered(1, 1, 0, 1)
+    assert not book.offered(0, 1, 0, 3), "one of its portions has been accepted"
+    assert book.ledger._given[0] == [0, 1, 2, 0, 1] and not book.ledger.complete
+    book.computed(0, 5)
+    assert book.offered(0, 1, 3, 2) and book.ledger.complete and book.ledger.tally.accepted == 3
+
+
+def test_a_block_stays_where_it_was_computed():
+    book = Book(8, 2)
+    assert book.ledger._given == [[0, 1], [4, 5]]
+    book.computed(1, 2)
+    book.computed(1, 4)
+    assert book.ledger._given[1] == [4, 5, 6, 7, 3, 2], "what it takes from the other is what that one would come to last"
+    assert book.offered(1, 1, 0, 6) and book.offered(0, 1, 0, 2) and book.ledger.complete
+    book.ledger.open(2, Range(0, 8), book.portions)
+    assert [list(queue) for queue in book.ledger._queues] == [[0, 1], [2, 3, 4, 5, 6, 7]]
+
+
+def test_a_portion_is_computed_by_two_at_most_and_by_another_where_one_is_silent():
+    book = Book(1, 3)
+    assert book.ledger._given == [[0], [0], []] and book.ledger.tally.backups == 1
+    book = Book(1, 3, backups=False)
+    assert book.ledger._given == [[0], [], []] and book.ledger.tally.backups == 0
+    beats = np.zeros(3)
+    book.ledger.hear(beats)
+    book.now, beats[1:] = 2.0, 1
+    book.ledger.hear(beats)
+    book.ledger.turn()
+    assert book.ledger._given == [[0], [0], []] and book.ledger.tally.backups == 1
+
+
+def test_backups_are_first_of_what_no_living_replica_has_and_then_of_what_was_not_computed():
+    book, beats = Book(2, 3, absent=(1, 2)), np.zeros(3)
+    book.ledger.hear(beats)
+    book.computed(0, 1)
+    book.ledger.absent = {2}
+    book.ledger.turn()
+    assert book.ledger._given == [[0, 1], [1], []]
+    # Portion 0 was computed by one that is silent now and may never deliver it; portion 1 is under way.
+    book.now, beats[1:], book.ledger.absent = 2.0, 1, set()
+    book.ledger.hear(beats)
+    book.ledger.turn()
+    assert book.ledger._given == [[0, 1], [1], [0]]
+
+
+def test_where_bundles_end():
+    """After every third portion, and at the end, where little shall be computed again, after each."""
+    book, ends = Book(9, 1, push_every=3), []
+    for index in range(9):
+        task = unpack(int(book.memory.local["task"][0, index % 2]))
+        assert task[:3] == (1, index, index)
+        ends.append(task.ends)
+        book.computed(0, index + 1)
+    assert ends == [False, False, True, False, False, True, True, True, True]
 
 
 # --- waits that progress, and evaluations ---------------------------------------------------------------------------------------

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from dbnet import space, vector
-from dbnet.ranges import split
+from dbnet.accrual import Accrual, Question, ShardSpace
+from dbnet.channel import Mailboxes
+from dbnet.ranges import Range, split
+from dbnet.rules.sgd import Sgd
+from dbnet.shard import Push, Refusal, Shard
 from dbnet.space import LocalSpace, Space, perform
 from dbnet.waiting import Wait
 
@@ -221,3 +225,70 @@ def test_create_keeps_what_exists() -> None:
     r = {"params": np.ones(3, "f4"), "s_0": np.full(3, 2.0, "f4")}
     assert run(LocalSpace(r), [space.Create(("s_0", "y_0"))]) == []
     assert r["s_0"].tolist() == [2, 2, 2] and r["y_0"].tolist() == [0, 0, 0] and r["y_0"].dtype == np.float32
+
+
+def test_answers_of_shards_are_summed_in_their_order_and_late_ones_forgotten() -> None:
+    boxes = Mailboxes(4)
+    asking = ShardSpace(3, boxes.at(0), lambda: None, "f8")
+    given_up = asking.ask(give_up=lambda: len(asking._answers) == 1)
+    next(given_up)
+    asking.take(0, (1, [5.0]))
+    with pytest.raises(StopIteration) as end:
+        next(given_up)
+    assert end.value.value is None
+    again = asking.ask([space.Dot("params", "params")])
+    wait = next(again)
+    assert isinstance(wait, Wait) and wait.reason == "the coordinator waits for shard 0, 1, 2 to answer"
+    # In the order of the shards this is 0, in that in which they answer 1.
+    asking.take(2, (2, [-1e16]))
+    asking.take(1, (1, [7.0]))
+    wait = next(again)
+    assert isinstance(wait, Wait) and wait.reason == "the coordinator waits for shard 0, 1 to answer"
+    asking.take(1, (2, [1e16]))
+    asking.take(0, (2, [1.0]))
+    assert next(again) is None
+    with pytest.raises(StopIteration) as end:
+        next(again)
+    assert end.value.value == [0.0]
+    assert [boxes.at(3).receive().content.number for _ in range(2)] == [1, 2]
+
+
+def test_a_shard_counts_what_is_of_its_pass_and_answers_what_it_was_asked() -> None:
+    boxes, params = Mailboxes(2), np.zeros(2)
+    accrual = Accrual(Shard(Range(0, 2), Sgd(), params, np.zeros(1, np.int64), lambda: 0.0), [(0, 0), (1, 0)], {}, {})
+
+    def asked(*question: object) -> list[float] | None:
+        accrual.heed(Question(*question))
+        return answered()
+
+    def answered() -> list[float] | None:
+        while accrual.advance(boxes.at(1)):
+            pass
+        message = boxes.at(0).receive()
+        return None if message is None else message.content[1]
+
+    def bundle(replica: int, fetched: int, bad: bool = False) -> None:
+        push = Push(replica, 0, 0, fetched, 1, 0)
+        if bad:
+            accrual.refuse(Refusal(push, 0, np.nan))
+        else:
+            accrual.apply(0, np.ones(2), accrual.begin(0, fetched))
+            accrual.finish(push)
+
+    product = space.Dot("gradient", "gradient")
+    # It begins once, however many commands follow.
+    assert asked(1, (space.Fill("gradient", 3.0), product, product), 1) == [18.0, 18.0] and accrual.clock[0] == 1
+    assert asked(2, (product,), 2) == [0.0], "begun anew, and no answer of before"
+    bundle(0, 2)
+    assert asked(3, (product,), None, (1, 1)) is None
+    for late in (1, 3):
+        bundle(1, late)
+        bundle(1, late, bad=True)
+    assert answered() is None and accrual.dropped == 4, "what came is of other passes"
+    assert [refusal.push.fetched for refusal in accrual.take_refused()] == [] and len(accrual.take_events()) == 1
+    bundle(1, 2)
+    assert answered() == [8.0]
+    assert asked(4, (), 3) == [] and asked(5, (), None, (1, 0)) is None, "the count begins anew, too"
+    bundle(0, 3, bad=True)
+    assert answered() == [] and len(accrual.take_refused()) == 1
+    assert accrual.registers() == {"params": accrual.params}
