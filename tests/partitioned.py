@@ -33,19 +33,26 @@ class ThreadLink:
 
     def __init__(self, hub: Hub, rank: int) -> None:
         self._hub, self.rank, self.size = hub, rank, hub.size
+        self._under_way = set()
 
     def sender(self, buffer, to, tag):
+        assert buffer.flags.c_contiguous
         return ("send", buffer, self._hub.queue(self.rank, to, tag))
 
     def receiver(self, buffer, source, tag):
+        assert buffer.flags.c_contiguous
         return ("receive", buffer, self._hub.queue(source, self.rank, tag))
 
     def start(self, transfers):
+        # As MPI asks of persistent requests: none begins anew before it was waited for.
+        assert not self._under_way.intersection(map(id, transfers))
+        self._under_way.update(map(id, transfers))
         for kind, buffer, queue in transfers:
             if kind == "send":
                 queue.put(buffer.copy())
 
     def wait(self, transfers):
+        self._under_way.difference_update(map(id, transfers))
         for kind, buffer, queue in transfers:
             if kind == "receive":
                 buffer[...] = queue.get(timeout=4)
@@ -89,12 +96,14 @@ def run(model, partitions, batch, w, x, target, count, accumulate=False, start=0
     def part(p: int) -> None:
         try:
             network = Network(model, batch, cut.boxes[p] if partitions > 1 else None)
-            exchange = Exchange(ThreadLink(hub, p), cut, network) if partitions > 1 else None
+            link = ThreadLink(hub, p)
+            exchange = Exchange(link, cut, network) if partitions > 1 else None
             used, pushed, size = footprint(model, network.boxes, leads=p == 0)
             mine = np.concatenate([w[piece.range.slice] for piece in used] or [np.zeros(0)])
             g = np.full(size, start)
             network.x[:] = x[relative(network.input_box, whole(model.shapes[0]))].reshape(-1, batch)
             score = network.loss_and_gradient(mine, g, target, count, accumulate, 5, 7)
+            assert not link._under_way
             results[p] = SimpleNamespace(network=network, exchange=exchange, pushed=pushed, g=g, w=mine, score=score, size=size)
         except BaseException as error:
             errors.append(error)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dbnet.batches import Batches, Cursor, gather, gather_bytes
 from dbnet.data.base import Part
+from dbnet.errors import UserError
 from dbnet.portions import Blocks, Portion, Reader
 from dbnet.ranges import Range
 from dbnet.shares import order
@@ -50,6 +51,20 @@ def test_a_cursor_goes_on_where_it_stood(n: int, batch: int, before: int, after:
     take(one, before)
     other.seek(one.cursor)
     assert take(one, after) == take(other, after)
+
+
+def test_unused_columns_repeat_the_first_example() -> None:
+    batches, x = numbered(5, 3), np.zeros((2, 3), F4)
+    assert [batches.next(x), batches.next(x)] == [3, 2]
+    assert np.array_equal(x[:, 2], x[:, 0]) and not np.array_equal(x[:, 1], x[:, 0])
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_what_the_scale_takes_beyond_the_type_is_refused(value: float) -> None:
+    part = Part(np.array([[1.0], [value]]), np.arange(2))
+    assert Batches(part, 2, 1.0, F4, None).next(np.zeros((1, 2), F4)) == 2
+    with pytest.raises(UserError, match=r"Example 1 holds -?3e\+38, which times the data's scale \(10\)"):
+        Batches(part, 2, 10.0, F4, None)
 
 
 def test_order_is_seeded() -> None:

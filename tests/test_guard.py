@@ -17,11 +17,13 @@ from dbnet.activations import ACTIVATIONS
 from dbnet.batches import Batches
 from dbnet.data.base import write
 from dbnet.errors import Stopped, UserError
+from dbnet.intake import Intake
 from dbnet.monitor import Run
 from dbnet.portions import Reader
 from dbnet.ranges import Range
 from dbnet.registry import family, make
 from dbnet.replica import Replica
+from dbnet.shard import Push, Shard
 from dbnet.vector import first_bad
 
 SLICE = 8  # numbers in 64 bytes
@@ -137,6 +139,18 @@ def test_from_its_first_bad_slice_on_a_push_is_refused_at_that_shard() -> None:
     assert np.isnan(value) and world.shards[1].take_refused() == []
     events = world.shards[1].take_events()
     assert (1, 2) not in set(zip(events["replica"].tolist(), events["push"].tolist(), strict=True))
+
+
+def test_a_slice_of_several_pieces_goes_where_they_lie() -> None:
+    shard = Shard(Range(100, 110), make("rules", {"kind": "sgd", "rate": 1.0}, "rule"), np.zeros(10), np.zeros(1, int), lambda: 0.0)
+    pieces, push = [(0, 6, 2), (2, 0, 3)], Push(0, 0, 0, 0, 1, 0)
+    assert Intake(shard).take(push, np.arange(1.0, 6.0), pieces, True, True)
+    assert shard.params.tolist() == [-3, -4, -5, 0, 0, 0, -1, -2, 0, 0]
+    for bad, index in ((0, 106), (3, 101)):
+        g = np.ones(5)
+        g[bad] = np.inf
+        assert not Intake(shard).take(push, g, pieces, True, True)
+        assert [refusal.index for refusal in shard.take_refused()] == [index]
 
 
 def test_a_refused_push_counts_all_of_its_gradients() -> None:

@@ -93,6 +93,25 @@ def test_events_grow_and_keep_their_order():
     events = shard.take_events()
     assert events["push"].tolist() == list(range(3000)) == events["applied"].tolist()
     assert len(shard.take_events()) == 0
+    shard.finish(Push(0, 0, 3000, 3000, 1, 3000))
+    assert events["push"][0] == 0, "what was taken stays as it was"
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_squares_stay_finite_in_the_parameters_type(kind, dtype):
+    shard = Shard(Range(0, 1), make("rules", {"kind": kind}, "rule"), np.zeros(1, dtype), np.zeros(1, np.int64), lambda: 0.0)
+    with np.errstate(over="ignore"):
+        square = np.dtype(dtype).type(shard.largest) ** 2
+        assert np.isfinite(square * 2**31) and not np.isfinite(square * 2**34)
+
+
+def test_what_a_rule_has_where_nothing_is_said():
+    made = {kind: make("rules", {"kind": kind}, "rule") for kind in ("sgd", "adagrad", "momentum", "adam")}
+    assert {kind: rule.rate for kind, rule in made.items()} == {"sgd": 0.1, "adagrad": 0.1, "momentum": 0.1, "adam": 0.001}
+    adam_, heavy = made["adam"], made["momentum"]
+    assert (adam_.beta1, adam_.beta2, adam_.epsilon) == (0.9, 0.999, 1e-8), "those of Kingma & Ba"
+    assert (heavy.momentum, heavy.nesterov, made["adagrad"].initial_sum) == (0.9, False, 0.0)
 
 
 @pytest.mark.parametrize(

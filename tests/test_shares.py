@@ -118,6 +118,13 @@ def test_minibatches_come_from_what_is_least_far() -> None:
     assert x[0, 0] < 10 and shares.cursors == [Cursor(1, 3), Cursor(1, 0)]
 
 
+def test_how_far_a_share_is_is_a_part_of_its_epoch() -> None:
+    """3 examples of 4 are further than 4 of 9, and an empty share is never read."""
+    shares, x = Shares(reader, 3, [Share(0, 0, 4, 1, 3), Share(2, 0, 9, 1, 4), Share(1, 5, 5, 0, 0)]), np.zeros((1, 3))
+    assert shares.cursor == Cursor(1, 4)
+    assert shares.next(x) == 3 and (x >= 200).all() and shares.cursor == Cursor(1, 3)
+
+
 def test_signs_of_life_are_given_while_a_share_is_read() -> None:
     """The reading ends only when it has been heard of three times meanwhile."""
     heard, beats = threading.Event(), []
