@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from points import MODEL, REGISTERS, REPLICAS, ROWS, SIZE, TREE, VALUES, jobs, tree, write
 
-from dbnet import open_run
+from dbnet import open_run, saving
 from dbnet.channel import Mailboxes
 from dbnet.checkpoint import REPLICA, Checkpoint, part_of, texts
 from dbnet.config import build
@@ -27,6 +28,9 @@ from dbnet.layers.dense import Dense
 from dbnet.losses.softmax import Softmax
 from dbnet.model import Model
 from dbnet.ranges import Range, split
+from dbnet.registry import make
+from dbnet.saving import Saver
+from dbnet.shard import Shard
 from dbnet.shares import SHARE
 from dbnet.verify import damage
 
@@ -105,6 +109,13 @@ def test_replicas_of_another_number_go_on_at_the_mean_progress() -> None:
     rows = [point.replica(r, 3) for r in range(3)]
     assert sum(row["examples"] for row in rows) == 375
     assert {(row["steps"], row["pushes"]) for row in rows} == {(12, 21)}
+
+
+def test_replicas_that_made_no_step_do_not_pull_the_others_back() -> None:
+    point = object.__new__(Checkpoint)
+    point.config = build({**TREE, "topology": {"replicas": 3}})
+    point.replicas = np.array([(10, 175, 20, 3, 25), (0, 0, 0, 0, 0), (13, 200, 21, 4, 0)], REPLICA)
+    assert [point.replica(r, 2)["steps"] for r in range(2)] == [12, 12]
 
 
 # --- what is not sound --------------------------------------------------------------------------------------------------------
@@ -218,7 +229,8 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert left == ["000006.h5", "000006.shard-0.h5", "notes.txt"]
 
 
-def test_whatever_ends_the_writing_the_link_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [1, 2])
+def test_whatever_ends_the_writing_the_link_is_whole(keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files as they are before each of the writer's operations on files, in order."""
     (tmp_path / "a").mkdir()
     write(tmp_path / "a")
@@ -233,7 +245,8 @@ def test_whatever_ends_the_writing_the_link_is_whole(tmp_path: Path, monkeypatch
                 busy = True
                 # What a process would find that starts after this one has died here.
                 snapshot = shutil.copytree(tmp_path / "a", tmp_path / "now", symlinks=True)
-                assert damage(snapshot / link.name) == []
+                masters = [path for path in (snapshot / "run.checkpoints").glob("*.h5") if path.name.count(".") == 1]
+                assert all(damage(path) == [] for path in (snapshot / link.name, *masters))
                 moments.append(read(Checkpoint(snapshot / link.name)))
                 shutil.rmtree(snapshot)
                 busy = False
@@ -241,7 +254,7 @@ def test_whatever_ends_the_writing_the_link_is_whole(tmp_path: Path, monkeypatch
 
         return call
 
-    steps = list(jobs(tmp_path / "a", 3))
+    steps = list(jobs(tmp_path / "a", 3, keep=keep))
     for operation in ("fsync", "replace", "symlink", "unlink"):
         monkeypatch.setattr(os, operation, looked_at(getattr(os, operation)))
     for job in steps:
@@ -250,6 +263,55 @@ def test_whatever_ends_the_writing_the_link_is_whole(tmp_path: Path, monkeypatch
     seen = [int(np.median(w / VALUES)) for w in moments]
     assert seen == sorted(seen) and set(seen) == {2, 3} and len(seen) > 15
     assert all(np.array_equal(w, n * VALUES) for w, n in zip(moments, seen, strict=True))
+
+
+def test_a_part_holds_each_slice_as_it_was_when_it_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard goes on between taking a slice of two numbers and its writing: each job here is run one update late."""
+    monkeypatch.setattr(saving, "CHUNK", 8)
+    boxes, clock = Mailboxes(2), np.zeros(1, np.int64)
+    shard = Shard(Range(3, 7), make("rules", {"kind": "adagrad"}, "rule"), np.ones(4, np.float32), clock, lambda: 0.0)
+    for job in Saver(shard, boxes.at(1), lambda: 0.0)._jobs(tmp_path / "part.h5", 0):
+        for register in shard.registers().values():
+            register += 1
+        clock += 1
+        job()
+    with h5py.File(tmp_path / "part.h5") as file:
+        # After the beginning, after each slice of params, after each slice of the sum.
+        w = file["params"][:]
+        assert w.tolist() == [2, 2, 3, 3] and file["state.sum"][:].tolist() == [3, 3, 4, 4] and file["clock"][:].tolist() == [5]
+        assert file["range"][:].tolist() == [3, 7]
+    saved = boxes.at(0).receive().content
+    assert saved.clock.tolist() == [5] and saved.digests["params"] == sha256(w.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sound"), [("params", -2e15, False), ("state.sum", 2e15, True), ("state.sum", np.inf, False)]
+)
+def test_parameters_beyond_all_learning_leave_nothing(name: str, value: float, sound: bool, tmp_path: Path) -> None:
+    boxes = Mailboxes(2)
+    rule = make("rules", {"kind": "adagrad"}, "rule")
+    shard = Shard(Range(0, 4), rule, np.ones(4, np.float32), np.zeros(1, np.int64), lambda: 0.0)
+    shard.registers()[name][2] = value
+    saver = Saver(shard, boxes.at(1), lambda: 0.0, inline=True)
+    saver.begin(saving.master_of(tmp_path, 1), 0, "id")
+    while saver.advance():
+        pass
+    saved = boxes.at(0).receive().content
+    assert saved.sound is sound and (saved.failure == "") is sound and ("beyond all learning" in saved.failure) is not sound
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.shard-0.h5"] * sound
+
+
+def test_a_part_of_another_run_makes_no_checkpoint(tmp_path: Path) -> None:
+    """Two runs with one folder: who wrote the part last has it, the other's master is not written."""
+    link = write(tmp_path)
+    *steps, master, _, _ = jobs(tmp_path, 2)
+    for job in steps:
+        job()
+    path = link.resolve().with_name("000002.h5")
+    shutil.copy(part_of(link.resolve(), 1), part_of(path, 1))
+    with pytest.raises(OSError, match=r"000002\.shard-1\.h5' was written by another run"):
+        master()
+    assert not path.exists()
 
 
 def test_what_is_half_made_goes_with_the_next(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 from finished import ROOT, Finished
 from points import SIZE, VALUES, write
 
+from dbnet import checkpoint
 from dbnet.checkpoint import Checkpoint, create, part_of, store
 from dbnet.data.base import DataFile, read_inputs
 from dbnet.errors import UserError
 from dbnet.monitor import Run
+from dbnet.shares import SHARE
 from dbnet.untrusted import opened
 from dbnet.verify import damage
 
@@ -185,12 +187,15 @@ def test_parts_that_have_changed_places(tmp_path: Path) -> None:
 def test_a_part_that_was_written_anew(tmp_path: Path) -> None:
     master = write(tmp_path).resolve()
     with h5py.File(part_of(master, 1)) as file:
-        values, clock = file["params"][:], file["clock"][:]
+        values, clock, extent = file["params"][:], file["clock"][:], file["range"][:]
     replace(part_of(master, 1), "params", values + np.float32(1e-6))
     both(master, "000001.shard-1.h5': /params holds other values than were written")
     replace(part_of(master, 1), "params", values)
     assert damage(master) == []
     replace(part_of(master, 1), "clock", clock + 1)
+    both(master, "000001.shard-1.h5' has another /range or /clock")
+    replace(part_of(master, 1), "clock", clock)
+    replace(part_of(master, 1), "range", extent + 1)
     both(master, "000001.shard-1.h5' has another /range or /clock")
 
 
@@ -207,6 +212,14 @@ def test_values_that_are_not_finite(value: float, tmp_path: Path) -> None:
         Checkpoint(master).read("params", Checkpoint(master).ranges[2], np.zeros(SIZE - lo, np.float32))
 
 
+def test_a_bad_element_is_counted_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHUNK", 16)
+    master = write(tmp_path).resolve()
+    with h5py.File(part_of(master, 1), "a") as file:
+        file["params"][6] = np.nan
+    assert damage(master)[0] == f"'{part_of(master, 1)}': /params, elements 4 .. 8: element 6 is nan"
+
+
 def test_masters_that_map_other_files(tmp_path: Path) -> None:
     master = write(tmp_path).resolve()
     for target in ("/etc/passwd", "../other.shard-0.h5", "pipe"):
@@ -220,6 +233,13 @@ def test_masters_that_map_other_files(tmp_path: Path) -> None:
         del file["params"]
         layout = h5py.VirtualLayout((SIZE,), np.float32)
         layout[:] = h5py.VirtualSource("000009.shard-0.h5", "params", (SIZE,))
+        file.create_virtual_dataset("params", layout)
+    both(master, "/params does not map the parts")
+    with h5py.File(master, "a") as file:
+        del file["params"]
+        layout, (one, two, three) = h5py.VirtualLayout((SIZE,), np.float32), Checkpoint(write(tmp_path, 2), parts=False).ranges
+        for shard, part in ((1, one), (0, two), (2, three)):
+            layout[part.slice] = h5py.VirtualSource(f"000001.shard-{shard}.h5", "params", (part.size,))
         file.create_virtual_dataset("params", layout)
     both(master, "/params does not map the parts")
 
@@ -263,6 +283,19 @@ def test_odd_masters(case: str, tmp_path: Path, dbnet: Command) -> None:
     for words, code in ((["inspect"], 2), (["inspect", "--verify"], 1), (["evaluate"], 2)):
         done = dbnet(*words, link)
         assert done.code == code and (done.err + done.out).count("\n") == 1 and "Traceback" not in done.err, done
+
+
+def test_shares_that_cannot_be(tmp_path: Path) -> None:
+    rows = {(0, 0, 5, 1, 4): 1.8, (1, 3, 3, 2, 0): 0.0, (0, 0, 5, 1, 6): None, (2, 0, 5, 0, 0): None, (0, 5, 4, 0, 0): None}
+    for number, (row, progress) in enumerate(rows.items(), 1):
+        link = write(tmp_path, number)
+        with h5py.File(link, "a") as file:
+            store(file, "table.shares", np.array([row], SHARE))
+        if progress is None:
+            with pytest.raises(UserError, match=r"/table\.shares is damaged"):
+                Checkpoint(link)
+        else:
+            assert Checkpoint(link).progress == progress
 
 
 def test_a_dataset_whose_chunks_were_never_written(tmp_path: Path) -> None:
