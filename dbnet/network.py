@@ -6,7 +6,6 @@ one partition both boxes are the whole layer, the activations of one layer are t
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from dbnet.jit import kernel
 from dbnet.layers.base import Cell, Layer
 from dbnet.model import Model, contains, footprint, shared_size
-from dbnet.ranges import Range, Region, intersect, relative, shape_of, size_of
+from dbnet.ranges import Range, Region, flatten, intersect, relative, shape_of, size_of
 
 
 @kernel("T[:];T[:];f8")
@@ -82,6 +81,9 @@ class Network:
         self._allocate()
         self.stats = np.zeros((model.loss.width, batch), model.dtype)
         self.share = np.zeros(0 if boxes is None else shared_size(model), model.dtype)
+        own = flatten(self.boxes[-1], model.shapes[-1])
+        # The index of this partition's first output unit; the others follow (`partition.Cut`).
+        self._first = own[0].lo if own else 0
         self._parts = [self._interior(i) for i in range(len(model.layers))]
         self._scratch = [layer.scratch(self._cell(i, training)) for i, layer in enumerate(model.layers)]
         self._bound: dict[tuple[int, int], list[Cell]] = {}
@@ -205,7 +207,7 @@ class Network:
             else:
                 self._forward_exchanging(i, layer, cell)
         y, dy = self._output(cells)
-        self.model.loss.reduce(y, target, self._first(), self.stats, dy)
+        self.model.loss.reduce(y, target, self._first, self.stats, dy)
         parts = self.stats[None] if self.exchange is None else self.exchange.combine(self.stats)
         self.model.loss.combine(parts, self.stats)
         return cells
@@ -234,7 +236,7 @@ class Network:
         """
         cells = self.forward(w, target, g, step, seed)
         y, dy = self._output(cells)
-        self.model.loss.delta(y, target, self._first(), self.stats, count, dy)
+        self.model.loss.delta(y, target, self._first, self.stats, count, dy)
         for i in reversed(range(len(cells))):
             layer, cell = self.model.layers[i], cells[i]
             adds = accumulate and not (self.share.size and self._shares(i))
@@ -290,7 +292,3 @@ class Network:
 
     def _output(self, cells: list[Cell]) -> tuple[np.ndarray, np.ndarray]:
         return cells[-1].y.reshape(-1, self.batch), self._dy[-1].reshape(-1, self.batch)
-
-    def _first(self) -> int:
-        """Return the index of this partition's first output unit."""
-        return self.boxes[-1][0].lo * prod(self.model.shapes[-1][1:])

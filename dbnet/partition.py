@@ -7,7 +7,8 @@ transpose.
 
 The grids are the user's (`cut` of a layer), or those with the smallest predicted time: a shortest path through the layers, where a
 grid costs its largest partition's arithmetic, and a pair of neighbouring grids the largest exchange, and a copy where the output of
-one is no contiguous piece of the other's input.
+one is no contiguous piece of the other's input. The last layer is cut so that each partition's units are neighbours, since a loss
+knows a partition's units by the index of the first: an image into rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from dbnet.errors import UserError
 from dbnet.layers.base import Shape
 from dbnet.model import Model, contains, shared_size
-from dbnet.ranges import Range, Region, intersect, size_of, split
+from dbnet.ranges import Range, Region, flatten, intersect, size_of, split
 
 Boxes = list[Region]
 
@@ -68,6 +69,11 @@ def grids(shape: Shape, partitions: int) -> list[tuple[int, ...]]:
     return [(rows, partitions // rows) for rows in range(1, partitions + 1) if partitions % rows == 0]
 
 
+def neighbours(shape: Shape, grid: tuple[int, ...], partitions: int) -> bool:
+    """Return whether each box of a grid holds units that follow one another."""
+    return all(len(flatten(box, shape)) <= 1 for box in cut_boxes(shape, grid, partitions))
+
+
 class Cut:
     """A model cut over P partitions.
 
@@ -109,6 +115,10 @@ class Cut:
     @cached_property
     def _messages(self) -> list[list[Message]]:
         return [[], *(self._crossing(i, [b[i] for b in self.boxes], [b[i + 1] for b in self.boxes]) for i in self._later)]
+
+    @property
+    def _last(self) -> int:
+        return len(self.model.layers) - 1
 
     @property
     def _later(self) -> range:
@@ -188,7 +198,7 @@ class Cut:
         best: dict[tuple[int, ...], tuple[float, list[tuple[int, ...]]]] = {}
         for i, layer in enumerate(self.model.layers):
             shape, now = self.model.shapes[i + 1], {}
-            for grid in [self._given(i)] if layer.cut and given else grids(shape, self.partitions):
+            for grid in [self._given(i)] if layer.cut and given else self._grids(i):
                 boxes = cut_boxes(shape, grid, self.partitions)
                 own, options = self.compute_seconds(i, boxes), []
                 for cost, path in best.values():
@@ -199,11 +209,20 @@ class Cut:
             best = now
         return min(best.values())[1]
 
+    def _grids(self, layer: int) -> list[tuple[int, ...]]:
+        shape = self.model.shapes[layer + 1]
+        return [g for g in grids(shape, self.partitions) if layer < self._last or neighbours(shape, g, self.partitions)]
+
     def _given(self, layer: int) -> tuple[int, ...]:
         grid, shape = self.model.layers[layer].cut, self.model.shapes[layer + 1]
         if len(grid) > len(shape) or min(grid) < 1 or prod(grid) > self.partitions:
             raise UserError(
                 f"model.layers.{layer}.cut = {list(grid)} does not fit a layer of shape {'x'.join(map(str, shape))} and "
                 f"{self.partitions} partitions; give at most {len(shape)} numbers whose product is at most {self.partitions}."
+            )
+        if layer == self._last and not neighbours(shape, grid, self.partitions):
+            raise UserError(
+                f"model.layers.{layer}.cut = {list(grid)} cuts the last layer into units that are not neighbours, of which no loss "
+                f"can be computed; cut it into rows, [{prod(grid)}, 1]."
             )
         return grid

@@ -111,6 +111,28 @@ def test_whole_numbers_give_the_same_bits(name, partitions):
     np.testing.assert_array_equal(cut.g, one.g)
 
 
+@pytest.mark.parametrize("shape", [(2, 12), (1, 9), (7, 4)], ids=str)
+@pytest.mark.parametrize("loss", ["softmax", "squared", "logistic"])
+@pytest.mark.parametrize("partitions", [3, 4])
+def test_an_image_as_the_output_is_judged_unit_by_unit(shape, loss, partitions):
+    """Labels, and vectors where the loss takes them, fall on the same units whoever owns these."""
+    outputs, rng = shape[0] * (shape[1] - 2) * 2, np.random.default_rng(7)
+    model = model_of([{"kind": "local", "maps": 2, "field": [1, 3]}], (*shape, 1), outputs, loss)
+    w, x = rng.standard_normal(model.layout.size), rng.standard_normal((*shape, 1, 5))
+    targets = [rng.integers(0, outputs, 5)] + [rng.standard_normal((outputs, 5))] * (loss == "squared")
+    for target in targets:
+        one, cut = (run(model, p, 5, w, x, target, 5) for p in (1, partitions))
+        np.testing.assert_allclose(cut.g, one.g, rtol=0, atol=1e-12)
+        assert cut.score == (pytest.approx(one.score[0], rel=1e-12), one.score[1])
+
+
+def test_a_cut_of_the_last_layer_into_columns_is_refused():
+    model = model_of([{"kind": "pool", "over": "average", "cut": [2, 2]}], (8, 8, 1), 16)
+    with pytest.raises(UserError, match=r"model.layers.0.cut = \[2, 2\] .* not neighbours.*cut it into rows, \[4, 1\]"):
+        Cut(model, 4)
+    assert Cut(model, 4, given=False).chosen == [(4, 1)]
+
+
 IMAGE_LAYERS = [
     {"kind": "local", "maps": 3, "field": 3},
     {"kind": "local", "maps": 2, "field": [2, 4], "stride": [3, 2], "padding": [1, 2]},
@@ -174,7 +196,7 @@ def test_every_crossing_value_is_sent_once_and_nothing_else(name, partitions):
 
 def test_nothing_is_sent_where_nothing_crosses():
     model = model_of(
-        [{"kind": "pool", "field": 2, "cut": [2, 2]}, {"kind": "pool", "field": 1, "cut": [2, 2]}], (8, 8, 1), 16, "squared"
+        [{"kind": "pool", "field": 2, "cut": [4, 1]}, {"kind": "pool", "field": 1, "cut": [4, 1]}], (8, 8, 1), 16, "squared"
     )
     assert Cut(model, 4).messages(1) == []
 

@@ -99,7 +99,8 @@ class Layer(Member):
     family: ClassVar[str] = "layers"
     parts: ClassVar[bool] = False
     cut: tuple[int, ...] | None = Field(
-        default=None, description="parts per axis of the units, (rows, columns) or (units); default: chosen by cost"
+        default=None,
+        description="parts per axis of the units, (rows, columns) or (units), the last layer's (rows, 1); default: chosen by cost",
     )
 
     @property
