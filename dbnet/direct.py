@@ -33,14 +33,16 @@ class DirectStore:
     """
 
     def __init__(self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool, finite: bool = True) -> None:
-        self._flat, self._shards, self._replica = flat, shards, replica
+        self._flat, self._replica = flat, replica
+        # A shard without parameters is pushed nothing, as over MPI.
+        self._shards = [shard for shard in shards if shard.range.size]
         self.w = flat if share else flat.copy()
         self.g = np.zeros_like(flat)
         self.counts, self.number = Counts(), 0
         self.fetched = self.overlaps = self.landing = False
-        self._clocks = [0] * len(shards)
+        self._clocks = [0] * len(self._shards)
         self._oldest = self._clocks
-        self._intakes = [Intake(shard, finite) for shard in shards]
+        self._intakes = [Intake(shard, finite) for shard in self._shards]
 
     def resume(self, number: int) -> None:
         """Go on counting pushes from `number`."""

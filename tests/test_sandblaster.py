@@ -127,6 +127,20 @@ def test_iterates_are_those_of_the_local_space(adult_file: Path, tmp_path: Path,
     assert found.passes.sum() == state.passes and (found.rounds[1:] <= 4).all()
 
 
+@pytest.mark.parametrize("method", ["sandblaster", "downpour"])
+def test_more_shards_than_parameters(tmp_path: Path, method: str) -> None:
+    rng, layers = np.random.default_rng(2), "model.layers=[{kind='dense', units=2}]"
+    write(tmp_path / "small.h5", {"train/x": rng.standard_normal((9, 2)), "train/y": rng.integers(0, 2, 9), "classes": 2})
+    stop = "stop={iterations=3}" if method == "sandblaster" else "stop={epochs=2}"
+    found = []
+    for shards in (1, 7):
+        changes = [layers, f"method.kind={method}", stop, f"topology.shards={shards}", f"run.name=on-{shards}"]
+        done = run.train(cfg(tmp_path / "small.h5", tmp_path, *changes), quiet=True)
+        assert set(Run(done.run_file).events.shard) == set(range(min(shards, 6)))
+        found.append(params(done.checkpoint))
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 KINDS = {
     "lbfgs": ["descent.kind=lbfgs", "descent.history=4"],
     "conjugate_gradient": ["descent.kind=conjugate_gradient"],
