@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dbnet.jit import exp, kernel
+from dbnet.jit import exp, expm1, kernel
 
 Activation = Literal["identity", "sigmoid", "tanh", "relu"]
 
@@ -35,11 +35,15 @@ def sigmoid(y: np.ndarray, b: np.ndarray) -> None:
 
 @kernel("T[:,:];T[:]")
 def tanh(y: np.ndarray, b: np.ndarray) -> None:
-    one, two = y.dtype.type(1), y.dtype.type(2)
+    zero, two = y.dtype.type(0), y.dtype.type(2)
     for u in range(y.shape[0]):
         bias = b[u % b.size]
         for j in range(y.shape[1]):
-            y[u, j] = two / (one + exp(-two * (y[u, j] + bias))) - one
+            # e^-2|v| - 1, so that a small value is not the difference of large ones.
+            v = y[u, j] + bias
+            less = expm1(-two * abs(v))
+            size = -less / (two + less)
+            y[u, j] = size if v >= zero else -size
 
 
 @kernel("T[:,:];T[:]")

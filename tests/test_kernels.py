@@ -56,6 +56,14 @@ def test_activations(name, dtype, shared):
             np.testing.assert_allclose(mine, truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype, most", [("float32", 4e-7), ("float64", 1e-15)])
+def test_tanh_is_exact_to_rounding_however_small(dtype, most):
+    z = np.geomspace(1e-30, 400, 500).astype(dtype)
+    z = np.stack([z, -z])
+    for y, *_ in both(ACTIVATIONS["tanh"].forward, z, np.zeros(1, dtype)):
+        assert np.abs(y / np.tanh(z.astype("f8")) - 1).max() < most
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kernel", [batches.gather, batches.gather_bytes], ids=["floats", "bytes"])
 def test_gather(kernel, dtype):
