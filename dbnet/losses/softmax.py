@@ -1,10 +1,11 @@
 """Softmax cross-entropy: loss = -log(exp(z_label) / sum_k exp(z_k)); delta = softmax(z) - onehot(label).
 
 Statistics per example: row 0 the label's own z, row 1 the largest z, row 2 its unit, row 3 the sum of exp(z - largest) over the
-others, row 4 the partition's own largest. Combined, row 0 becomes the loss, rows 1 and 2 speak of all units, row 3 is the sum over
-all of them, row 4 stays the partition's. In between, `dy` holds exp(z - this partition's largest).
+others, row 4 the partition's own largest. Combined, row 0 becomes the loss, rows 1 to 3 speak of all units, row 4 stays the
+partition's. In between, `dy` holds exp(z - this partition's largest).
 
-Computed as (largest - z_label) + log1p(sum over the others), so that a small loss is not the difference of large numbers.
+Computed as (largest - z_label) + log1p(sum over the others), so that a small loss is not the difference of large numbers;
+where the label's z is the largest its delta is -sum over the others / (1 + sum over the others), for the same reason.
 """
 
 from __future__ import annotations
@@ -55,21 +56,24 @@ def combine(parts: np.ndarray, stats: np.ndarray) -> None:
             if p != first:
                 others += (one + parts[p, 3, j]) * stats.dtype.type(math.exp(parts[p, 1, j] - best))
         stats[0, j] = (best - label) + stats.dtype.type(math.log1p(others))
-        stats[1, j], stats[2, j], stats[3, j] = best, unit, one + others
+        stats[1, j], stats[2, j], stats[3, j] = best, unit, others
 
 
 @kernel("i8[:];i8;T[:,:];i8;T[:,:]")
 def finish(label: np.ndarray, lo: int, stats: np.ndarray, count: int, dz: np.ndarray) -> None:
-    one, n = dz.dtype.type(1) / dz.dtype.type(count), dz.dtype.type(count)
+    one, n = dz.dtype.type(1), dz.dtype.type(count)
     for j in range(dz.shape[1]):
-        shrink = dz.dtype.type(math.exp(stats[4, j] - stats[1, j])) / (stats[3, j] * n)
-        stats[3, j] = shrink if j < count else dz.dtype.type(0)
+        shrink = dz.dtype.type(math.exp(stats[4, j] - stats[1, j])) / ((one + stats[3, j]) * n)
+        stats[4, j] = shrink if j < count else dz.dtype.type(0)
     for k in range(dz.shape[0]):
         for j in range(dz.shape[1]):
-            dz[k, j] *= stats[3, j]
+            dz[k, j] *= stats[4, j]
     for j in range(count):
         if lo <= label[j] < lo + dz.shape[0]:
-            dz[label[j] - lo, j] -= one
+            # Where the label's z is the largest, its share of 1 less 1 is what the others have.
+            best = int(stats[2, j]) == label[j]
+            others = -stats[3, j] / ((one + stats[3, j]) * n)
+            dz[label[j] - lo, j] = others if best else dz[label[j] - lo, j] - one / n
 
 
 class Softmax(Loss):
