@@ -26,6 +26,11 @@ class Point(NamedTuple):
 Search = Generator[float | None, float, Point | None]
 
 
+def rounding(dtype: np.dtype) -> float:
+    """Return the relative rounding error of a loss of parameters of this type."""
+    return 8 * float(np.finfo(dtype).eps)
+
+
 class Wolfe(BaseModel):
     """Conditions that a step must satisfy.
 
@@ -50,7 +55,7 @@ class Wolfe(BaseModel):
 
     def complete(self, dtype: np.dtype) -> Wolfe:
         """Return these conditions for a loss of parameters of this type."""
-        return self if self.noise is not None else self.model_copy(update={"noise": 8 * float(np.finfo(dtype).eps)})
+        return self if self.noise is not None else self.model_copy(update={"noise": rounding(dtype)})
 
 
 class _Search:

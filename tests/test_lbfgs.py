@@ -279,6 +279,18 @@ def test_the_search_ends_at_the_rounding_of_the_type(dtype: str, norm: float) ->
     assert max(np.bincount(passes)) <= 3, "passes of an iteration"
 
 
+def test_owlqn_ends_at_the_rounding_of_the_type() -> None:
+    f, state = synthetic(), State()
+
+    def rounded(x: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, g = f(x)
+        return float(np.float32(loss)), g
+
+    options = OWLQN(strength=1e-3, iterations=200, loss_change=0.0, gradient_norm=0.0)
+    solve(local(np.zeros(20), "float32"), objective(rounded), options, state)
+    assert state.iteration == 200 and state.passes <= 400
+
+
 # --- optima -------------------------------------------------------------------------------------------------------------------
 
 

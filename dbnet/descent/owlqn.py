@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dbnet.descent.base import ACCEPTED, FullBatch, Pass, Requests, evaluate
 from dbnet.history import History, State
+from dbnet.linesearch import rounding
 from dbnet.space import Align, Combine, Create, Dot, Norm1, ProjectOrthant, PseudoGradient, Space
 from dbnet.waiting import Wait
 
@@ -33,6 +34,9 @@ class OWLQN(FullBatch):
         Share of the linearly predicted decrease that a step must reach.
     trials
         Trial points per iteration.
+    noise
+        Relative rounding error of the loss: a rise of the loss by less is not seen as one. None: 8 epsilon of the parameters' type
+        (1e-6 in float32, 2e-15 in float64).
     """
 
     kind: ClassVar[str] = "owlqn"
@@ -42,6 +46,7 @@ class OWLQN(FullBatch):
     curvature: float = Field(default=1e-10, ge=0)
     decrease: float = Field(default=1e-4, gt=0, lt=1)
     trials: int = Field(default=30, gt=0)
+    noise: float | None = Field(default=None, ge=0)
 
     def registers(self) -> tuple[str, ...]:
         return (*History(State(), self.history, self.curvature).registers, "pseudo", "moved")
@@ -74,6 +79,7 @@ class OWLQN(FullBatch):
 
     def _search(self, space: Space, state: State, memory: History) -> Generator[Pass | Wait, float, tuple[float, float]]:
         """Halve the step until the loss decreases enough; return step and loss, or 0 with params and gradient as before."""
+        slack = (rounding(space.dtype) if self.noise is None else self.noise) * abs(state.loss)
         terms, step = memory.propose()
         start = [*memory.commit, Combine(terms, "direction"), Align("direction", "pseudo", self.mask)]
         for _ in range(self.trials):
@@ -89,7 +95,7 @@ class OWLQN(FullBatch):
             if not predicted < 0:
                 break
             loss = (yield from evaluate(state, iterate="base")) + self.strength * norm
-            if loss <= state.loss + self.decrease * predicted:
+            if loss <= state.loss + self.decrease * predicted + slack:
                 return step, loss
             step /= 2
         yield from space.run(memory.restore)
