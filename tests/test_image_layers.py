@@ -368,6 +368,16 @@ def test_max_gives_the_delta_to_the_first_of_equals() -> None:
     assert c.dx[..., 0, 0].tolist() == [[5, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("place_of_it", range(4))
+def test_no_pool_loses_a_value_that_is_not_finite(place_of_it: int) -> None:
+    for over in ("max", "average", "l2"):
+        layer, x = Pool(over=over), np.arange(8.0).reshape(2, 2, 1, 2)
+        x.reshape(4, 2)[place_of_it, 1] = np.nan
+        c = place(layer, (2, 2, 1), {"x": x, "dy": np.ones((1, 1, 1, 2))})
+        layer.forward(c)
+        assert np.isnan(c.y).ravel().tolist() == [False, True], over
+
+
 def test_norm_is_its_formula() -> None:
     layer, (rows, cols, maps) = Norm(radius=1, spread=1.0, floor=0.2), (4, 5, 2)
     x = np.random.default_rng(1).normal(size=(rows, cols, maps, 1))
