@@ -114,6 +114,8 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trus
             raise UserError(f"'{data.path}' has no part '{part}'; it has {', '.join(data.sizes)}.")
         if data.shape != model.shapes[0]:
             raise UserError(f"'{data.path}' holds examples of shape {data.shape}, the network takes {model.shapes[0]}.")
+        if data.targets and not model.loss.vectors:
+            raise UserError(f"'{data.path}' holds vectors, but the {model.loss.kind} loss of the network wants labels.")
         if (data.targets or data.classes) != outputs:
             raise UserError(f"'{data.path}' has {data.targets or data.classes} classes, the network {outputs}.")
         return judge, Batches(data.read(part, None, judge.columns), EVALUATION_BATCH, data.scale, model.dtype, None)

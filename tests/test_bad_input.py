@@ -147,6 +147,10 @@ def test_data_of_another_network(
     make_data()
     point = "out/run.checkpoint.h5"
     assert "the network takes (8, 8, 1)" in refused("evaluate", point, "small.h5")
+    make_data(
+        "vectors.h5", test__x=np.zeros((4, 8, 8)), test__y=np.eye(10)[:4], train__x=np.zeros((8, 8, 8)), train__y=np.eye(10)[:8]
+    )
+    assert "holds vectors, but the softmax loss of the network wants labels" in refused("evaluate", point, "vectors.h5")
     assert "the network takes (8, 8, 1)" in refused("predict", point, "small.h5", "o.csv")
     assert "has no part 'nonsense'" in refused("evaluate", point, "--part", "nonsense")
     assert "has no /nonsense/x" in refused("predict", point, digits, "o.csv", "--part", "nonsense")
