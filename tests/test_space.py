@@ -292,3 +292,15 @@ def test_a_shard_counts_what_is_of_its_pass_and_answers_what_it_was_asked() -> N
     bundle(0, 3, bad=True)
     assert answered() == [] and len(accrual.take_refused()) == 1
     assert accrual.registers() == {"params": accrual.params}
+
+
+def test_a_checkpoint_takes_the_iterate_for_the_parameters() -> None:
+    """While params is a trial point; masks and the gradient come anew with each run."""
+    base, boxes = np.full(2, 7.0), Mailboxes(2)
+    shard = Shard(Range(0, 2), Sgd(), np.zeros(2), np.zeros(1, np.int64), lambda: 0.0)
+    accrual = Accrual(shard, [], {"base": base}, {"weights": np.ones(2)})
+    for number, iterate, expected in ((1, "base", base), (2, "params", shard.params)):
+        accrual.heed(Question(number, (), number, (), iterate))
+        assert accrual.advance(boxes.at(1))
+        held = accrual.registers()
+        assert sorted(held) == ["params", "vector.base"] and held["params"] is expected and held["vector.base"] is base
