@@ -1,8 +1,9 @@
 """Open HDF5 files that somebody else may have made, or that are damaged.
 
 Opening refuses, before anything is read, whatever leads out of the file (links to other files, arrays stored in other files,
-virtual arrays over other files) and every array that claims more than the file can hold; what is no regular file is not opened at
-all, since a pipe makes HDF5 wait for ever. Only a checkpoint's master has virtual arrays, over its own parts in its own folder.
+virtual arrays over other files) and every array that claims more than the file can hold. What is no regular file is not opened at
+all, since a pipe makes HDF5 wait for ever; damaged mappings of virtual arrays are not shown to HDF5, since they crash it. Only a
+checkpoint's master has virtual arrays, over its own parts in its own folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import h5py
 
 from dbnet.errors import UNREADABLE, UserError, words
+from dbnet.mappings import Raw, intact
 
 _PART = re.compile(r"[^/]+\.shard-\d+\.h5")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -43,16 +45,19 @@ def opened(path: str | Path, *, growing: bool = False, virtual: bool = False) ->
     Raises
     ------
     UserError
-        It is no regular file, leads to other files, or claims sizes that it cannot have.
+        It is no regular file, leads to other files, has damaged mappings, or claims sizes that it cannot have.
     """
     require_file(path)
     with _open(path, growing) as file:
-        for name, item in _objects(path, file.id):
-            if isinstance(item, h5py.h5d.DatasetID):
-                try:
-                    _check(f"'{path}': /{name}", path, item, virtual)
-                except UNREADABLE as error:
-                    raise OSError(f"/{name}: {words(error)}") from None
+        made = file.id.get_create_plist()
+        with open(path, "rb", buffering=0) as content:
+            raw = Raw(content.fileno(), made.get_userblock(), *made.get_sizes())
+            for name, item in _objects(path, file.id, raw):
+                if isinstance(item, h5py.h5d.DatasetID):
+                    try:
+                        _check(f"'{path}': /{name}", path, item, virtual)
+                    except UNREADABLE as error:
+                        raise OSError(f"/{name}: {words(error)}") from None
         yield file
 
 
@@ -80,22 +85,26 @@ def _open(path: str | Path, growing: bool) -> h5py.File:
     return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ, access))
 
 
-def _objects(path: str | Path, root: h5py.h5g.GroupID) -> Iterator[tuple[str, h5py.h5g.GroupID | h5py.h5d.DatasetID]]:
+def _objects(path: str | Path, root: h5py.h5g.GroupID, raw: Raw) -> Iterator[tuple[str, h5py.h5g.GroupID | h5py.h5d.DatasetID]]:
     """Yield every object of a file with its name, once for each link to it; links within the file lead to one of these."""
     waiting, groups, count = [("", 0, root)], set(), 0
     while waiting:
         inside, depth, group = waiting.pop()
-        links: list[tuple[bytes, int]] = []
+        links: list[tuple[bytes, int, int]] = []
         group.links.iterate(lambda name, info, to=links: _note(to, name, info), info=True)
         count += len(links)
         if count > _LINKS or depth > _DEPTH:
             raise UserError(f"'{path}' holds more than {_LINKS} objects, or groups in groups {_DEPTH} deep; give a simpler file.")
-        for link, kind in links:
+        for link, kind, header in links:
             name = f"{inside}{link.decode(errors='replace')}"
             if kind == h5py.h5l.TYPE_SOFT:
                 continue
             if kind != h5py.h5l.TYPE_HARD:
                 raise UserError(f"'{path}': /{name} is a link to another file; copy what it leads to into the file.")
+            if not intact(raw, header):
+                raise UserError(
+                    f"'{path}': the mappings of /{name} are damaged (a checksum differs); copy the file again, or use another."
+                )
             item = h5py.h5o.open(group, link)
             if isinstance(item, h5py.h5g.GroupID):
                 address = h5py.h5o.get_info(item).addr
@@ -106,9 +115,9 @@ def _objects(path: str | Path, root: h5py.h5g.GroupID) -> Iterator[tuple[str, h5
                 yield name, item
 
 
-def _note(links: list[tuple[bytes, int]], name: bytes, info: h5py.h5l.LinkInfo) -> bool | None:
-    """Take down a link; end the listing where there are far too many."""
-    links.append((name, info.type))
+def _note(links: list[tuple[bytes, int, int]], name: bytes, info: h5py.h5l.LinkInfo) -> bool | None:
+    """Take down a link, its kind and the address that it leads to; end the listing where there are far too many."""
+    links.append((name, info.type, info.u))
     return True if len(links) > _LINKS else None
 
 

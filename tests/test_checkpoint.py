@@ -193,13 +193,10 @@ def test_a_flipped_byte_in_any_dataset_is_named(tmp_path: Path) -> None:
 def test_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     master, chance = write(tmp_path).resolve(), random.Random(3)
     files = [master, *(part_of(master, shard) for shard in range(3))]
-    found, mappings = 0, master.read_bytes().index(b"GCOL")
+    found = 0
     for _ in range(150):
         path = chance.choice(files)
         at, bit = chance.randrange(path.stat().st_size), 1 << chance.randrange(8)
-        # Not covered: HDF5 reads the mappings of virtual arrays without a look at their checksums, and crashes.
-        if path == master and mappings <= at < mappings + 512:
-            continue
         flip(path, at, bit)
         flaws = damage(master)
         if flaws:

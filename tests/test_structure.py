@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dbnet"
 FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
 # A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
 TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "interrupt", "disk", "rows", "patience"),
+    ("errors", "ranges", "gemm", "linesearch", "channel", "interrupt", "disk", "rows", "patience", "mappings"),
     ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table", "untrusted"),
     ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage", "window"),
     ("layers", "batches", "shard", "space", "monitor"),

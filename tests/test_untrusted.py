@@ -21,6 +21,7 @@ from dbnet import checkpoint
 from dbnet.checkpoint import Checkpoint, create, part_of, store
 from dbnet.data.base import DataFile, read_inputs
 from dbnet.errors import UserError
+from dbnet.mappings import checksum
 from dbnet.monitor import Run
 from dbnet.shares import SHARE
 from dbnet.untrusted import opened
@@ -242,6 +243,35 @@ def test_masters_that_map_other_files(tmp_path: Path) -> None:
             layout[part.slice] = h5py.VirtualSource(f"000001.shard-{shard}.h5", "params", (part.size,))
         file.create_virtual_dataset("params", layout)
     both(master, "/params does not map the parts")
+
+
+def test_any_flipped_byte_of_the_mappings(tmp_path: Path) -> None:
+    """HDF5 decodes them before it looks at their checksum, and crashes: in a process of its own."""
+    master = write(tmp_path).resolve()
+    raw = master.read_bytes()
+    heap = raw.index(b"GCOL")
+    size = int.from_bytes(raw[heap + 24 : heap + 32], "little")
+    look = (
+        "import sys\nfrom dbnet.errors import UNREADABLE, UserError\nfrom dbnet.untrusted import opened\n"
+        "path, lo, hi = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
+        "raw = open(path, 'rb').read()\n"
+        "for at in range(lo, hi):\n"
+        "    for bit in (1, 16):\n"
+        "        flipped = bytearray(raw); flipped[at] ^= bit; open(path, 'wb').write(flipped)\n"
+        "        try:\n            with opened(path, virtual=True) as file: file['params'].id.get_create_plist()\n"
+        "        except (UserError, *UNREADABLE) as error: print(at, bit, error)\n"
+    )
+    words = [sys.executable, "-c", look, str(master), str(heap), str(heap + 2 * size + 60)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, env=with_path())
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    said = {tuple(map(int, line.split()[:2])): line for line in done.stdout.splitlines()}
+    for at in range(heap + 32, heap + 32 + size):
+        assert all("the mappings of /params are damaged" in said[at, bit] for bit in (1, 16))
+
+
+def test_the_checksum_is_that_of_hdf5() -> None:
+    """The values are those that the author of the algorithm gives."""
+    assert checksum(b"") == 0xDEADBEEF and checksum(b"Four score and seven years ago") == 0x17770551
 
 
 def big(file: h5py.File, name: str, shape: tuple[int, ...]) -> None:
