@@ -62,7 +62,8 @@ def test_truncated_data(share: float, digits: Path, run_file: Path, refused: Cal
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("run.toml", ": it is a text file, and dbnet's files are HDF5; 'dbnet data --help' shows"), (".", ": it is a folder, "),
+    [("run.toml", ": it is a text file, and dbnet's files are HDF5; 'dbnet data --help' shows"),
+     (".", ": it is a folder; give a regular file."),
      ("a.npz", ": it is a zip archive, like NumPy's .npz, "),
      ("a.npy", ": it is a NumPy array, "), ("noise", " (it is no HDF5 file);"),
      ("cut.h5", " (it is cut off: it has 3,000 of its 82,813 bytes); "), ("empty", " (it is no HDF5 file);")],
