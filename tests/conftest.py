@@ -62,11 +62,11 @@ def soak(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data file of the handwritten digits."""
-    from dbnet.data.base import write
-    from dbnet.registry import make
+    from dbnet.core.registry import make
+    from dbnet.data.file import write
 
     path = tmp_path_factory.mktemp("data") / "digits.h5"
-    write(path, make("data", {"kind": "digits"}, "data").read())
+    write(path, make("data.formats", {"kind": "digits"}, "data").read())
     return path
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from dbnet.batches import Batches
-from dbnet.channel import Channel
-from dbnet.config import Config
-from dbnet.data.base import DataFile
-from dbnet.direct import Store
-from dbnet.orders import Orders
-from dbnet.pace import Pace
-from dbnet.parameters import Layout
-from dbnet.portions import Reader
-from dbnet.ranges import Range
-from dbnet.registry import Member
-from dbnet.replica import Replica
-from dbnet.shard import Shard
-from dbnet.shares import Share, Shares, order
-from dbnet.space import Registers
-from dbnet.store import Inbox
-from dbnet.topology import Topology
-from dbnet.waiting import Turns
-from dbnet.window import Field
+from dbnet.comm.channel import Channel
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import Turns
+from dbnet.comm.window import Field
+from dbnet.coordinator.coordinator import Coordinator
+from dbnet.coordinator.orders import Orders
+from dbnet.core.config import Config
+from dbnet.core.ranges import Range
+from dbnet.core.registry import Member
+from dbnet.data.batches import Batches
+from dbnet.data.file import DataFile
+from dbnet.data.portions import Reader
+from dbnet.data.subsets import Share, Shares, order
+from dbnet.network.parameters import FlatLayout
+from dbnet.network.replica import Replica
+from dbnet.shards.local_store import Store
+from dbnet.shards.shard import Shard
+from dbnet.shards.space import Registers
+from dbnet.shards.store import Inbox
 
 
 class Method(Member):
@@ -80,7 +80,7 @@ class Method(Member):
         return Shares(load, batch, shares)
 
     def receiver(
-        self, shard: Shard, layout: Layout, config: Config, origins: Sequence[tuple[int, int]], saved: Callable[[], Registers]
+        self, shard: Shard, layout: FlatLayout, config: Config, origins: Sequence[tuple[int, int]], saved: Callable[[], Registers]
     ) -> Any:
         """Return what takes the pushes at a shard; here: the shard.
 
@@ -101,6 +101,6 @@ class Method(Member):
         """Run one shard; `inbox` is None where pushes are applied directly."""
         raise NotImplementedError
 
-    def coordinate(self, pace: Pace) -> Turns:
+    def coordinate(self, pace: Coordinator) -> Turns:
         """Run the coordinator."""
         raise NotImplementedError

@@ -14,23 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from dbnet.channel import Channel, Message
-from dbnet.config import Config
-from dbnet.direct import Store
-from dbnet.errors import UserError
+from dbnet.checkpoint.parts import PartWriter
+from dbnet.comm.channel import Channel, Message
+from dbnet.comm.turns import IDLE, Turns
+from dbnet.coordinator.coordinator import Coordinator, finish, manage
+from dbnet.coordinator.orders import END, GO, Orders, most_shares
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.ranges import split
+from dbnet.data.subsets import hand_out
 from dbnet.methods.base import Method
-from dbnet.orders import END, GO, Orders, most_shares
-from dbnet.pace import Pace
-from dbnet.ranges import split
-from dbnet.replica import Replica
-from dbnet.saving import Saver
-from dbnet.shard import Shard
-from dbnet.shares import hand_out
-from dbnet.store import Inbox
-from dbnet.waiting import IDLE, Turns, Wait
-
-_REPORT = 0.1
-_ALONE = 1e-3
+from dbnet.methods.worker import attend, finished, report
+from dbnet.network.replica import Replica
+from dbnet.shards.local_store import Store
+from dbnet.shards.server import _REPORT, drain
+from dbnet.shards.shard import Shard
+from dbnet.shards.store import Inbox
 
 
 class Downpour(Method):
@@ -89,7 +88,7 @@ class Downpour(Method):
             yield from store.push(accrued, replica.steps - 1)
 
     def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
-        next_report, draining, saver = 0.0, False, Saver(shard, channel, clock, inbox is None)
+        next_report, draining, saver = 0.0, False, PartWriter(shard, channel, clock, inbox is None)
         while True:
             # The message first: after "drain" the rings must be seen empty once more.
             message = channel.receive()
@@ -124,7 +123,7 @@ class Downpour(Method):
         """Do what else a coordinator asks of its shards; return whether there was something to do."""
         return False
 
-    def coordinate(self, pace: Pace) -> Turns:
+    def coordinate(self, pace: Coordinator) -> Turns:
         desk, roll = pace.desk, pace.roll
         roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
         for replica, shares in enumerate(pace.first_shares):
@@ -146,49 +145,6 @@ class Downpour(Method):
         yield from finish(pace)
 
 
-# --- the replica's side -------------------------------------------------------------------------------------------------------
-
-
-def finished(replica: Replica, orders: Orders, config: Config) -> bool:
-    """Return whether the replica has made its own part: its steps or its passes over its shares."""
-    stop = config.stop
-    by_steps = stop.steps is not None and replica.steps + orders.made >= stop.steps
-    by_epochs = stop.epochs is not None and replica.train.cursor.epoch >= stop.epochs
-    return by_steps or by_epochs or len(replica.train) == 0
-
-
-def report(replica: Replica, store: Store, orders: Orders, now: bool = False) -> Turns:
-    """Note how far the replica is; evaluate if that is asked for."""
-    cursor, counts = replica.train.cursor, store.counts
-    orders.note(
-        steps=replica.steps, examples=replica.examples, loss=replica.loss, right=replica.right, pushes=store.number,
-        fetches=counts.fetches, bytes_pushed=counts.bytes_pushed, bytes_fetched=counts.bytes_fetched, waited=counts.waited,
-        epoch=cursor.epoch, position=cursor.position, taken=replica.train.taken,
-    )  # fmt: skip
-    orders.note_cursors(replica.train.cursors)
-    if orders.suspect:
-        replica.examine(store.w)
-    if replica.trouble is not None:
-        orders.note(**replica.trouble._asdict())
-    orders.poll(now)
-    if orders.evaluation_wanted:
-        yield from store.snapshot(replica.snapshot)
-        orders.copied()
-        orders.report(replica.evaluate(replica.snapshot, orders.poll))
-    while replica.train.taken < orders.given:
-        replica.train.take(orders.share(replica.train.taken), orders.beat)
-
-
-def attend(replica: Replica, store: Store, orders: Orders, flag: int, more: Callable[[], bool] = lambda: False) -> Turns:
-    """Wait for GO or END, evaluating whenever that is asked for; for END only until there is more to train on."""
-    while not orders.has(flag) and not orders.has(END) and not (flag == GO and orders.stop):
-        if not orders.stop and more():
-            orders.note(done=0)
-            return
-        yield from report(replica, store, orders, now=True)
-        yield IDLE
-
-
 def let_join(replica: Replica, store: Store, orders: Orders) -> Turns:
     """The warmstart's steps are made: go on when they are applied and the others have begun from there."""
     yield from store.confirm()
@@ -197,33 +153,7 @@ def let_join(replica: Replica, store: Store, orders: Orders) -> Turns:
         yield IDLE
 
 
-# --- the shard's side ---------------------------------------------------------------------------------------------------------
-
-
-def drain(inbox: Inbox | None, clock: Callable[[], float]) -> bool:
-    """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
-    if inbox is None or not inbox.drain():
-        return False
-    until = clock() + _ALONE
-    while clock() < until and inbox.drain():
-        pass
-    return True
-
-
-# --- the coordinator's side ---------------------------------------------------------------------------------------------------
-
-
-def manage(pace: Pace) -> Turns:
-    """One round of everyday work."""
-    pace.tick()
-    if pace.evaluation_due():
-        pace.evaluate()
-    if pace.checkpoint_due():
-        pace.checkpoint()
-    yield IDLE
-
-
-def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
+def inherit(pace: Coordinator, lost: int, heirs: list[int]) -> None:
     """Hand on what a lost replica trained on, to a spare one in its place or to all that are left."""
     desk, seed, parts = pace.desk, pace.config.run.seed, pace.config.topology.replicas
     sizes = [part.size for part in split(pace.examples, parts)]
@@ -239,7 +169,7 @@ def inherit(pace: Pace, lost: int, heirs: list[int]) -> None:
         desk.go(heirs)
 
 
-def warming(pace: Pace) -> bool:
+def warming(pace: Coordinator) -> bool:
     """Return whether replica 0 is still to train alone."""
     warm, score = pace.config.warmstart, pace.last_score
     if pace.desk.topology.replicas == 1 or 0 not in pace.roll.active or pace.desk.done(0):
@@ -247,46 +177,3 @@ def warming(pace: Pace) -> bool:
     if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
         return False
     return pace.made(0) < warm.steps or (warm.accuracy is not None and not warm.steps)
-
-
-def finish(pace: Pace) -> Turns:
-    """When all replicas are done: drain the rings, write the last checkpoint, evaluate (unless asked to stop), let everyone go."""
-
-    def until(done: Callable[[], bool], reason: str, sign: Callable[[], float] = lambda: pace.news) -> Turns:
-        last = None
-        while not done():
-            pace.tick()
-            # Others may live as long as they like: progress is a sign of whom it waits for.
-            now = sign()
-            yield None if now != last else Wait(f"the coordinator waits for {reason}")
-            last = now
-
-    def evaluation(which: str) -> Turns:
-        def sign() -> float:
-            return -1.0 if pace.desk.evaluating is None else float(pace.beats[pace.desk.evaluating])
-
-        yield from until(lambda: not pace.evaluating, f"the {which}evaluation by replica {pace.desk.evaluating}", sign)
-
-    for shard in range(pace.shards):
-        pace.channel.send(1 + shard, "drain")
-    yield from until(lambda: len(pace.drained) == pace.shards, "the shards to apply what is in their rings")
-    yield from evaluation("")
-    yield from until(lambda: not pace.writing, "the shards to send a checkpoint")
-    pace.stop_clock()
-    if pace.guard.conclude():
-        pace.checkpoint()
-        yield from until(lambda: not pace.writing, "the shards to send the last checkpoint")
-    pace.stopped = pace.asked
-    if pace.guard.conclude() and not pace.stopped:
-        pace.evaluate()
-    yield from evaluation("last ")
-    pace.roll.part()
-    pace.desk.end()
-    if pace.roll.broken:
-        yield from until(pace.roll.replicas_left, "the replicas to leave", lambda: float(pace.beats.sum()))
-    for shard in range(pace.shards):
-        pace.channel.send(1 + shard, "end")
-    while pace.channel.pending():
-        yield IDLE
-    while pace.roll.broken and not pace.roll.shards_left():
-        yield Wait("the coordinator waits for the shards to leave")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dbnet.config import Config
-from dbnet.direct import Store
-from dbnet.errors import UserError
-from dbnet.methods.downpour import Downpour, finished, report
-from dbnet.orders import Orders
-from dbnet.replica import Replica
-from dbnet.waiting import Turns
+from dbnet.comm.turns import Turns
+from dbnet.coordinator.orders import Orders
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.methods.downpour import Downpour
+from dbnet.methods.worker import finished, report
+from dbnet.network.replica import Replica
+from dbnet.shards.local_store import Store
 
 
 class Sgd(Downpour):

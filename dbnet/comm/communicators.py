@@ -1,0 +1,66 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dbnet.comm.topology import Role, Topology
+
+
+@dataclass(frozen=True)
+class Communicators:
+    """The communicators of one rank; `servers` and `replica` are None where the rank is not in them.
+
+    Attributes
+    ----------
+    world
+        All ranks, a duplicate of MPI's.
+    servers
+        Coordinator and shards; a server's rank in it equals its rank in the world.
+    replica
+        The partitions of one replica.
+    node
+        The ranks that share memory with this one.
+    """
+
+    world: Any
+    servers: Any
+    replica: Any
+    node: Any
+
+
+def connect(comm: Any, topology: Topology) -> Communicators:
+    """Make all communicators; collective over `comm`."""
+    from mpi4py import MPI
+
+    role = topology.role(comm.rank)
+    working = role is Role.WORK
+    servers = comm.Split(MPI.UNDEFINED if working else 0, comm.rank)
+    replica = comm.Split(topology.place(comm.rank)[0] if working else MPI.UNDEFINED, comm.rank)
+    return Communicators(comm.Dup(), None if working else servers, replica if working else None, node_of(comm))
+
+
+def node_of(comm: Any) -> Any:
+    """Return the communicator of the ranks that share memory with this one; None without MPI."""
+    if comm is None:
+        return None
+    from mpi4py import MPI
+
+    return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+
+
+def crowded(node: Any) -> bool:
+    """Return whether more ranks than cores share memory with this one."""
+    return node is not None and node.size > len(os.sched_getaffinity(0))
+
+
+def cores_for(comm: Any, computes: bool) -> tuple[int, int]:
+    """Return (threads this rank may use, cores it may run on): its cores, shared with the node's other computing ranks there."""
+    mine = frozenset(os.sched_getaffinity(0))
+    if comm is None:
+        return len(mine), len(mine)
+    others = comm.allgather((sorted(mine), computes))
+    sharing = sum(1 for cores, computing in others if computing and mine & set(cores))
+    return max(1, len(mine) // max(1, sharing)), len(mine)

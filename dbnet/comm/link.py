@@ -1,0 +1,127 @@
+"""How the partitions of one replica reach each other: point to point along a cut, and small collectives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from dbnet.comm.patience import Patience
+from dbnet.core.errors import Lost
+
+
+class Gone(Exception):
+    """Another partition of this replica is gone: nothing is left to do here."""
+
+
+class Link(Protocol):
+    """How the partitions of one replica reach each other."""
+
+    rank: int
+    size: int
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any: ...
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any: ...
+    def start(self, transfers: Sequence[Any]) -> None: ...
+    def wait(self, transfers: Sequence[Any]) -> None: ...
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None: ...
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None: ...
+    def share(self, values: np.ndarray) -> None: ...
+    def meet(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class MpiLink:
+    """Persistent requests and non-blocking collectives on the replica's communicator, waited for with a deadline.
+
+    Parameters
+    ----------
+    comm
+        The replica's communicator.
+    deadline
+        Seconds that one wait may last.
+    crowded
+        Whether there are more ranks than cores: then a waiting rank soon sleeps, since who it waits for may need its core.
+    """
+
+    def __init__(self, comm: Any, deadline: float, crowded: bool = False) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self._bound = MPI, comm, Patience(deadline)
+        self.rank, self.size = comm.rank, comm.size
+        self._requests: list[Any] = []
+        # What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
+        self.beat: Callable[[str], None] = lambda reason: None
+        self.graph: Callable[[], str] = str
+        self._patience = 256 if crowded else 8192
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
+        return self._keep(self._comm.Send_init(buffer, to, tag))
+
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> Any:
+        return self._keep(self._comm.Recv_init(buffer, source, tag))
+
+    def _keep(self, request: Any) -> Any:
+        self._requests.append(request)
+        return request
+
+    def start(self, transfers: Sequence[Any]) -> None:
+        with self._together():
+            self._mpi.Prequest.Startall(transfers)
+
+    def wait(self, transfers: Sequence[Any]) -> None:
+        self._poll(lambda: self._mpi.Request.Testall(transfers), "another partition's values")
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        self._collect(self._comm.Iallgather, (mine, everyone), "the other partitions' outputs")
+
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
+        self._collect(self._comm.Iallreduce, (mine, total), "the other partitions' share of a gradient")
+
+    def share(self, values: np.ndarray) -> None:
+        self._collect(self._comm.Ibcast, (values, 0), "partition 0 of its replica to lead")
+
+    def meet(self) -> None:
+        self._collect(self._comm.Ibarrier, (), "all partitions to finish")
+
+    def close(self) -> None:
+        """Give back the persistent requests; the link is of no use afterwards."""
+        while self._requests:
+            self._requests.pop().Free()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """MPI that survives killed ranks raises where one of this communicator's is dead; the others wait for ever."""
+        try:
+            yield
+        except self._mpi.Exception as error:
+            raise Gone(str(error)) from None
+
+    def _collect(self, begin: Callable[..., Any], arrays: Sequence[Any], what: str) -> None:
+        with self._together():
+            request = begin(*arrays)
+        self._poll(request.Test, what)
+
+    def _poll(self, done: Callable[[], bool], what: str) -> None:
+        turns = 0
+        self._bound.begin()
+        with self._together():
+            while not done():
+                turns += 1
+                if turns > 64:
+                    os.sched_yield() if turns < self._patience else time.sleep(5e-5)
+                if turns % 1024 == 0:
+                    self._patiently(what)
+
+    def _patiently(self, what: str) -> None:
+        """Give a sign of life; wait no longer than the deadline."""
+        self.beat(f"waits for {what}")
+        if self._bound.over():
+            raise Lost(
+                f"Partition {self.rank} waited {self._bound.bound:g} s in vain for {what}. Look for a rank that hangs, or raise "
+                f"run.deadline.\n{self.graph()}".rstrip()
+            )

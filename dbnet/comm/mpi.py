@@ -1,0 +1,219 @@
+"""Start MPI once, late, and end all ranks together.
+
+Importing dbnet starts no MPI; `world` does. A rank that raises prints one readable message and ends the job: with one rank gone
+the others would wait for ever.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from dbnet.comm.patience import Patience
+from dbnet.core.errors import Lost, Refused, Stopped, UserError, exit_code, own_line
+
+T = TypeVar("T")
+_LAST = 60
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def launched_size() -> int:
+    """Return the number of ranks that a launcher says it started; 1 without a launcher."""
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" not in os.environ:
+        return 1
+    sizes = [int(os.environ[name]) for name in _SIZE_VARIABLES if os.environ.get(name, "").isdigit()]
+    return max(sizes, default=1)
+
+
+def launched_rank() -> int:
+    """Return this process's number in the launcher's count; 0 without a launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def started() -> str:
+    """Return how a run was started, up to the run file: by a script (jobs/launch says which), a launcher, or alone."""
+    ranks = launched_size()
+    return os.environ.get("DBNET_STARTED", "dbnet train" if ranks == 1 else f"mpirun -n {ranks} dbnet train")
+
+
+def world() -> Any:
+    """Start MPI and return its world communicator, or None where no launcher started this process.
+
+    Raises
+    ------
+    UserError
+        The launcher belongs to another MPI than mpi4py: every rank sees a world of size 1.
+    """
+    started = launched_size()
+    if started == 1:
+        return None
+    from mpi4py import MPI
+
+    atexit.register(bounded)
+    comm = MPI.COMM_WORLD
+    if comm.size == 1:
+        library = library_version()
+        if launched_rank() > 0:
+            raise SystemExit(2)
+        raise UserError(
+            f"The launcher started {started} ranks, but each sees a world of size 1: mpirun belongs to another MPI than mpi4py's "
+            f"({library}). Use the mpirun beside this Python ({os.path.join(os.path.dirname(sys.executable), 'mpirun')}), "
+            "or with Slurm and MPICH: srun --mpi=pmi2."
+        )
+    return comm
+
+
+def library_version() -> str:
+    """Return the MPI library's own name and version, on one line."""
+    from mpi4py import MPI
+
+    first = MPI.Get_library_version().strip("\x00 \n").split("\n")[0].split(",")[0]
+    return " ".join(first.replace("Version:", " ").split())
+
+
+@contextmanager
+def abort_on_error(comm: Any) -> Iterator[None]:
+    """End all ranks with this rank's message when the body raises; without MPI let the exception pass."""
+    try:
+        yield
+    except BaseException as error:
+        if comm is None or isinstance(error, Refused | Stopped):
+            raise
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            return
+        if isinstance(error, UserError):
+            print(f"dbnet: {error}", file=sys.stderr, flush=True)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"dbnet: interrupted (rank {comm.rank})", file=sys.stderr, flush=True)
+        elif not isinstance(error, SystemExit):
+            lines = "".join(traceback.format_exception(error))
+            print(f"{own_line(error)}dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
+        # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
+        time.sleep(0.3)
+        comm.Abort(exit_code(error))
+        # Where the launcher lets others live it may return.
+        os._exit(exit_code(error))
+
+
+@contextmanager
+def blaming_others(me: str, delay: float = 0.0) -> Iterator[None]:
+    """MPI raises, if it notices at all, where a call needs a rank that is dead: this rank is well, but its run is over."""
+    from mpi4py import MPI
+
+    try:
+        yield
+    except MPI.Exception as error:
+        # Not a synchronisation: where all ranks notice at once the first one that speaks ends the others.
+        time.sleep(delay)
+        why = " ".join(error.Get_error_string().split())[:200]
+        advice = "go on from the newest checkpoint with --resume auto"
+        raise Lost(f"{me}: another rank is lost, since an MPI call failed ({why}); {advice}.") from None
+
+
+def finalize() -> None:
+    """End MPI now: an exit code other than 0 is then this process's own affair and aborts nothing."""
+    from mpi4py import MPI
+
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        bounded()
+        MPI.Finalize()
+
+
+def bounded() -> None:
+    """Let this process end within a minute, come what may: Finalize waits for ranks that are dead, and lets no thread run."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LAST)
+
+
+def together(comm: Any, function: Callable[[], T]) -> T:
+    """Run `function` on all ranks; if it raised UserError anywhere, all ranks stop, with one message from one rank."""
+    value, message = None, None
+    try:
+        value = function()
+    except UserError as error:
+        if comm is None:
+            raise
+        message = str(error)
+    messages = []
+    if comm is not None:
+        # In a blocking call that waits MPI keeps other threads of this rank, which give signs of life, from its lock.
+        meet(comm)
+        messages = comm.allgather(message)
+    first = next((m for m in messages if m), None)
+    if first is None:
+        return value  # type: ignore[return-value]
+    if comm.rank == 0:
+        print(f"dbnet: {first}", file=sys.stderr, flush=True)
+    raise Refused
+
+
+def meet(comm: Any) -> None:
+    """Wait for all ranks of `comm` without burning the cores that some of them still compute on."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(1e-3)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without MPI_Finalize, which would wait for ranks that are lost."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stop_all(comm: Any, message: str) -> NoReturn:
+    """End all ranks with this message, from whatever thread, even where MPI itself hangs."""
+    print(f"dbnet: {message}", file=sys.stderr, flush=True)
+    # Abort may hang like the call that brought us here.
+    ending = threading.Timer(3, os._exit, (1,))
+    ending.daemon = True
+    ending.start()
+    comm.Abort(1)
+    os._exit(1)
+
+
+class Limit:
+    """Calls `end` unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
+
+    def __init__(self, seconds: float, end: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lifted = threading.Event()
+        threading.Thread(target=self._run, args=(Patience(seconds, clock), end), daemon=True).start()
+
+    def lift(self) -> None:
+        self._lifted.set()
+
+    def _run(self, patience: Patience, end: Callable[[], None]) -> None:
+        while not self._lifted.wait(patience.bound / 16):
+            if patience.over():
+                self._lifted.set()
+                end()
+
+
+def part(shared: Sequence[Any], seconds: float, code: int) -> None:
+    """Free what all ranks share, together, when everything is done and saved.
+
+    A rank that has died by now takes nothing with it: where the others wait for it, or MPI notices, this one leaves with its code.
+    """
+    if not shared:
+        return
+    from mpi4py import MPI
+
+    limit = Limit(seconds, lambda: leave(code))
+    try:
+        for one in shared:
+            one.free()
+    except MPI.Exception:
+        leave(code)
+    limit.lift()

@@ -1,0 +1,103 @@
+"""How ranks give way: every role is a generator that yields when others may run.
+
+A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
+acts. With MPI each rank drives its own generator (`drive`): it gives a sign of life at every yield, backs off while idle and gives
+up a wait after the deadline, naming who waits for whom. Within one process all roles take turns (`take_turns`), always in the same
+order, and what recurs falls due by a count of turns (`Rounds`) and by no clock, so a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable
+from typing import NamedTuple
+
+from dbnet.comm.patience import Patience
+from dbnet.core.errors import Lost
+
+
+class Wait(NamedTuple):
+    """Who waits for what, in words; IDLE has none."""
+
+    reason: str
+
+
+IDLE = Wait("")
+Turns = Generator[Wait | None, None, None]
+_SHORTEST, _LONGEST = 2e-5, 1e-3
+
+
+def _nothing(reason: str) -> None:
+    """Nobody wants a sign of life."""
+
+
+def drive(
+    role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter,
+    beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str,
+) -> None:  # fmt: skip
+    """Run one rank's role to its end.
+
+    Parameters
+    ----------
+    deadline
+        Seconds that one wait may last.
+    crowded
+        Whether there are more ranks than cores: then a rank lets others run after each piece of work, or a replica would fill its
+        rings in one of the system's time slices while the shard that is to empty them waits for the core.
+    beat
+        Called at every yield with the reason of the present wait, or nothing.
+    graph
+        Returns who waits for whom in the whole run.
+
+    Raises
+    ------
+    Lost
+        A wait lasted longer; the message says who waits for whom.
+    """
+    pause, reason, patience = _SHORTEST, "", Patience(deadline, clock)
+    for wait in role:
+        beat(wait.reason if wait is not None else "")
+        if wait is None:
+            pause, reason = _SHORTEST, ""
+            if crowded:
+                os.sched_yield()
+            continue
+        if wait.reason != reason:
+            # Whoever is idle meanwhile waits for nothing: the same reason afterwards is another wait.
+            reason = wait.reason
+            patience.begin()
+        elif reason and patience.over():
+            found = f"\n{words}" if (words := graph()) else ""
+            advice = "Look for a rank that hangs, or raise run.deadline."
+            raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
+        # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer within a millisecond.
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST)
+
+
+class Rounds:
+    """What takes the place of a clock in one process: every round of turns counts as so many `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.number = seconds, 0
+
+    def __call__(self) -> float:
+        return self.number * self._seconds
+
+
+def take_turns(roles: Iterable[Turns], rounds: Rounds | None = None) -> None:
+    """Run all roles in one process until the last has ended; Lost when every one of them waits for another."""
+    alive, rounds = list(roles), rounds or Rounds(0.0)
+    while alive:
+        rounds.number += 1
+        waits: list[Wait] = []
+        for role in list(alive):
+            try:
+                wait = next(role)
+            except StopIteration:
+                alive.remove(role)
+                continue
+            waits += [wait] if wait is not None and wait.reason else []
+        if waits and len(waits) == len(alive):
+            raise Lost(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")

@@ -1,0 +1,215 @@
+"""The only MPI window: named fields in the memory of targets, read and written by origins.
+
+Every rank gives memory for the fields of its own layout (replicas give none); all ranks know all layouts, so an address is
+(rank, field, first element). One `Win.Allocate`, one `Lock_all(NOCHECK)` for the window's life, `Flush` to complete: Lock/Unlock
+per operation would wait for the target to enter MPI. `Memory` is the same interface within one process.
+
+What is relied on: the unified memory model; `Flush`, after which a Put lies in the target's memory before anything that its origin
+puts there later; and at the target `sync` between two accesses to its own memory whose order matters, such as a counter and what
+it counts. `sync` is `MPI_Win_sync` and a barrier of our own, since in MPICH and in Open MPI's component for one host that call is a
+full memory barrier, but in Open MPI's component for several hosts it only lets MPI progress.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from math import prod
+from operator import itemgetter
+from threading import get_ident
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dbnet.core.errors import UserError
+from dbnet.core.jit import fence
+
+SHARED = "/dev/shm"
+_RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
+
+
+class Field(NamedTuple):
+    """One array in a rank's window memory."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+_ALIGN = 64
+
+
+class WindowLayout:
+    """Where each field of one rank lies, in bytes from the start of its window memory."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = {f.name: f for f in fields}
+        self.offsets: dict[str, int] = {}
+        self.nbytes = 0
+        for field in fields:
+            self.offsets[field.name] = self.nbytes
+            self.nbytes += -(-field.nbytes // _ALIGN) * _ALIGN
+
+    def views(self, memory: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the fields as arrays over the bytes of `memory`."""
+        return {
+            name: memory[self.offsets[name] : self.offsets[name] + f.nbytes].view(f.dtype).reshape(f.shape)
+            for name, f in self.fields.items()
+        }
+
+
+class Window(Protocol):
+    """One-sided access; `get` and `put` start a transfer that `flush` completes. Arrays must be contiguous."""
+
+    local: dict[str, np.ndarray]
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None: ...
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None: ...
+    def flush(self, rank: int) -> None: ...
+    def sync(self) -> None: ...
+    def blocked(self) -> tuple[int, float] | None: ...
+    def free(self) -> None: ...
+
+
+class LocalWindow:
+    """All ranks' window memory within one process; every rank has its own end of it."""
+
+    def __init__(self, layouts: Sequence[WindowLayout], rank: int = 0, shared: list[dict[str, np.ndarray]] | None = None) -> None:
+        self._all = shared if shared is not None else [layout.views(np.zeros(layout.nbytes, np.uint8)) for layout in layouts]
+        self.local = self._all[rank]
+
+    def at(self, rank: int) -> LocalWindow:
+        """Return the end that belongs to `rank`."""
+        return LocalWindow((), rank, self._all)
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        out.reshape(-1)[:] = self._all[rank][field].reshape(-1)[start : start + out.size]
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._all[rank][field].reshape(-1)[start : start + data.size] = data.reshape(-1)
+
+    def flush(self, rank: int) -> None:
+        """Nothing is ever under way here."""
+
+    def sync(self) -> None:
+        """There is one memory, and roles take turns."""
+
+    def blocked(self) -> None:
+        """No call ever waits here."""
+
+    def free(self) -> None:
+        self._all.clear()
+        self.local = {}
+
+
+class MpiWindow:
+    """The window over MPI; making and freeing it are collective over `comm`.
+
+    Raises
+    ------
+    UserError
+        On all ranks: MPI gives what cannot be worked with, or a host has too little shared memory.
+    """
+
+    def __init__(self, comm: Any, layouts: Sequence[WindowLayout]) -> None:
+        from mpi4py import MPI
+
+        self._byte = MPI.BYTE
+        self._layouts = layouts
+        # For each thread with a transfer under way: to whom, and since when.
+        self._under_way: dict[int, tuple[int, float]] = {}
+        mine = layouts[comm.rank]
+        _require_threads(MPI.Query_thread(), MPI)
+        _require_room(comm, layouts, MPI.COMM_TYPE_SHARED)
+        self._win = MPI.Win.Allocate(mine.nbytes, 1, comm=comm)
+        _require_model(self._win.model, MPI)
+        memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
+        memory[:] = 0
+        self.local = mine.views(memory)
+        comm.Barrier()
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+
+    def _target(self, rank: int, field: str, data: np.ndarray, start: int) -> tuple[int, int, Any]:
+        return (self._layouts[rank].offsets[field] + start * data.itemsize, data.nbytes, self._byte)
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._begin(rank)
+        self._win.Get((out, out.nbytes, self._byte), rank, self._target(rank, field, out, start))
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._begin(rank)
+        self._win.Put((data, data.nbytes, self._byte), rank, self._target(rank, field, data, start))
+
+    def flush(self, rank: int) -> None:
+        self._begin(rank)
+        self._win.Flush(rank)
+        self._under_way.pop(get_ident(), None)
+
+    def _begin(self, rank: int) -> None:
+        self._under_way[get_ident()] = (rank, perf_counter())
+
+    def blocked(self) -> tuple[int, float] | None:
+        """Return for which rank a transfer has been waiting longest, and since when."""
+        return min(self._under_way.copy().values(), key=itemgetter(1), default=None)
+
+    def sync(self) -> None:
+        """Order what this rank reads and writes here before and after it, see above; let it see what others wrote."""
+        self._win.Sync()
+        fence()
+
+    def free(self) -> None:
+        self.local = {}
+        self._win.Unlock_all()
+        self._win.Free()
+
+
+def _require_threads(level: int, mpi: Any) -> None:
+    """Raise UserError unless any thread may call MPI: one moves data, one ends the job when a call hangs."""
+    if level < mpi.THREAD_MULTIPLE:
+        names = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
+        raise UserError(
+            f"MPI was started with thread level '{names.get(level, level)}', but dbnet calls it from several threads: unset "
+            "MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS, or use an MPI that is built with thread support."
+        )
+
+
+def _require_model(model: int, mpi: Any) -> None:
+    """Raise UserError unless a window has one copy of its memory."""
+    if model != mpi.WIN_UNIFIED:
+        raise UserError(
+            "This MPI keeps a second copy of window memory on this machine (MPI_WIN_SEPARATE), but dbnet needs the unified memory "
+            "model: use MPICH or Open MPI on hosts whose network is cache-coherent."
+        )
+
+
+def shared_memory() -> int | None:
+    """Return the bytes that are free where MPI lays the windows of one host's ranks; None where there is no such place."""
+    try:
+        place = os.statvfs(SHARED)
+    except OSError:
+        return None
+    return place.f_bavail * place.f_frsize
+
+
+def _require_room(comm: Any, layouts: Sequence[WindowLayout], kind: int) -> None:
+    """Raise UserError, on all ranks, where a host's shared memory cannot hold its windows: touching them would be a bus error."""
+    node = comm.Split_type(kind, comm.rank)
+    ranks, lack = node.allgather(comm.rank), ""
+    free = shared_memory() if node.rank == 0 and node.size > 1 else None
+    needed = sum(layouts[rank].nbytes for rank in ranks)
+    if free is not None and needed + node.size * _RESERVE > free:
+        lack = (
+            f"The windows of the {node.size} ranks on {socket.gethostname()} take {needed / 2**20:.1f} MiB of shared memory, but "
+            f"{SHARED} has {free / 2**20:.1f} MiB left: enlarge it (docker run --shm-size=..., or mount -o remount,size=... "
+            f"{SHARED}), lower method.slot or method.slots, or start fewer replicas on a host."
+        )
+    node.Free()
+    for message in comm.allgather(lack):
+        if message:
+            raise UserError(message)

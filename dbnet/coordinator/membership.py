@@ -1,0 +1,179 @@
+"""The coordinator's roll: which replicas take part, which wait as spares, which are lost, and what was lost with them.
+
+A replica one of whose ranks gives no sign of life for the bound is lost. Its order row says so, in case it only slept; the shards
+apply what is complete in its rings, close them for good, and report how many of its gradients they have applied. So of what it
+computed everything is either applied or counted as lost, and nothing is counted twice. What it was to train on goes to a spare
+replica, which takes its place, or else to all that are left; how is the method's business (`inherit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dbnet.comm.channel import Channel
+from dbnet.comm.topology import Role
+from dbnet.coordinator.heartbeat import HeartbeatWatch
+from dbnet.coordinator.orders import OrderBook
+from dbnet.core.errors import Lost
+
+
+class LostReplica(NamedTuple):
+    """A replica that was lost: when, its steps of this run as far as known, how many of them were applied by every shard."""
+
+    replica: int
+    seconds: float
+    steps: int
+    applied: int
+
+
+class Membership:
+    """Who takes part.
+
+    Parameters
+    ----------
+    desk, channel, watch
+        Orders to replicas, messages to shards, signs of life; without a watch nobody is ever lost.
+    steps
+        Returns how many gradients of a replica were pushed or may have been on their way, in this run.
+    seconds
+        The time of the run.
+    say, record
+        Print a sentence; record a loss.
+    """
+
+    def __init__(
+        self, desk: OrderBook, channel: Channel, watch: HeartbeatWatch | None, steps: Callable[[int], int], seconds: Callable[[], float],
+        say: Callable[[str], None], record: Callable[[LostReplica], None],
+    ) -> None:  # fmt: skip
+        world = desk.topology
+        self._desk, self._channel, self._watch, self.steps, self._seconds = desk, channel, watch, steps, seconds
+        self._say, self._record, self._world = say, record, world
+        self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
+        self.lost: dict[int, float] = {}
+        self.losses: list[LostReplica] = []
+        self._handed_on: set[int] = set()
+        self._follower: dict[int, int] = {}
+        self._closing: dict[int, dict[int, tuple[int, int] | None]] = {}
+        # What a method does when a replica is lost: hand on its work to the heirs.
+        self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
+        self.evaluation_lost: Callable[[], None] = lambda: None
+
+    def call(self) -> None:
+        """Look who gives a sign of life.
+
+        Raises
+        ------
+        Lost
+            A shard is lost, and with it parameters.
+        """
+        if self._watch is None:
+            return
+        for rank in self._watch.look():
+            role = self._world.role(rank)
+            if role is Role.SERVE:
+                raise Lost(
+                    f"{self._world.name(rank)} is lost, there was no sign of its life for {self._watch.bound:g} s, and its "
+                    "parameters with it; go on from the newest checkpoint with --resume auto."
+                )
+            if role is Role.WORK:
+                self._give_up(*self._world.place(rank))
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked any rank to stop."""
+        return self._watch is not None and self._watch.asked
+
+    def _give_up(self, replica: int, partition: int) -> None:
+        if replica in self.lost:
+            return
+        self.lost[replica] = self._seconds()
+        if replica in self.spares:
+            self.spares.remove(replica)
+            self._desk.give_up(replica)
+            self._say(f"Spare replica {replica} is lost.")
+            return
+        self.active.remove(replica)
+        if self._desk.give_up(replica):
+            self.evaluation_lost()
+        where = f" (partition {partition})" if self._world.partitions > 1 else ""
+        spare = self._call_spare()
+        self._follower.update((replica, follower) for follower in spare)
+        heirs = spare or list(self.active)
+        many = f"replicas {', '.join(map(str, heirs[:-1]))} and {heirs[-1]} take over" if len(heirs) > 1 else ""
+        takes = many or (f"replica {heirs[0]} takes over" if heirs else "nobody is left")
+        self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {takes}.")
+        self._closing[replica] = {}
+        for shard in range(self._world.shards):
+            self._channel.send(self._world.shard_rank(shard), "close", replica)
+        if heirs:
+            self._handed_on.add(replica)
+            self.inherit(replica, heirs)
+
+    def _call_spare(self) -> list[int]:
+        """Let a spare replica take part; return it, if there is one."""
+        if not self.spares:
+            return []
+        spare = self.spares.pop(0)
+        self.active.append(spare)
+        return [spare]
+
+    def line(self, replica: int) -> list[int]:
+        """Return a replica and the spare ones that have taken its place, one after another."""
+        out = [replica]
+        while out[-1] in self._follower:
+            out.append(self._follower[out[-1]])
+        return out
+
+    def handed_on(self, replica: int) -> bool:
+        """Whether others have got what a replica was to train on."""
+        return replica in self._handed_on
+
+    def closed(self, shard: int, content: tuple[int, tuple[int, int] | None]) -> None:
+        """Take a shard's report of how many gradients of a lost replica it has applied, see `Inbox.close`."""
+        replica, counts = content
+        self._closing[replica][shard] = counts
+        if len(self._closing[replica]) < self._world.shards:
+            return
+        counts = [pair for pair in self._closing.pop(replica).values() if pair is not None]
+        applied = min((least for least, _ in counts), default=0)
+        # What it reported last may be older than what it pushed last.
+        steps = max([self.steps(replica), *(most for _, most in counts)])
+        loss = LostReplica(replica, self.lost[replica], steps, applied)
+        self.losses.append(loss)
+        self._record(loss)
+
+    def summary(self) -> str:
+        """Return what was lost, a line for each replica; nothing where nobody was."""
+        known = {loss.replica: loss for loss in self.losses}
+        lines = []
+        for replica, seconds in self.lost.items():
+            line = f"Lost: replica {replica} at {seconds:.1f} s"
+            if replica in known:
+                loss = known[replica]
+                went = f"{loss.steps - loss.applied} went with it"
+                line += f"; of its {loss.steps} gradients {loss.applied} were applied, {went}"
+            lines.append(line + ".")
+        return "\n".join(lines)
+
+    # --- the end --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> bool:
+        """Whether anybody was lost, so that nothing may wait for everybody any more."""
+        return bool(self.lost)
+
+    def part(self) -> None:
+        """Before the last order: tell how to leave."""
+        if self._watch is not None and self.broken:
+            self._watch.tell()
+
+    def replicas_left(self) -> bool:
+        """Whether all living replicas have left."""
+        living = [r for r in range(self._world.copies) if r not in self.lost]
+        return all(self._watch.left(rank) for r in living for rank in self._world.replica_ranks(r))
+
+    def shards_left(self) -> bool:
+        """Whether all shards have left."""
+        self._watch.look()
+        return all(self._watch.left(self._world.shard_rank(s)) for s in range(self._world.shards))

@@ -1,0 +1,255 @@
+"""kind -> class, for every family of interchangeable members.
+
+A family is a package (``dbnet.layers``, ``dbnet.rules``, ...). Each of its modules defines members: frozen pydantic models whose
+fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports all its modules, so
+a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from inspect import cleandoc
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dbnet.core.errors import OWN, UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+FAMILIES: dict[str, dict[str, type[Member]]] = {}
+# Users' own modules by path, as they were when they were loaded: path, sha256, text.
+SOURCES: dict[str, dict[str, str]] = {}
+
+
+class Member(BaseModel):
+    """Base of all members: a frozen value, registered under ``kind`` when its class is defined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    family: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in cls.__dict__ and cls.kind:
+            FAMILIES.setdefault(cls.family, {})[cls.kind] = cls
+
+    def options(self) -> dict[str, Any]:
+        """Return what a run file would say: the kind and every option."""
+        return {"kind": self.kind, **self.model_dump()}
+
+
+def family(name: str) -> dict[str, type[Member]]:
+    """Return all members of ``dbnet.<name>`` by kind, importing them on first use."""
+    package = importlib.import_module(f"dbnet.{name}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"dbnet.{name}.{module.name}")
+    return FAMILIES.setdefault(name, {})
+
+
+def load_file(path: str) -> None:
+    """Define the members of a user's own Python file; what was loaded is kept in `SOURCES`, to be stored with a run.
+
+    Raises
+    ------
+    UserError
+        No such file, or it fails.
+    """
+    source = Path(path)
+    if "\0" in path or not source.is_file():
+        raise UserError(f"model.modules: there is no file '{path}'; paths are relative to the folder the command is given in.")
+    if source.suffix != ".py":
+        raise UserError(f"model.modules: '{path}' is not a Python file; its name must end in .py.")
+    try:
+        text = source.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UserError(f"model.modules: '{path}' cannot be read: {why}.") from None
+    entry = {"path": path, "sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
+    run_module(entry, source.resolve())
+    SOURCES[path] = entry
+
+
+def is_running(entry: dict[str, str]) -> bool:
+    """Return whether a module is loaded already, from wherever."""
+    return _name(entry) in sys.modules
+
+
+def run_module(entry: dict[str, str], file: Path) -> None:
+    """Run the text of a user's own module, once, as if it stood in `file`, and have its members found.
+
+    Raises
+    ------
+    UserError
+        It fails.
+    """
+    name = _name(entry)
+    if name in sys.modules:
+        # Another one may have defined the same kinds since.
+        for member in vars(sys.modules[name]).values():
+            if isinstance(member, type) and issubclass(member, Member) and member.__module__ == name and member.kind:
+                FAMILIES.setdefault(member.family, {})[member.kind] = member
+        return
+    sys.modules[name] = module = ModuleType(name)
+    module.__file__ = str(file)
+    try:
+        exec(compile(entry["text"].encode(), str(file), "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals is vars(module)]
+        del sys.modules[name]
+        at = f" in line {lines[-1]}" if lines else ""
+        raise UserError(f"model.modules: '{entry['path']}' fails{at} with {type(error).__name__}: {error}.") from error
+
+
+def own_modules(entries: Any, paths: Sequence[str]) -> list[dict[str, str]]:
+    """Return what an output says of the own modules of its run; ValueError where that is not what it was."""
+    for entry in entries:
+        if not all(isinstance(entry[key], str) for key in ("path", "text")):
+            raise ValueError("/modules is damaged")
+        if entry["sha256"] != hashlib.sha256(entry["text"].encode()).hexdigest():
+            raise ValueError("/modules is damaged: the text of a module has another SHA-256")
+    if [entry["path"] for entry in entries] != list(paths):
+        raise ValueError("/modules is damaged: model.modules has others")
+    return entries
+
+
+def named(entries: Sequence[dict[str, str]]) -> str:
+    """Return own modules in words."""
+    return ", ".join(f"{entry['path']} (SHA-256 {entry['sha256'][:12]}...)" for entry in entries)
+
+
+def _name(entry: dict[str, str]) -> str:
+    """Return the name of a user's own module: another text is another module."""
+    return f"{OWN}{re.sub(r'[^a-zA-Z0-9_]', '_', Path(entry['path']).stem)}_{entry['sha256'][:16]}"
+
+
+def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
+    """Build the member of family `name` that the run file's table `entry` asks for; `key` names its kind if `where`.kind does not.
+
+    Raises
+    ------
+    UserError
+        Unknown kind or option, or a wrong value; the sentence names the key and the nearest known one.
+    """
+    known = family(name)
+    entry = dict(entry)
+    kind, key = entry.pop("kind", None), key or f"{where}.kind"
+    if kind is None:
+        raise UserError(f"The key '{key}' is missing; it is one of {', '.join(sorted(known))}.")
+    if not isinstance(kind, str) or kind not in known:
+        raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
+    try:
+        return known[kind](**entry)
+    except ValidationError as error:
+        raise UserError(explain(error, known[kind], where)) from None
+
+
+def meaning(model: type[BaseModel], name: str) -> str:
+    """Return what a field means: its description, or what the docstring of its class says of it under Parameters."""
+    field = model.model_fields.get(name)
+    if field is None:
+        first = cleandoc(model.__doc__ or "").partition("\n")[0].rstrip(".")
+        known = FAMILIES.get(getattr(model, "family", ""), {})
+        return f"{first} (kinds: {', '.join(sorted(known))})" if name == "kind" else ""
+    said = [field.description or ""]
+    for owner in model.__mro__:
+        text = cleandoc(owner.__dict__.get("__doc__") or "") + "\n"
+        found = re.search(rf"^(?:\w+, )*{name}(?:, \w+)*\n((?: {{4}}.*\n)+)", text, re.MULTILINE)
+        if found:
+            said.append(found[1])
+    return " ".join(next(filter(None, said), "").split()).rstrip(".")
+
+
+def valid(model: type[M], tree: dict[str, Any]) -> M:
+    """Return the value that nested tables give; UserError where they are not what the model allows."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, model)) from None
+
+
+def reached(modules: set[str]) -> set[str]:
+    """Return these loaded modules and all of dbnet's that they take something from, directly or not."""
+    found: set[str] = set()
+    left = list(modules)
+    while left:
+        name = left.pop()
+        if name in found or name not in sys.modules:
+            continue
+        found.add(name)
+        # What stands in a table is taken, too.
+        own = list(vars(sys.modules[name]).values())
+        for value in [*own, *(inner for table in own if isinstance(table, dict) for inner in table.values())]:
+            origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(origin, str) and origin.startswith("dbnet."):
+                left.append(origin)
+    return found
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """Turn pydantic's first complaint into one sentence with the key, what is allowed, and the nearest known key."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(([where] if where else []) + path)
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, path[:-1])
+        return f"Unknown key '{key}'{nearest(path[-1], fields)}; known here: {', '.join(fields)}."
+    if first["type"] == "missing":
+        return f"The key '{key}' is missing; add it to the run file."
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else f"{first['ctx']['error']}"
+    return f"{key} = {_shown(first['input'])} is not allowed: {_rule(first)}."
+
+
+# What must hold, by pydantic's name of the complaint; {} takes the complaint's numbers.
+_RULES = {
+    "greater_than_equal": "it must be at least {ge:g}",
+    "greater_than": "it must be greater than {gt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+    "less_than": "it must be less than {lt:g}",
+    "multiple_of": "it must be a multiple of {multiple_of:g}",
+    "int_": "it must be a whole number",
+    "float_": "it must be a number",
+    "finite_number": "it must be a finite number",
+    "bool_": "it must be true or false",
+    "string_too_short": "it must not be empty",
+    "string_": "it must be a text in quotes",
+    "literal_error": "it must be {expected}",
+    "too_short": "it needs {min_length} or more",
+    "too_long": "it takes {max_length} or fewer",
+    "tuple_type": "it must be a list, like [1, 2]",
+    "list_type": "it must be a list, like [1, 2]",
+    "dict_type": "it must be a table, like {{kind = 'x'}}",
+    "model_": "it must be a table, like {{key = 1}}",
+}
+
+
+def _rule(complaint: Any) -> str:
+    """Return what one of pydantic's complaints asks for."""
+    for start, words in _RULES.items():
+        if complaint["type"].startswith(start):
+            return words.format_map(complaint.get("ctx", {}))
+    return f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a run file writes it, shortened."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:70]} ..."
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Return the field names of the sub-model that `path` leads to."""
+    for part in path:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return list(model.model_fields)

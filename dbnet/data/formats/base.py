@@ -1,0 +1,17 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from dbnet.core.registry import Member
+
+
+class Format(Member):
+    """Base of all formats: its fields are the command's options; `read` returns the arrays."""
+
+    family: ClassVar[str] = "data.formats"
+
+    def read(self) -> dict[str, Any]:
+        """Return {"train/x": array, ..., "classes": int, "scale": float, "name": str, "source": str}."""
+        raise NotImplementedError

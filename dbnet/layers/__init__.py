@@ -1,1 +1,0 @@
-"""Layers: one file, one kind."""

@@ -1,1 +1,0 @@
-"""Losses on the output units: one file, one kind."""

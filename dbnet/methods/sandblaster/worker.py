@@ -1,0 +1,137 @@
+"""Sandblaster: batch optimisation on the shards (Dean et al. 2012, section 4.2 and algorithm 7.2).
+
+The coordinator runs a batch method, by default L-BFGS, without access to a vector: parameters, gradient and history are registers
+on the shards. For each loss and gradient it hands out portions of the batch until all have a result (`tasks`); replicas fetch the
+parameters once per pass, sum the gradients of a few portions and push the sums; shards add them up (`accrual`).
+
+Where the paper is silent: a bundle of portions is pushed when the coordinator has accepted it, so a portion counts once whatever
+backups, silence and return do. The loss is the mean over the batch, plus model.decay / 2 |w|^2 over the weights (not the biases),
+which the shards add. The history's state is that of a pass under way, so a checkpoint is taken while one is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.comm.turns import IDLE, Turns
+from dbnet.coordinator.orders import Orders
+from dbnet.core.config import Config
+from dbnet.data.portions import Blocks, Portion
+from dbnet.methods.sandblaster.work_queue import Task, Tasks
+from dbnet.methods.worker import report
+from dbnet.network.replica import Replica
+from dbnet.shards.local_store import Store
+
+
+def _kept(blocks: Blocks, config: Config) -> int:
+    """Return the blocks that a replica keeps: twice its share, so that what moves between replicas does not push out what stays."""
+    count = -(-blocks.examples // blocks.size)
+    return max(2, 2 * -(-count // config.topology.replicas))
+
+
+# --- the replica's side -------------------------------------------------------------------------------------------------------
+
+
+class Bundle(NamedTuple):
+    """Portions whose gradients were summed: the first task, how many, and what goes with the sum."""
+
+    number: int = 0
+    first: int = 0
+    count: int = 0
+    loss: float = 0.0
+    right: int = 0
+
+
+class Worker:
+    """Computes the portions that one replica is given.
+
+    The gradient accrues in `store.g`; a second buffer holds the bundle that was offered until the verdict.
+    """
+
+    def __init__(self, replica: Replica, store: Store, orders: Orders) -> None:
+        self.replica, self.store, self.orders = replica, store, orders
+        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, orders.period)
+        self._spare = np.zeros_like(store.g)
+        self._batch: list[Portion] = []
+        self._bundle, self._offered = Bundle(), Bundle()
+        self._ends = False
+        self.computed = self.dropped = 0
+
+    def work(self) -> Turns:
+        """Algorithm 7.2, the replica: fetch once per pass, accrue the gradients of portions, push every few portions."""
+        while not self.orders.stop:
+            self.tasks.look()
+            if self.tasks.number != self._bundle.number:
+                yield from self._begin()
+            elif self._offered.count and self.tasks.verdict is not None:
+                yield from self._settle()
+            elif self._bundle.count and (self._ends or self.tasks.task() is None):
+                yield from self._offer()
+            elif (task := self.tasks.task()) is not None:
+                yield from self._compute(task)
+            else:
+                yield IDLE
+            yield from self._report()
+        self.dropped += self._bundle.count + self._offered.count
+        yield from self._report()
+
+    def _begin(self) -> Turns:
+        """A new pass: what was not pushed comes too late. Fetch its parameters."""
+        self.dropped += self._bundle.count + self._offered.count
+        self._bundle, self._offered = Bundle(self.tasks.number), Bundle()
+        self._batch = self.replica.train.blocks.portions(self.tasks.span)
+        yield from self.store.fetch()
+        yield from self.store.arrive()
+        self.store.accrued(first=True)
+
+    def _compute(self, task: Task) -> Turns:
+        """Add the gradient of one portion to the bundle, unless a new pass begins meanwhile."""
+        following, bundle = self.tasks.task(ahead=1), self._bundle
+        self.replica.train.open(self._batch[task.portion], self.orders.beat)
+        if following is not None:
+            self.replica.train.prefetch(self._batch[following.portion].block)
+        if not bundle.count:
+            bundle = Bundle(task.number, task.index)
+        loss, right, fresh = bundle.loss, bundle.right, not bundle.count
+        while True:
+            count, more, good = self.replica.accrue_share(self.store.w, self.store.g, fresh)
+            if not count:
+                break
+            loss, right, fresh = loss + more, right + good, False
+            yield None
+            yield from self._report()
+            self.tasks.look(now=False)
+            if self.tasks.number != bundle.number:
+                return
+            if self._offered.count and self.tasks.verdict is not None:
+                # Not after the portion: a pass may wait for this push alone.
+                yield from self._settle()
+        self.computed += 1
+        self.tasks.finish()
+        self._bundle, self._ends = Bundle(bundle.number, bundle.first, bundle.count + 1, loss, right), task.ends
+
+    def _offer(self) -> Turns:
+        """Offer the bundle when the one before has its verdict."""
+        if self.tasks.verdict is None:
+            yield IDLE
+            return
+        bundle = self._bundle
+        self.tasks.offer(bundle.first, bundle.loss, bundle.right)
+        self._offered, self._bundle, self._ends = bundle, Bundle(bundle.number), False
+        self.store.g, self._spare = self._spare, self.store.g
+
+    def _settle(self) -> Turns:
+        """Push the bundle that was offered, if it was accepted."""
+        if self.tasks.verdict:
+            self.store.g, self._spare = self._spare, self.store.g
+            yield from self.store.push(self._offered.count, self.replica.steps - 1)
+            self.store.g, self._spare = self._spare, self.store.g
+        else:
+            self.dropped += self._offered.count
+        self._offered = Bundle()
+
+    def _report(self) -> Turns:
+        self.orders.note(computed=self.computed, dropped=self.dropped)
+        yield from report(self.replica, self.store, self.orders)

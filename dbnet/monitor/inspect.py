@@ -1,0 +1,153 @@
+"""Say in words what is in a run file, a checkpoint or a data file."""
+
+from __future__ import annotations
+
+import datetime
+from contextlib import suppress
+from pathlib import Path
+
+from dbnet.checkpoint.format import part_of
+from dbnet.checkpoint.reader import Checkpoint
+from dbnet.checkpoint.verify import damage
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.files import UNREADABLE, reading
+from dbnet.core.registry import named, own_modules
+from dbnet.core.untrusted import opened, require_file
+from dbnet.data.file import DataFile
+from dbnet.monitor.results import Run
+
+
+def describe(path: str) -> str:
+    """Return the description of any of dbnet's files; UserError where it is none."""
+    if not Path(path).exists():
+        raise UserError(f"No file '{path}'.")
+    with reading(path, "give a run file, a checkpoint or a data file"), opened(path, growing=True, virtual=True) as file:
+        names = set(file)
+    for name, words in (("progress", _run), ("params", _checkpoint), ("train", _data)):
+        if name in names:
+            with reading(path, "it is damaged or not dbnet's"):
+                return words(path)
+    raise UserError(
+        f"'{path}' is neither a run file, a checkpoint nor a data file of dbnet; it holds {', '.join(sorted(names)) or 'nothing'}."
+    )
+
+
+def stored_config(path: str) -> Config:
+    """Return the configuration that a run file or a checkpoint was made with."""
+    words = describe(path)
+    if words.startswith("data file"):
+        raise UserError(f"'{path}' is a data file; only run files and checkpoints hold a configuration.")
+    return Run(path).config if words.startswith("run file") else Checkpoint(path).config
+
+
+def modules(path: str) -> str:
+    """Return the text of the own modules that an output holds, as text that does nothing to a terminal."""
+    config, run = stored_config(path), describe(path).startswith("run file")
+    with reading(path, "it is damaged or not dbnet's"):
+        entries = own_modules(Run(path).about["modules"], config.model.modules) if run else Checkpoint(path).modules
+    found = "".join(f"# {entry['path']}, SHA-256 {entry['sha256']}\n{entry['text']}" for entry in entries)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in found.removesuffix("\n"))
+
+
+def _modules(entries: list[dict[str, str]]) -> list[str]:
+    """Return the line that names own modules, if there are any."""
+    return [f"  own modules  {named(entries)}"] if entries else []
+
+
+def verify(path: str) -> tuple[bool, str]:
+    """Read every byte of a checkpoint; return whether it is whole, and what is to be said of it."""
+    if not Path(path).exists():
+        raise UserError(f"No file '{path}'.")
+    require_file(path)
+    other = None
+    with suppress(UserError, *UNREADABLE), opened(path, growing=True, virtual=True) as file:
+        other = next((word for name, word in (("progress", "run file"), ("train", "data file")) if name in file), None)
+    if other is not None:
+        raise UserError(f"'{path}' is a {other}; only checkpoints have checksums.")
+    flaws = damage(path)
+    if flaws:
+        return False, "\n".join(f"damaged: {flaw}" for flaw in flaws)
+    point = Checkpoint(path)
+    files = [point.path, *(part_of(point.path, shard) for shard in range(len(point.ranges)))]
+    return True, f"'{path}' is whole: {len(files)} files, {sum(file.stat().st_size for file in files):,} bytes read."
+
+
+def _run(path: str) -> str:
+    run = Run(path)
+    world = run.config.topology
+    state = "finished" if run.finished else "stopped by a signal" if run.stopped else "not finished"
+    lines = [
+        f"run file, {state}, started {run.about['started']}",
+        f"  topology     1 coordinator + {world.shards} shards + {world.replicas} replicas x {world.partitions} partitions",
+        f"  network      {run.about['parameters']:,} parameters, {', '.join(layer['kind'] for layer in run.config.model.layers)}",
+        f"  method       {run.config.method.kind}, {_how(run)}",
+        f"  source       revision {run.about['revision']}; {run.about['mpi']}; hosts {', '.join(sorted(set(run.about['hosts'])))}",
+        f"  recorded     {len(run.progress)} progress rows, {len(run.evaluation)} evaluations, {len(run.events)} updates",
+    ]
+    if len(run.refused):
+        pushes = run.refused.drop_duplicates(["replica", "push"]).groupby("replica").size()
+        by = ", ".join(f"replica {r}: {n}" for r, n in pushes.items())
+        lines.append(f"  refused      {pushes.sum()} pushes whose gradient is not finite ({by})")
+    if len(run.iterations):
+        last = run.iterations.iloc[-1]
+        lines.append(f"  iterations   {last.iteration:.0f}, loss {last.loss:.6g}, gradient norm {last.gradient_norm:.2e}")
+    for row in run.losses.itertuples():
+        lines.append(
+            f"  lost         replica {row.replica} at {row.seconds:.1f} s, {row.applied} of its {row.steps} gradients applied"
+        )
+    lines += _modules(run.about["modules"])
+    if "resumed_from" in run.about:
+        lines.append(f"  resumed from {run.about['resumed_from']}")
+    if len(run.evaluation):
+        last = run.evaluation.iloc[-1]
+        scores = (("test accuracy", last.test_accuracy), ("loss", last.test_loss))
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in scores if value == value) or "no test set"
+        lines.append(f"  last         {reached} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
+    lines += ["  staleness    (updates of each shard by staleness)"]
+    lines += ["    " + line for line in run.staleness.to_string().split("\n")]
+    return "\n".join(lines)
+
+
+def _how(run: Run) -> str:
+    """Return what moves the parameters."""
+    return run.config.descent["kind"] if len(run.iterations) else f"rule {run.config.rule['kind']}"
+
+
+def _checkpoint(path: str) -> str:
+    point = Checkpoint(path)
+    lines = [
+        f"checkpoint of a run named '{point.config.run.name}', {point.seconds:.1f} s of training, written {_when(point.written)}",
+        f"  files        {point.path} and {len(point.ranges)} parts",
+        f"  registers    {', '.join(point.registers)}; {point.size:,} numbers each ({point.dtype})",
+        *(f"    {name:<20} {'x'.join(map(str, shape)):>16} from {offset}" for name, offset, shape in point.layout),
+        f"  clocks       {', '.join(str(int(c.max())) for c in point.clock)} (updates of each shard)",
+    ]
+    for index, row in enumerate(point.replicas):
+        lines.append(
+            f"  replica {index}    step {row['steps']}, push {row['pushes']}, epoch {row['epoch']} at example {row['position']}"
+        )
+    lines += _modules(point.modules)
+    if point.chain:
+        lines.append(f"  came from    {', '.join(tree['run']['name'] for tree in point.chain)}")
+    for name, rows in point.tables.items():
+        lines.append(f"  table        {name}: {len(rows)} rows of {', '.join(rows.dtype.names or ())}")
+    return "\n".join(lines)
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _data(path: str) -> str:
+    data = DataFile(path)
+    targets = f"{data.classes} classes" if data.classes else f"vector targets of {data.targets} units"
+    return "\n".join(
+        [
+            f"data file '{data.name}': examples of {'x'.join(map(str, data.shape))} units, {targets}",
+            f"  values {data.dtype}, times {data.scale:g}",
+            *(f"  {part:<6} {n} examples" for part, n in data.sizes.items()),
+            f"  source {data.source}",
+            *(f"  beware {doubt}" for doubt in data.doubts),
+        ]
+    )

@@ -1,0 +1,79 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbnet.core.config import Config, stored
+from dbnet.core.errors import UserError
+from dbnet.core.files import reading
+from dbnet.core.untrusted import opened
+from dbnet.monitor.tables import ITERATIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+from dbnet.monitor.runfile import FINISHED, STOPPED
+
+
+class Run:
+    """A run file for analysis, also of a run that is still going on (call `refresh`, or open it again).
+
+    Attributes
+    ----------
+    config
+        The effective configuration.
+    about
+        Versions, revision, MPI library, hosts.
+    progress, evaluation, iterations, events, losses, refused, staleness
+        pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
+    finished, stopped
+        Whether the run came to its own end; whether a signal stopped it, with a checkpoint.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"No run file '{path}'; a run prints the path of its own at the end.")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what has been written so far."""
+        import pandas as pd
+
+        with (
+            reading(self.path, "a run that has just begun can be opened a moment later"),
+            opened(self.path, growing=True) as file,
+        ):
+            if "progress" not in file or "config" not in file.attrs:
+                raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
+            self.config: Config = stored(json.loads(file.attrs["config"]))
+            self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
+            self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
+            self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
+            rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
+            self.iterations: pd.DataFrame = pd.DataFrame(rows)
+            self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
+            self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:])
+            self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
+            counts = file["staleness"][:].T
+            self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
+            last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
+            self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
+        self.staleness.index.name = "staleness"
+
+    @property
+    def accuracy(self) -> float:
+        """Last test accuracy; NaN where there was no evaluation."""
+        return float(self.evaluation.test_accuracy.iloc[-1]) if len(self.evaluation) else float("nan")
+
+
+def _decode(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value.item() if hasattr(value, "item") else value
+    except json.JSONDecodeError:
+        return value

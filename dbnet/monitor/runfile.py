@@ -1,0 +1,234 @@
+"""The run file: one HDF5 file per run, written by the coordinator, readable while it grows (HDF5's single writer, many readers).
+
+/progress     a row per replica and report: seconds, replica, steps, examples, loss, accuracy, examples/s, bytes, waiting
+/evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
+/iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
+/events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
+/losses       a row per lost replica: when, its steps of this run, how many of their gradients were applied
+/refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
+/staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
+/state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
+attributes    config and own modules (JSON), topology, versions, revision, MPI library, hosts by rank, start time
+
+While the disk has no room, rows wait in memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.files import require_room, reserve, why
+from dbnet.core.registry import SOURCES
+from dbnet.core.version import __version__
+from dbnet.monitor.tables import EVALUATION, EVENTS, ITERATIONS, LOST, REFUSED, TABLES
+
+if TYPE_CHECKING:
+    from dbnet.shards.push import Refusal
+
+
+BINS = 256
+RUNNING, FINISHED, STOPPED = range(3)
+_CHUNK = 4096
+_AHEAD = 1 << 20
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that can change a result."""
+    return {
+        "dbnet": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        **{name: importlib.metadata.version(name) for name in ("numba", "scipy")},
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def revision() -> str:
+    """Return the git revision of the source, with '+' where it was changed; 'unknown' outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        ask = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def make_folder(config: Config) -> None:
+    """Make the folder of the outputs; UserError where that cannot be, or where nothing can be written into it."""
+    folder = Path(config.run.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the output folder '{folder}': {error.strerror}; set run.folder to another.") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
+
+
+def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
+    """Create the run file under the first name that is free; return the configuration with that name, and the file.
+
+    A name is free where none of a run's outputs is there. Whoever creates the run file has the name, and one alone can: of runs
+    that begin at the same time each gets another.
+    """
+    name, number = config.run.name, 1
+    while True:
+        named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+        if not any(os.path.lexists(named.output(ending)) for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
+            with suppress(FileExistsError):
+                return named, RunFile(named.output(".h5"), named, about)
+        number += 1
+        name = f"{config.run.name}-{number}"
+
+
+class RunFile:
+    """The writer's end.
+
+    Parameters
+    ----------
+    path
+        The file to create; FileExistsError where there is one.
+    config
+        The effective configuration.
+    about
+        More attributes: MPI library, hosts, what was resumed.
+
+    Attributes
+    ----------
+    trouble
+        Why rows wait in memory; nothing where none do.
+    """
+
+    def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
+        try:
+            require_room(path.parent, 2 * _AHEAD)
+            # HDF5 itself would take over a file that is there.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            try:
+                self._file = h5py.File(path, "w", libver="latest")
+            except OSError:
+                path.unlink()
+                raise
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise UserError(f"Cannot write the run file '{path}': {why(error)}; set run.folder to another.") from None
+        self.path, self.trouble = path, ""
+        self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+        self._reserved = 0
+        self._file.attrs.update(
+            {
+                "config": config.text(),
+                "modules": json.dumps([SOURCES[path] for path in config.model.modules]),
+                "versions": json.dumps(versions()),
+                "revision": revision(),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
+            }
+        )
+        for name, dtype in TABLES.items():
+            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", shuffle=True)
+        shards = config.topology.shards
+        self._staleness, self._late = np.zeros((shards, BINS), np.int64), 0
+        self._file.create_dataset("staleness", data=self._staleness)
+        self._file.create_dataset("state", data=np.int8(RUNNING))
+        # From here on others may read along; nothing but rows can be added any more.
+        self._file.swmr_mode = True
+
+    def _append(self, name: str, rows: np.ndarray) -> None:
+        self._waiting[name].append(rows)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, if the disk has room for them."""
+        if not self._room():
+            return
+        for table, waiting in self._waiting.items():
+            if waiting:
+                data, more = self._file[table], np.concatenate(waiting)
+                data.resize(len(data) + len(more), axis=0)
+                data[len(data) - len(more) :] = more
+                data.flush()
+                waiting.clear()
+
+    def _room(self) -> bool:
+        """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
+        # A chunk that is added to is written once more, at the end of the file.
+        needed = sum(
+            2 * sum(rows.nbytes for rows in waiting) + _CHUNK * TABLES[name].itemsize
+            for name, waiting in self._waiting.items()
+            if waiting
+        )
+        size = self._file.id.get_filesize() + needed + _AHEAD // 4
+        if size > self._reserved:
+            try:
+                reserve(self._file.id.get_vfd_handle(), self.path.parent, size + _AHEAD)
+            except OSError as error:
+                self.trouble = why(error)
+                return False
+            self._reserved = size + _AHEAD
+        self.trouble = ""
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait in memory."""
+        return sum(len(rows) for waiting in self._waiting.values() for rows in waiting)
+
+    def progress(self, rows: np.ndarray) -> None:
+        self._append("progress", rows)
+
+    def evaluation(self, *values: float) -> None:
+        self._append("evaluation", np.array([values], EVALUATION))
+
+    def iteration(self, *values: float) -> None:
+        self._append("iterations", np.array([values], ITERATIONS))
+
+    def loss(self, *values: float) -> None:
+        self._append("losses", np.array([values], LOST))
+
+    def events(self, shard: int, events: np.ndarray) -> None:
+        """Append the updates of one shard and count their staleness."""
+        rows = np.zeros(len(events), EVENTS)
+        rows["shard"] = shard
+        for name in events.dtype.names:
+            rows[name] = events[name]
+        self._append("events", rows)
+        late = events["applied"] - events["fetched"]
+        self._late += int(late.sum())
+        self._staleness[shard] += np.bincount(np.minimum(late, BINS - 1), minlength=BINS)
+        self._file["staleness"][shard] = self._staleness[shard]
+
+    def refused(self, seconds: float, shard: int, refusals: Sequence[Refusal]) -> None:
+        """Append the pushes that one shard has refused."""
+        rows = [(seconds, shard, *refusal.push, refusal.index, refusal.value) for refusal in refusals]
+        self._append("refused", np.array(rows, REFUSED))
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean over all updates of all shards so far; NaN before the first."""
+        updates = self._staleness.sum()
+        return self._late / int(updates) if updates else float("nan")
+
+    def close(self, state: int) -> int:
+        """Mark the run's end; return how many rows are lost for want of room. Closing again does nothing."""
+        if not self._file:
+            return 0
+        self.flush()
+        self._file["state"][...] = state
+        self._file.close()
+        return self.waiting

@@ -1,0 +1,127 @@
+"""What is computed, without arrays: layers, shapes, the flat layout of the parameters, and what one partition uses of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.core.errors import UserError
+from dbnet.core.ranges import Range, Region, flatten, intersect, shape_of, size_of, whole
+from dbnet.network.layers.base import Layer, Parameter, Shape
+from dbnet.network.losses.base import Loss
+from dbnet.network.parameters import FlatLayout
+
+
+class Model:
+    """What is computed, without arrays.
+
+    Parameters
+    ----------
+    layers, loss
+        Members of the families.
+    input_shape
+        Shape of one example.
+    outputs
+        Output units that the data ask for.
+    dtype
+        "float32" or "float64".
+    decay
+        Weight decay: decay/2 sum w^2 over all weights (not biases) is added to the loss.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], loss: Loss, input_shape: Shape, outputs: int, dtype: str, decay: float = 0.0
+    ) -> None:
+        self.layers, self.loss, self.decay = tuple(layers), loss, decay
+        self.dtype = np.dtype(dtype)
+        self.shapes: list[Shape] = [input_shape]
+        arrays = []
+        self.parameters: list[dict[str, Parameter]] = []
+        for i, layer in enumerate(self.layers):
+            self.shapes.append(layer.output_shape(self.shapes[-1]))
+            own = layer.parameters(self.shapes[-2])
+            self.parameters.append(own)
+            arrays += [(f"{i}.{layer.kind}.{name}", p.shape, p.spread, p.decays) for name, p in own.items()]
+        self.layout = FlatLayout(arrays)
+        if prod(self.shapes[-1]) != outputs:
+            raise UserError(
+                f"The last layer has {prod(self.shapes[-1])} units but the data ask for {outputs}; set its units to {outputs}."
+            )
+
+    def boxes(self) -> list[Region]:
+        """Return the boxes of an uncut network: what the first layer needs of the input, and every layer, whole."""
+        layers = [whole(shape) for shape in self.shapes[1:]]
+        return [self.layers[0].needs(self.shapes[0], layers[0]), *layers]
+
+    def columns(self, boxes: list[Region]) -> list[Range] | None:
+        """Return the units of an example that the owner of these boxes needs, as flat ranges; None: all."""
+        return None if boxes[0] == whole(self.shapes[0]) else flatten(boxes[0], self.shapes[0])
+
+
+class Piece(NamedTuple):
+    """A range of the global flat vector and where it starts in the partition's own."""
+
+    range: Range
+    at: int
+
+
+def contains(need: Region, own: Region) -> bool:
+    """Return whether the box `own` is a contiguous piece of an array that holds the box `need`."""
+    if not size_of(own) or intersect(need, own) != own:
+        return False
+    inside = tuple(o.shift(-n.lo) for o, n in zip(own, need, strict=True))
+    return len(flatten(inside, shape_of(need))) == 1
+
+
+def shared_size(model: Model) -> int:
+    """Return the number of parameters that all partitions share."""
+    return sum(prod(p.shape) for layer in model.parameters for p in layer.values() if not p.axes)
+
+
+class Footprint(NamedTuple):
+    """What one partition uses of the global vector, in order.
+
+    Attributes
+    ----------
+    used, pushed
+        The ranges that it fetches, and those whose gradient it pushes.
+    size
+        Parameters in all.
+    """
+
+    used: list[Piece]
+    pushed: list[Piece]
+    size: int
+
+
+def footprint(model: Model, boxes: list[Region], leads: bool) -> Footprint:
+    """Return what the owner of these boxes uses.
+
+    Parameters that all partitions share are pushed by the one that `leads`, since their gradient is summed over the replica first.
+    """
+    used: list[Piece] = []
+    pushed: list[Piece] = []
+    at, entries = 0, iter(model.layout.entries)
+    for i in range(len(model.layers)):
+        for parameter in model.parameters[i].values():
+            entry = next(entries)
+            for part in flatten(parameter.owned(boxes[i + 1]), parameter.shape):
+                piece = Piece(part.shift(entry.offset), at)
+                _join(used, piece)
+                if parameter.axes or leads:
+                    _join(pushed, piece)
+                at += part.size
+    return Footprint(used, pushed, at)
+
+
+def _join(pieces: list[Piece], piece: Piece) -> None:
+    """Append a piece, or lengthen the last one if it goes on there on both sides."""
+    if pieces:
+        last = pieces[-1]
+        if last.range.hi == piece.range.lo and last.at + last.range.size == piece.at:
+            pieces[-1] = Piece(Range(last.range.lo, piece.range.hi), last.at)
+            return
+    pieces.append(piece)

@@ -1,1 +1,0 @@
-"""Update rules of the shards: one file, one kind."""

@@ -1,0 +1,103 @@
+"""A small file that says how far a run is, for job scripts: launchers may return nonsense when a rank was killed.
+
+The coordinator writes one line, `running PID HOST` when training begins, and `ended CODE` in its place when the run has come to its
+own end, good or bad. A marker that does not say `ended` belongs to a run that did not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dbnet.checkpoint.format import link_of
+from dbnet.coordinator.coordinator import Coordinator
+from dbnet.core import errors
+from dbnet.core.files import writing
+from dbnet.run.setup import Setup
+
+
+class Marker:
+    """One rank's marker; without a path there is none. What an earlier run has left at the path is taken away."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        if self.path is not None:
+            with writing(self.path) as part:
+                part.touch()
+
+    def running(self) -> None:
+        """Say that training begins, in this process."""
+        self._write(f"running {os.getpid()} {socket.gethostname()}")
+
+    def ended(self, code: int) -> None:
+        """Say that the run has ended with this exit code."""
+        self._write(f"ended {code}")
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Write down the exit code of what the body raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.ended(errors.exit_code(error))
+            raise
+
+    def _write(self, line: str) -> None:
+        if self.path is None:
+            return
+        with writing(self.path) as part:
+            part.write_text(f"{line}\n")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has produced.
+
+    Attributes
+    ----------
+    run_file, checkpoint
+        Paths of the outputs.
+    accuracy
+        Last accuracy on the test set; NaN without a test set.
+    picture
+        Where to draw the run; None: nowhere.
+    unsaved
+        Why the last checkpoint could not be written; nothing if it was.
+    params
+        The trained parameters, [parameters]; only after a run in one process.
+    finished, stopped
+        Whether the run came to its own end; whether a signal has stopped it: the checkpoint is to go on from.
+    losses
+        What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
+    diagnosis
+        Why the run was stopped for its numbers.
+    signal
+        Name of the signal that this process got meanwhile; nothing where there was none.
+    """
+
+    run_file: Path
+    checkpoint: Path
+    accuracy: float
+    picture: Path | None = None
+    unsaved: str = ""
+    params: np.ndarray | None = None
+    finished: bool = True
+    stopped: bool = False
+    losses: str = ""
+    diagnosis: str = ""
+    signal: str = ""
+
+
+def outcome(ready: Setup, pace: Coordinator, params: np.ndarray | None = None) -> Outcome:
+    """Return what the run has produced."""
+    accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
+    diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
+    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis, pace.interrupt.by)
+    picture = config.output(".png") if config.run.picture else None
+    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, pace.keeper.failure, params, *ending)

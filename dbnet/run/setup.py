@@ -1,0 +1,184 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dbnet.checkpoint.reader import Checkpoint, require_data
+from dbnet.comm.topology import Role, Topology
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.ranges import Range, split
+from dbnet.core.registry import make
+from dbnet.data.file import DataFile
+from dbnet.data.subsets import Share
+from dbnet.network.model import Model, footprint
+from dbnet.network.partition import Cut
+from dbnet.shards.routes import Route, routes
+from dbnet.shards.store import Rings
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every rank knows: the run, its data, its model, its world, what it goes on from, and the name it was asked to have."""
+
+    config: Config
+    data: DataFile
+    model: Model
+    topology: Topology
+    checkpoint: Checkpoint | None
+    name: str = ""
+
+    @property
+    def ranges(self) -> list[Range]:
+        return self.topology.shard_ranges(self.model.layout.size)
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The network over the partitions of a replica."""
+        return Cut(self.model, self.topology.partitions, self.config.method.minibatch)
+
+    @cached_property
+    def routes(self) -> list[dict[int, Route]]:
+        """By which route each origin pushes to each shard."""
+        out = []
+        for origin in range(self.topology.origins):
+            partition = origin % self.topology.partitions
+            pushed = footprint(self.model, self.cut.boxes[partition], leads=partition == 0).pushed
+            out.append({route.shard: route for route in routes(pushed, self.ranges)})
+        return out
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        """For each shard the origins that have a ring there."""
+        return [[o for o, way in enumerate(self.routes) if s in way] for s in range(self.topology.shards)]
+
+    @cached_property
+    def rings(self) -> Rings:
+        """The shards' ranges and rings; a slice is no longer than the longest that any origin sends."""
+        method, item = self.config.method, self.model.dtype.itemsize
+        longest = max((route.size for ways in self.routes for route in ways.values()), default=1)
+        return Rings(self.ranges, self.users, self.model.dtype, min(method.slot, longest * item), method.slots)
+
+    @property
+    def turn(self) -> float:
+        """What a round of turns in one process counts as: about the seconds of its arithmetic, but never measured."""
+        work = 6 * self.model.layout.size * self.config.method.minibatch * self.topology.replicas
+        return min(0.05, max(2e-4, work / 1e11))
+
+    @property
+    def method(self) -> Any:
+        return make("methods", {"kind": self.config.method.kind}, "method")
+
+    def check(self, rank: int | None) -> None:
+        """Raise UserError where a run would go on with other data, or where this machine has not even the memory for its vectors.
+
+        `rank` is this one's; None: all roles are in this process.
+        """
+        world, model = self.topology, self.model
+        if self.checkpoint is not None and not rank:
+            require_data(self.checkpoint, self.data)
+        held, needed, have = 1 + self.method.vectors(self.config), 0, memory() / 2**30
+        if rank is None:
+            needed = (held + 2 * world.replicas) * model.layout.size
+        elif world.role(rank) is Role.SERVE:
+            needed = held * self.ranges[rank - 1].size
+        needed = needed * model.dtype.itemsize / 2**30
+        if needed > have:
+            who = "the run" if rank is None else world.name(rank)
+            fix = "take more shards, a smaller descent.history, or a smaller network"
+            raise UserError(
+                f"Not enough memory: {who} needs {needed:,.1f} GiB for vectors alone, this machine has {have:,.1f} GiB; {fix}."
+            )
+
+    def doubts(self) -> list[str]:
+        """Return what is allowed but seldom meant, of the data and of how they are divided, in sentences."""
+        config, examples = self.config, self.data.sizes["train"]
+        replicas, batch = config.topology.replicas, config.method.minibatch
+        subset, out = -(-examples // replicas), list(self.data.doubts)
+        portions = -(-examples // config.sandblaster.portion)
+        if replicas > examples:
+            idle = replicas - examples
+            out.append(
+                f"topology.replicas = {replicas} is more than the {examples} training examples: {idle} have nothing to train on."
+            )
+        elif config.method.kind == "sandblaster" and replicas > portions:
+            out.append(
+                f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
+                "make sandblaster.portion smaller."
+            )
+        elif config.method.kind != "sandblaster" and batch > subset:
+            out.append(
+                f"method.minibatch = {batch} is more than the {subset} examples that a replica trains on: each step takes these, "
+                f"as with method.minibatch = {subset}."
+            )
+        return out
+
+
+def setup(config: Config, resume: str | None = None, labels: bool = True) -> Setup:
+    """Check a configuration against its data (all `labels`, too) and make the model; UserError where something does not fit."""
+    data = DataFile(config.data.path, labels)
+    if data.one_hot and not config.members()[1].vectors:
+        raise UserError(
+            f"'{data.path}': /train/y holds one-hot vectors of {data.targets} classes; store the labels themselves, "
+            f"y.argmax(axis=1), which the {config.model.loss} loss wants."
+        )
+    model = make_model(config, data.shape, data.targets or data.classes, bool(data.targets))
+    checkpoint = None
+    if resume is not None:
+        checkpoint = Checkpoint(resume)
+        checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
+    if config.run.start is not None:
+        Checkpoint(config.run.start).require(model)
+    stop = config.stop
+    blind = bool(data.targets) or not data.sizes.get("test")
+    if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
+        raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
+    out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
+    out.method.check(config)
+    return out
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bool) -> Model:
+    """Return the model of a configuration for examples of this shape."""
+    layers, loss, _ = config.members()
+    if vectors and not loss.vectors:
+        raise UserError(f"The data have vector targets, which the {loss.kind} loss cannot use; set model.loss = 'squared'.")
+    decay = make("methods", {"kind": config.method.kind}, "method").decay(config)
+    return Model(layers, loss, shape, outputs, config.model.dtype, decay)
+
+
+def first_shares(ready: Setup, index: int) -> list[Share]:
+    """Return what a replica trains on at first: its subset, from where the checkpoint left it; a spare one nothing."""
+    parts = ready.topology.replicas
+    if index >= parts:
+        return []
+    point = ready.checkpoint
+    subset = Share(index, 0, split(ready.data.sizes["train"], parts)[index].size)
+    if point is None:
+        return [subset]
+    left = [Share(*row) for row in point.tables["shares"].tolist()] if "shares" in point.tables else []
+    mine = [share for share in left if share.subset == index]
+    # Of another number of replicas, or other data, the subsets are others too: each goes on at the mean progress.
+    if point.subsets == parts and sum(share.size for share in mine) == subset.size:
+        return mine
+    epoch, rest = divmod(point.progress, 1)
+    return [subset._replace(epoch=int(epoch), position=int(rest * subset.size))]
+
+
+def stopwatch() -> Callable[[], float]:
+    """Return a clock that starts at 0 now."""
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start

@@ -1,0 +1,192 @@
+"""A batch method's questions to the shards, both halves: registers, rounds of commands, the gradient that accrues over a pass.
+
+The coordinator asks all shards, each answers, one question at a time. A question may do three things, in this order:
+
+    counts      wait until counts[r] bundles of this pass have come from every replica r
+    begin       begin the pass of this number: clear the gradient, set the clock to the number; `iterate` is what a checkpoint of
+                this pass takes for the parameters
+    commands    carry them out on this shard's range; the answer holds their scalars, which the coordinator sums
+
+A bundle is the sum of the gradients of some portions. It is added to the gradient slice by slice if it was computed from the
+parameters of this pass, and dropped if it comes too late: its clock at the fetch says which. Parameters change only by commands,
+and those come after a pass has been collected, so all replicas compute from the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dbnet.comm.channel import Channel
+from dbnet.comm.turns import Wait
+from dbnet.core import vector
+from dbnet.shards.push import Push, Refusal
+from dbnet.shards.shard import Shard
+from dbnet.shards.space import Command, Registers, Space, perform
+
+
+class Question(NamedTuple):
+    """What all shards are asked; `number` comes back with the answer."""
+
+    number: int
+    commands: tuple[Command, ...] = ()
+    begin: int | None = None
+    counts: tuple[int, ...] = ()
+    iterate: str = "params"
+
+
+class ShardSpace(Space):
+    """The coordinator's half: registers that lie on the shards.
+
+    Parameters
+    ----------
+    shards
+        How many there are.
+    channel
+        Carries questions.
+    tick
+        The coordinator's everyday work, which hands answers to `take`; returns something that changes when a shard was heard of.
+    dtype
+        Type of the registers.
+    """
+
+    def __init__(self, shards: int, channel: Channel, tick: Callable[[], object], dtype: np.dtype | str) -> None:
+        super().__init__(dtype)
+        self._shards, self._channel, self._tick = shards, channel, tick
+        self._number = 0
+        self._answers: dict[int, list[float]] = {}
+
+    def take(self, shard: int, content: tuple[int, list[float]]) -> None:
+        """Take an answer; one to a question that was given up is forgotten."""
+        number, scalars = content
+        if number == self._number:
+            self._answers[shard] = scalars
+
+    def totals(self, commands: Sequence[Command]) -> Generator[Wait | None, None, list[float]]:
+        return (yield from self.ask(commands))
+
+    def ask(
+        self, commands: Sequence[Command] = (), *, begin: int | None = None, counts: Sequence[int] = (), iterate: str = "params",
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> Generator[Wait | None, None, list[float] | None]:  # fmt: skip
+        """Ask all shards and wait; return the sums of the scalars, or None where `give_up` said so."""
+        self._number += 1
+        self._answers = {}
+        for shard in range(self._shards):
+            self._channel.send(1 + shard, "ask", Question(self._number, tuple(commands), begin, tuple(counts), iterate))
+        last = None
+        while len(self._answers) < self._shards:
+            if give_up():
+                return None
+            news = self._tick()
+            if len(self._answers) < self._shards:
+                missing = [str(s) for s in range(self._shards) if s not in self._answers]
+                yield None if news != last else Wait(f"the coordinator waits for shard {', '.join(missing)} to answer")
+            last = news
+        yield None
+        # In the order of the shards, so that a run can be repeated.
+        return [sum(column) for column in zip(*(self._answers[s] for s in range(self._shards)), strict=True)]
+
+
+class Accrual:
+    """The shard's half.
+
+    Parameters
+    ----------
+    shard
+        Its range, parameters, clock and events.
+    origins
+        The (replica, partition) pairs that use some of its parameters.
+    kept, constant
+        More registers: those of a checkpoint; those that no checkpoint needs, like masks.
+
+    Attributes
+    ----------
+    dropped
+        Slices that came too late.
+    """
+
+    def __init__(self, shard: Shard, origins: Sequence[tuple[int, int]], kept: Registers, constant: Registers) -> None:
+        self.shard = shard
+        self.range, self.params, self.clock = shard.range, shard.params, shard.clock
+        self.largest = float(np.finfo(shard.params.dtype).max)
+        self._passing = {"gradient": np.zeros_like(shard.params), **constant}
+        self.vectors: Registers = {"params": shard.params, **kept, **self._passing}
+        self._arrived = dict.fromkeys(origins, 0)
+        self._number, self._iterate = 0, "params"
+        self.dropped = 0
+        self._asked: Question | None = None
+        self._left: list[Command] = []
+        self._scalars: list[float] = []
+
+    # --- bundles --------------------------------------------------------------------------------------------------------------
+
+    def begin(self, partition: int, fetched: int) -> int:
+        """Return which pass a bundle belongs to; all of its slices are applied with it."""
+        return fetched
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        """Add the slice `g` [n] of a bundle of pass `t` to the gradient from `lo` (counted within the shard) on."""
+        if t == self._number:
+            vector.axpy(1.0, g, self.vectors["gradient"][lo : lo + g.size])
+        else:
+            self.dropped += 1
+
+    def finish(self, push: Push) -> None:
+        """Count a bundle whose last slice has come."""
+        if push.fetched == self._number:
+            self._arrived[push.replica, push.partition] += 1
+            self.shard.record(push, self._number)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Count a bundle that is not finite as arrived, so that its pass ends; the coordinator is told and discards the pass."""
+        push = refusal.push
+        if push.fetched == self._number:
+            self._arrived[push.replica, push.partition] += 1
+            self.shard.refuse(refusal)
+        else:
+            self.dropped += 1
+
+    # --- questions ------------------------------------------------------------------------------------------------------------
+
+    def heed(self, question: Question) -> None:
+        """Take a question; an older one that was not answered yet is forgotten."""
+        self._asked, self._left, self._scalars = question, list(question.commands), []
+
+    def advance(self, channel: Channel) -> bool:
+        """Carry out one command of the question, or answer it; return whether there was something to do."""
+        asked = self._asked
+        if asked is None or (asked.counts and any(n < asked.counts[o[0]] for o, n in self._arrived.items())):
+            return False
+        if asked.begin not in (None, self._number):
+            self._begin(asked.begin, asked.iterate)
+        if self._left:
+            self._scalars += perform(self.vectors, self._left.pop(0))
+            return True
+        channel.send(0, "answer", (asked.number, self._scalars))
+        self._asked = None
+        return True
+
+    def _begin(self, number: int, iterate: str) -> None:
+        self._number, self._iterate = number, iterate
+        vector.fill(self.vectors["gradient"], 0.0)
+        self._arrived = dict.fromkeys(self._arrived, 0)
+        self.clock[:] = number
+
+    # --- what a shard is asked for --------------------------------------------------------------------------------------------
+
+    def take_events(self) -> np.ndarray:
+        return self.shard.take_events()
+
+    def take_refused(self) -> list[Refusal]:
+        return self.shard.take_refused()
+
+    def registers(self) -> Registers:
+        """Return what a checkpoint must hold: the iterate as params, whatever is tried now; each restart restores the gradient."""
+        kept = {f"vector.{name}": x for name, x in self.vectors.items() if name != "params" and name not in self._passing}
+        return {"params": self.vectors[self._iterate], **kept}
+
+    def describe(self) -> dict[str, Any]:
+        return {"range": tuple(self.range), "registers": sorted(self.vectors), "clock": self.clock.tolist()}

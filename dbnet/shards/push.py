@@ -1,0 +1,106 @@
+"""What stands between a push and a shard: a push with NaN or Inf is refused.
+
+Each slice is looked at before it is applied. From its first bad slice on a push is refused at this shard: nothing more of it is
+applied, the clock stays, no event is made; its slices before that one were finite and stay applied, and other shards may have
+taken theirs. With the last slice every push has either been finished or refused, so per shard, replica and partition
+
+    gradients computed = gradients in events + gradients refused + gradients in flight
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dbnet.core.ranges import Range
+from dbnet.core.vector import first_bad
+
+
+class Intake:
+    """One origin's way into a shard.
+
+    Parameters
+    ----------
+    receiver
+        What the slices are applied to.
+    finite
+        Whether pushes with NaN or Inf are refused.
+    """
+
+    def __init__(self, receiver: Receiver, finite: bool = True) -> None:
+        self._receiver, self._finite = receiver, finite
+        self._t = 0
+        self._bad: tuple[int, float] | None = None
+
+    def take(
+        self, push: Push, g: np.ndarray, pieces: Sequence[tuple[int, int, int]], first: bool, last: bool,
+        sync: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
+        """Take one slice of a push; return whether with it the whole push has been applied.
+
+        Parameters
+        ----------
+        g
+            The slice.
+        pieces
+            (element within the slice, place in the shard, length) of each contiguous piece of it.
+        first, last
+            Whether it is the first and the last slice of its push.
+        sync
+            Orders the parameters before the clock, where others read both while they change.
+        """
+        receiver = self._receiver
+        if first:
+            self._bad = None
+        if self._finite and self._bad is None and (at := first_bad(g, receiver.largest)) >= 0:
+            place = next(target + at - start for start, target, length in pieces if start <= at < start + length)
+            self._bad = receiver.range.lo + place, float(g[at])
+        if self._bad is None:
+            if first:
+                self._t = receiver.begin(push.partition, push.fetched)
+            for start, target, length in pieces:
+                receiver.apply(target, g[start : start + length], self._t)
+        whole = last and self._bad is None
+        if whole:
+            sync()
+            receiver.finish(push)
+        elif last:
+            receiver.refuse(Refusal(push, *self._bad))
+        return whole
+
+
+class Push(NamedTuple):
+    """What is known of one push at one shard: who, its number, the clock its oldest gradient was fetched at, its gradients.
+
+    `step` is the replica's step that made the newest of them.
+    """
+
+    replica: int
+    partition: int
+    number: int
+    fetched: int
+    steps: int
+    step: int
+
+
+class Refusal(NamedTuple):
+    """A push that a shard did not take: the flat index of its first value that is not finite, and that value."""
+
+    push: Push
+    index: int
+    value: float
+
+
+class Receiver(Protocol):
+    """What takes pushes at a shard."""
+
+    range: Range
+    clock: np.ndarray
+    largest: float  # of a gradient; what is beyond is refused as Inf is
+
+    def begin(self, partition: int, fetched: int = 0) -> int: ...
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
+    def finish(self, push: Push) -> None: ...
+    def refuse(self, refusal: Refusal) -> None: ...

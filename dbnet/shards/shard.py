@@ -1,0 +1,101 @@
+"""One shard: its range of the parameters, the registers of its rule, its clock, and the events of its updates.
+
+Only `apply` changes parameters. A push may come in slices, between those of other pushes; when its last slice is applied the
+clock of its partition index goes up by one and the update becomes an event. Every replica pushes each partition index once per
+push, so clocks and staleness mean the same for any number of partitions. A push that is refused (`intake`) is neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dbnet.core.ranges import Range
+from dbnet.shards.push import Push, Refusal
+from dbnet.shards.rules.base import Rule
+
+EVENT = np.dtype(
+    [
+        ("replica", "i4"),
+        ("partition", "i4"),
+        ("push", "i8"),
+        ("fetched", "i8"),
+        ("applied", "i8"),
+        ("steps", "i4"),
+        ("seconds", "f8"),
+    ]
+)
+
+
+class Shard:
+    """The state of one shard.
+
+    Parameters
+    ----------
+    part
+        Its range of the flat vector.
+    rule
+        The update rule.
+    params, clock
+        Window memory: [part.size] and [partitions].
+    seconds
+        The time of the run, for events.
+    """
+
+    def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
+        self.range, self.rule, self.params, self.clock = part, rule, params, clock
+        self.largest = rule.largest(params.dtype)
+        self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
+        self._begun = np.zeros_like(clock)
+        self._seconds = seconds
+        self._refused: list[Refusal] = []
+        self._events = np.zeros(1024, EVENT)
+        self._count = 0
+
+    def begin(self, partition: int, fetched: int = 0) -> int:
+        """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
+        self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
+        return int(self._begun[partition])
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        """Apply the rule to the parameters from `lo` (counted within the shard) on with the slice `g` [n] of push `t`."""
+        here = slice(lo, lo + g.size)
+        state = {name: register[here] for name, register in self.state.items()}
+        self.rule.apply(self.params[here], g, state, t)
+
+    def finish(self, push: Push) -> None:
+        """Count a push whose last slice has been applied."""
+        applied = int(self.clock[push.partition])
+        self.record(push, applied)
+        self.clock[push.partition] = applied + 1
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note a push that was refused: the clock stays, and there is no event."""
+        self._refused.append(refusal)
+
+    def take_refused(self) -> list[Refusal]:
+        """Return what was refused since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def record(self, push: Push, applied: int) -> None:
+        """Make an event of a push that was applied when the clock was `applied`."""
+        if self._count == len(self._events):
+            self._events = np.resize(self._events, 2 * self._count)
+        self._events[self._count] = (*push[:4], applied, push.steps, self._seconds())
+        self._count += 1
+
+    def take_events(self) -> np.ndarray:
+        """Return the events since the last call, in the order of the updates."""
+        events = self._events[: self._count].copy()
+        self._count = 0
+        return events
+
+    def registers(self) -> dict[str, np.ndarray]:
+        """Return all named vectors that a checkpoint must hold."""
+        return {"params": self.params, **{f"state.{name}": register for name, register in self.state.items()}}
+
+    def describe(self) -> dict[str, Any]:
+        return {"range": tuple(self.range), "rule": self.rule.kind, "clock": self.clock.tolist()}

@@ -1,0 +1,342 @@
+"""Fetch and push: the protocol between replicas and shards, both halves, and its two ends.
+
+Window of a shard: `params` (its range), `clock` (one counter per partition index), and for every origin o (one partition of one
+replica) that uses some of its parameters a ring of `slots` slices, with `head[o]` written by the origin and `tail[o]` by the shard.
+One writer and one reader per ring, so nothing is atomic:
+
+    push    while more slices: if head - tail = slots, read tail (wait while the ring is full);
+            Put slice and header into slot head mod slots, Flush; head + 1; Put head, Flush
+    serve   while head[o] > tail[o]: apply slot tail mod slots; tail[o] + 1
+    fetch   Get clock, Flush; Get parameters, Flush
+
+A header is eight integers: push number, first element (counted in the origin's part of this shard), elements, last slice or not,
+clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, and written after them, so a
+measured staleness is never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
+
+The shard orders what it does by `Window.sync`: between head and slot, slot and tail, parameters and clock. What is fetched comes
+in pieces of `PIECE` bytes, since some MPI cannot move 2 GiB at once. Between pieces, and between slices of a push, the replica
+gives way when `MOMENT` seconds are over: a long transfer must not look like a dead replica.
+
+`direct.DirectStore` is the same interface in the process of the shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.comm.threads import Job, Mover
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import Turns, Wait
+from dbnet.comm.window import Field, Window
+from dbnet.core.ranges import Range
+from dbnet.network.model import Footprint
+from dbnet.shards.push import Intake, Push
+from dbnet.shards.routes import Route, routes
+
+HEADER = 8
+PIECE, MOMENT = 256 << 20, 0.05
+
+
+class Rings(NamedTuple):
+    """The shards' side as all ranks know it.
+
+    Attributes
+    ----------
+    ranges, users
+        Each shard's range, and the origins that have a ring there.
+    dtype
+        Of the parameters.
+    slot, slots
+        Bytes of a slice, slices of a ring.
+    """
+
+    ranges: Sequence[Range]
+    users: Sequence[Sequence[int]]
+    dtype: np.dtype
+    slot: int
+    slots: int
+
+    def fields(self, shard: int, topology: Topology) -> list[Field]:
+        """Return the window fields of one shard."""
+        n, name, rows = topology.origins, np.dtype(self.dtype).name, len(self.users[shard])
+        return [
+            Field("params", name, (self.ranges[shard].size,)),
+            Field("clock", "int64", (topology.partitions,)),
+            Field("head", "int64", (n,)),
+            Field("tail", "int64", (n,)),
+            Field("header", "int64", (rows, self.slots, HEADER)),
+            Field("ring", name, (rows, self.slots, elements(self.slot, self.dtype))),
+        ]
+
+
+def elements(slot: int, dtype: np.dtype) -> int:
+    """Return the number of gradient values in a slice of `slot` bytes."""
+    return max(1, slot // np.dtype(dtype).itemsize)
+
+
+class Counts:
+    """What went over the wire: fetches, pushes, bytes each way, seconds the replica waited for a ring."""
+
+    def __init__(self) -> None:
+        self.fetches = self.pushes = self.bytes_fetched = self.bytes_pushed = 0
+        self.waited = 0.0
+
+
+class WindowStore:
+    """The replica's end over a window.
+
+    Parameters
+    ----------
+    window, topology
+        The window and who is where.
+    origin
+        (replica, partition) of this rank.
+    footprint
+        What this partition uses of the flat vector.
+    rings
+        The shards' ranges and rings.
+    overlap
+        Move data on a thread while the next gradient is computed.
+    """
+
+    def __init__(
+        self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Footprint, rings: Rings, overlap: bool = False
+    ) -> None:
+        self._window, self._topology, (self._replica, self._partition) = window, topology, origin
+        self.sources, self.routes = routes(footprint.used, rings.ranges), routes(footprint.pushed, rings.ranges)
+        size, dtype = footprint.size, rings.dtype
+        self._origin = self._replica * topology.partitions + self._partition
+        self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
+        self._slot, self._slots = elements(rings.slot, dtype), rings.slots
+        self._moves = self._plan_moves(elements(PIECE // max(1, len(self.sources)), dtype))
+        self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)
+        self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
+        self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
+        self._oldest: np.ndarray | None = None
+        self._head, self._tail = np.zeros((2, len(self.routes), 1), np.int64)
+        self._header = np.zeros((len(self.routes), HEADER), np.int64)
+        self.counts, self.number = Counts(), 0
+        self.fetched, self.overlaps = False, overlap
+        self._mover = Mover() if overlap else None
+        self._fetching: Job | None = None
+        self._pushing: Job | None = None
+
+    def resume(self, number: int) -> None:
+        """Go on counting pushes from `number`."""
+        self.number = number
+
+    def fetch(self) -> Turns:
+        """Fetch the parameters: into `w` now, or with overlap in the background, to take effect at `arrive`."""
+        self.counts.fetches += 1
+        self.counts.bytes_fetched += self.w.nbytes
+        first, self.fetched = not self.fetched, True
+        if self._mover is None or first:
+            yield from self._read(self.w, self.clocks)
+        else:
+            self._fetching = self._mover.start(self._read(self._w2, self._landing))
+
+    @property
+    def landing(self) -> bool:
+        """Whether a fetch is under way whose parameters will replace the present ones."""
+        return self._fetching is not None
+
+    def arrive(self) -> Turns:
+        """End the step: an overlapped fetch takes effect."""
+        if self._fetching is not None:
+            yield from self._fetching.wait("the parameters it is fetching")
+            self._fetching = None
+            self.w, self._w2 = self._w2, self.w
+            self.clocks, self._landing = self._landing, self.clocks
+
+    def snapshot(self, out: np.ndarray) -> Turns:
+        """Fetch into `out` [size], for evaluation; training state stays as it is."""
+        yield from self._read(out, np.zeros_like(self._landing))
+
+    def accrued(self, first: bool) -> None:
+        """Note that a gradient of the present parameters was added to `g`."""
+        if first:
+            self._oldest = self.clocks.copy()
+
+    def push(self, steps: int, step: int) -> Turns:
+        """Push `g`, the sum of `steps` gradients, the newest of step `step`; afterwards `g` is free to be overwritten."""
+        if self._pushing is not None:
+            yield from self._pushing.wait("its last push to leave")
+            self._pushing = None
+        send = self._write(self.g, self.number, self._oldest.copy(), (steps, step))
+        self.number += 1
+        if self._mover is None:
+            yield from send
+        else:
+            self._pushing = self._mover.start(send)
+            self.g, self._g2 = self._g2, self.g
+
+    def settle(self) -> Turns:
+        """Wait until everything that was pushed has left and every transfer has ended."""
+        yield from self.arrive()
+        if self._pushing is not None:
+            yield from self._pushing.wait("its last push to leave")
+            self._pushing = None
+
+    def confirm(self) -> Turns:
+        """Wait until the shards have applied everything that was pushed."""
+        yield from self.settle()
+        for i, route in enumerate(self.routes):
+            rank = self._topology.shard_rank(route.shard)
+            while self._tail[i, 0] < self._head[i, 0]:
+                self._window.get(rank, "tail", self._tail[i], self._origin)
+                self._window.flush(rank)
+                yield Wait(f"a replica waits for shard {route.shard} to apply its push")
+
+    def close(self) -> None:
+        if self._mover is not None:
+            self._mover.stop()
+
+    def _plan_moves(self, most: int) -> list[list[tuple[int, int, slice]]]:
+        """Return what a fetch gets, up to `most` elements of each shard in a round: rank, place there, place in `w`."""
+        rounds = []
+        for first in range(0, max((route.size for route in self.sources), default=1), most):
+            found = [(self._topology.shard_rank(r.shard), move) for r in self.sources for move in r.moves(first, most)]
+            rounds.append([(rank, target, slice(place, place + n)) for rank, (place, target, n) in found])
+        return rounds
+
+    def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
+        window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
+        for route, rank in zip(self.sources, ranks, strict=True):
+            window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
+        for rank in ranks:
+            window.flush(rank)
+        began = time.perf_counter()
+        for moves in self._moves:
+            for rank, target, place in moves:
+                window.get(rank, "params", w[place], target)
+            for rank in ranks:
+                window.flush(rank)
+            # Others may run between a fetch and the gradient computed from it.
+            if moves is self._moves[-1] or time.perf_counter() - began >= MOMENT:
+                yield None
+                began = time.perf_counter()
+
+    def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
+        """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
+        todo = [(i, 0) for i in range(len(self.routes))]
+        since, began = 0.0, time.perf_counter()
+        while todo:
+            left = []
+            for i, at in todo:
+                end = self.routes[i].size
+                while at < end and self._room(i):
+                    at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), *steps))
+                    if time.perf_counter() - began >= MOMENT:
+                        break
+                if at < end:
+                    left.append((i, at))
+            if left and left == todo:
+                since = since or time.perf_counter()
+                me = self._topology.name(self._topology.origin_rank(self._replica, self._partition))
+                yield Wait(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
+                began = time.perf_counter()
+            elif since or (left and time.perf_counter() - began >= MOMENT):
+                self.counts.waited += time.perf_counter() - since if since else 0.0
+                since = 0.0
+                yield None
+                began = time.perf_counter()
+            todo = left
+        self.counts.waited += time.perf_counter() - since if since else 0.0
+        self.counts.pushes += 1
+        self.counts.bytes_pushed += g.nbytes
+
+    def _room(self, i: int) -> bool:
+        if self._head[i, 0] - self._tail[i, 0] < self._slots:
+            return True
+        rank = self._topology.shard_rank(self.routes[i].shard)
+        self._window.get(rank, "tail", self._tail[i], self._origin)
+        self._window.flush(rank)
+        return bool(self._head[i, 0] - self._tail[i, 0] < self._slots)
+
+    def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
+        route, window = self.routes[i], self._window
+        rank, here = self._topology.shard_rank(route.shard), route.slice(at, self._slot)
+        end = at + here.stop - here.start
+        place = self._row[i] * self._slots + int(self._head[i, 0]) % self._slots
+        number, fetched, steps, step = about
+        self._header[i, :7] = (number, at, end - at, end == route.size, fetched, steps, step)
+        window.put(rank, "header", self._header[i], place * HEADER)
+        window.put(rank, "ring", g[here], place * self._slot)
+        window.flush(rank)
+        self._head[i] += 1
+        window.put(rank, "head", self._head[i], self._origin)
+        window.flush(rank)
+        return end
+
+
+class Inbox:
+    """The shard's half: takes slices out of its rings, a limited number at a time, and applies them.
+
+    Parameters
+    ----------
+    window
+        This shard's end of the window.
+    topology, users, routes
+        Who is where, which origins have a ring here, and each one's route to this shard.
+    intakes
+        One for each of these origins.
+    """
+
+    def __init__(
+        self, window: Window, intakes: Sequence[Intake], topology: Topology, users: Sequence[int], routes: Sequence[Route]
+    ) -> None:
+        self._window, self._topology = window, topology
+        self._intakes, self._users, self._routes = intakes, list(users), list(routes)
+        self._applied, self._closed = [0] * len(users), [False] * len(users)
+        local = window.local
+        self._head, self._tail, self._headers, self._ring = (local[name] for name in ("head", "tail", "header", "ring"))
+
+    def drain(self) -> bool:
+        """Apply at most one slice of each origin; return whether there was any."""
+        self._window.sync()
+        busy = False
+        for row, origin in enumerate(self._users):
+            if not self._closed[row]:
+                busy = self._take(row, origin) or busy
+        return busy
+
+    def _take(self, row: int, origin: int) -> bool:
+        tail = int(self._tail[origin])
+        if self._head[origin] == tail:
+            return False
+        # What the head counts may be read only after the head, and be overwritten only after it was read.
+        self._window.sync()
+        self._apply(row, origin, tail % self._ring.shape[1])
+        self._window.sync()
+        self._tail[origin] = tail + 1
+        return True
+
+    def close(self, replica: int) -> tuple[int, int] | None:
+        """Apply what is complete in the rings of a lost replica and take nothing more from it, even if it only slept.
+
+        Returns
+        -------
+        How many of its gradients were applied here, of that of its partitions with the fewest and of that with the most; None if it
+        has no ring here.
+        """
+        counts = []
+        for row, origin in enumerate(self._users):
+            if origin // self._topology.partitions == replica:
+                while not self._closed[row] and self._take(row, origin):
+                    pass
+                self._closed[row] = True
+                counts.append(self._applied[row])
+        return (min(counts), max(counts)) if counts else None
+
+    def _apply(self, row: int, origin: int, slot: int) -> None:
+        number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])
+        # A clock that was read while it changed, byte by byte, may be one that never was.
+        fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
+        push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
+        pieces = self._routes[row].segments(first, n)
+        if self._intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last), self._window.sync):
+            self._applied[row] += steps

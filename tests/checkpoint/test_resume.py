@@ -1,0 +1,234 @@
+"""Which checkpoint a run goes on from: the newest whole one of its name; damaged ones are passed over and named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from finished import Finished
+from points import TREE, write
+
+from dbnet import open_run
+from dbnet.checkpoint.format import REPLICA, part_of
+from dbnet.checkpoint.reader import Checkpoint
+from dbnet.checkpoint.resume import candidates, choose
+from dbnet.comm import mpi
+from dbnet.comm.channel import Mailboxes
+from dbnet.comm.topology import Topology
+from dbnet.comm.window import LocalWindow, WindowLayout
+from dbnet.coordinator.coordinator import Coordinator
+from dbnet.coordinator.orders import STATUS, OrderBook, coordinator_fields
+from dbnet.core.config import Config, build
+from dbnet.core.errors import UserError
+from dbnet.data.subsets import Share
+from dbnet.methods.downpour import inherit
+from dbnet.monitor.display import Display
+
+Command = Callable[..., Finished]
+
+
+def config(folder: Path, name: str = "run") -> Config:
+    return build({**TREE, "run": {"folder": str(folder), "name": name}})
+
+
+def hurt(path: Path, name: str = "params") -> None:
+    """Flip a bit of a dataset."""
+    with h5py.File(path) as file:
+        at = file[name].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+def test_the_newest_by_the_time_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A name that was asked for with its number is another one.
+    for name, number in (("run", 1), ("run-2", 1), ("run", 2), ("runner", 9), ("run-x", 9)):
+        write(tmp_path, number, name=name)
+    mine = config(tmp_path)
+    assert candidates(mine) == [tmp_path / "run.checkpoints" / f"00000{number}.h5" for number in (2, 1)]
+    newest = tmp_path / "run.checkpoints" / "000002.h5"
+    os.utime(newest, (0, 0))
+    assert choose(mine, "", Display(True)) == choose(mine, "auto", Display(True)) == str(newest)
+    assert choose(mine, None, Display(True)) is None and choose(config(tmp_path, "new"), "auto", Display(True)) is None
+    with pytest.raises(UserError, match="No checkpoint of a run named 'new'"):
+        choose(config(tmp_path, "new"), "", Display(True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_damaged_ones_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2, 3):
+        write(tmp_path, number, keep=9)
+    masters = candidates(config(tmp_path))
+    hurt(part_of(masters[0], 1), "state.sum")
+    masters[1].write_bytes(masters[1].read_bytes()[:200])
+    assert choose(config(tmp_path), "auto", Display(True)) == str(masters[2])
+    said = capsys.readouterr().err.splitlines()
+    # A master that cannot say when it was written is dated as its file.
+    assert sorted(line.split("'")[1] for line in said) == sorted(map(str, masters[:2]))
+    assert any(f"'{part_of(masters[0], 1)}': /state.sum, elements 0 .. " in line for line in said)
+    part_of(masters[2], 0).unlink()
+    with pytest.raises(UserError, match=r"All 3 checkpoints of 'run' in .* are damaged"):
+        choose(config(tmp_path), "auto", Display(True))
+
+
+def test_a_given_one_is_read_through(tmp_path: Path) -> None:
+    link = write(tmp_path)
+    assert choose(config(tmp_path), str(link), Display(True)) == str(link.resolve())
+    hurt(part_of(link.resolve(), 2), "clock")
+    with pytest.raises(UserError, match=r"is damaged: .*000001.shard-2.h5': /clock"):
+        choose(config(tmp_path), str(link), Display(True))
+
+
+def test_auto_begins_and_goes_on(run_file: Path, dbnet: Command) -> None:
+    words = ["train", run_file, "--quiet", "--resume", "auto", "stop.epochs=99"]
+    assert dbnet(*words, "stop.steps=10") == Finished(0, "", "")
+    assert dbnet(*words, "stop.steps=20").code == 0
+    assert dbnet(*words, "stop.steps=30").code == 0
+    assert open_run("out/run-2.h5").about["resumed_from"] == "out/run.checkpoints/000001.h5"
+    assert open_run("out/run-3.h5").about["resumed_from"] == "out/run-2.checkpoints/000001.h5"
+    last = Checkpoint("out/run-3.checkpoint.h5")
+    assert last.replicas["steps"].tolist() == [30, 30]
+    assert [(tree["run"]["name"], tree["stop"]["steps"]) for tree in last.chain] == [("run", 10), ("run-2", 20)]
+    hurt(part_of(last.path, 0))
+    again = dbnet(*words, "stop.steps=30")
+    assert again.code == 0 and again.err.count("\n") == 1
+    assert "The checkpoint 'out/run-3.checkpoints/000001.h5' is damaged and left out: " in again.err
+    assert "'out/run-3.checkpoints/000001.shard-0.h5': /params, elements 0 .. " in again.err
+    assert open_run("out/run-4.h5").about["resumed_from"] == "out/run-2.checkpoints/000001.h5"
+
+
+def test_inspect_verify(run_file: Path, dbnet: Command) -> None:
+    assert dbnet("train", run_file, "--quiet", "stop.steps=2").code == 0
+    point = "out/run.checkpoint.h5"
+    sound = dbnet("inspect", point, "--verify")
+    assert sound.code == 0 and sound.out.startswith(f"'{point}' is whole: 3 files, ")
+    hurt(Path("out/run.checkpoints/000001.shard-1.h5"), "state.sum")
+    damaged = dbnet("inspect", point, "--verify")
+    assert damaged.code == 1 and "damaged: 'out/run.checkpoints/000001.shard-1.h5': /state.sum, elements 0 .. 605" in damaged.out
+    assert "only checkpoints have checksums" in dbnet("inspect", "out/run.h5", "--verify").err
+    assert "No file 'none.h5'" in dbnet("inspect", "none.h5", "--verify").err
+    Path("text.h5").write_text("no HDF5")
+    assert dbnet("inspect", "text.h5", "--verify").code == 1
+    # What it would train on is damaged too.
+    assert "state.sum" in dbnet("train", run_file, "--resume", point).err
+
+
+def test_start_takes_any_checkpoint(run_file: Path, dbnet: Command) -> None:
+    assert dbnet("train", run_file, "--quiet", "stop.steps=5").code == 0
+    assert dbnet("train", run_file, "--quiet", "stop.steps=5", "run.start=out/run.checkpoint.h5", "run.name=on").code == 0
+    assert [tree["run"]["name"] for tree in Checkpoint("out/on.checkpoint.h5").chain] == ["run"]
+
+
+def test_other_data_are_refused(run_file: Path, digits: Path, dbnet: Command) -> None:
+    assert dbnet("train", run_file, "--quiet", "stop.steps=5").code == 0
+    shutil.copy(digits, "turned.h5")
+    shutil.copy(digits, "less.h5")
+    with h5py.File("turned.h5", "a") as turned, h5py.File("less.h5", "a") as less:
+        turned["train/y"][:] = np.roll(turned["train/y"][:], 1)
+        for name in ("train/x", "train/y"):
+            values = less[name][:-1]
+            del less[name]
+            less[name] = values
+    more = ["train", run_file, "--quiet", "stop.steps=6"]
+    for path, said in (("turned.h5", "other training labels than"), ("less.h5", "1438 training examples, 'less.h5' has 1437")):
+        done = dbnet(*more, f"data.path={path}", "--resume", "auto")
+        assert done.code == 2 and said in done.err and "run.start" in done.err and done.err.count("\n") == 1
+        assert not Path("out/run-2.h5").exists()
+    # The same labels in another file and type are the same data; parameters may be taken along to any.
+    with h5py.File("turned.h5", "a") as file:
+        labels = np.roll(file["train/y"][:], -1).astype(np.uint8)
+        del file["train/y"]
+        file["train/y"] = labels
+    assert dbnet(*more, "data.path=turned.h5", "--resume", "auto").code == 0
+    assert dbnet(*more, "data.path=less.h5", "run.start=out/run.checkpoint.h5").code == 0
+
+
+def test_a_run_goes_on_where_the_other_has_ended(run_file: Path, dbnet: Command) -> None:
+    """Also with another number of replicas: seconds, and steps of all together, never jump back."""
+    assert dbnet("train", run_file, "stop.epochs=99", "stop.steps=50").code == 0
+    done = dbnet("train", run_file, "stop.epochs=99", "stop.steps=80", "topology.replicas=1", "--resume")
+    assert (
+        done.code == 0 and "Goes on from 'out/run.checkpoints/000001.h5': " in done.out and "and 100 steps of training." in done.out
+    )
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("      ")]
+    assert [int(row[2]) for row in rows] == sorted(int(row[2]) for row in rows) and int(rows[0][2]) >= 100
+    first, second = open_run("out/run.h5"), open_run("out/run-2.h5")
+    assert second.evaluation.steps.tolist() == sorted(second.evaluation.steps) and second.evaluation.steps.iloc[0] >= 100
+    last = max(first.evaluation.seconds.max(), first.progress.seconds.max())
+    assert last <= Checkpoint("out/run.checkpoint.h5").seconds <= second.evaluation.seconds.min()
+    assert Checkpoint("out/run-2.checkpoint.h5").steps == 130
+
+
+def test_what_spare_replicas_have_made_counts_for_whom_they_follow() -> None:
+    world = Topology(shards=1, replicas=2, spares=2)
+    memory, quiet = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
+    wanted = build({**TREE, "topology": {"replicas": 2, "spares": 2}})
+    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
+    pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, None, lambda: 1.0, guard)  # type: ignore
+    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
+    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+    at = {name: STATUS.index(name) for name in ("steps", "examples", "pushes", "epoch", "position")}
+    for replica, counts in enumerate([(10, 100, 5, 1, 7), (11, 110, 6, 1, 8), (20, 200, 9, 2, 30), (5, 50, 2, 3, 40)]):
+        memory.local["status"][replica, list(at.values())] = counts
+        pace._status = pace.desk.status()
+        if replica in (0, 2):
+            pace.roll._give_up(replica, 0)
+    assert pace._cursors().tolist() == [(35, 350, 16, 3, 40), (11, 110, 6, 1, 8)]
+    # What a spare one still has to do follows from the steps of all before it.
+    assert [pace.desk.made(replica) for replica in range(4)] == [0, 0, 10, 30]
+    # No spare is left: one that took a place before is an heir like any other, with steps of its own to make.
+    pace.roll._give_up(1, 0)
+    assert pace.roll.active == [3] and pace.desk.made(3) == 30
+
+
+def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoint() -> None:
+    world = Topology(shards=1, replicas=2, spares=1)
+    memory, quiet = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
+    wanted = build({**TREE, "topology": {"replicas": 2, "spares": 1}})
+    keeper = SimpleNamespace(resume=lambda: None)
+    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
+    pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, keeper, lambda: 1.0, guard)  # type: ignore
+    rows = np.array([(10, 100, 5, 1, 7), (20, 200, 9, 2, 30)], REPLICA)
+    pace.resume(SimpleNamespace(seconds=3.0, state={}, steps=30, replica=lambda r, n: rows[r]))  # type: ignore[arg-type]
+    assert pace.all_steps == 30 and pace.epochs == 3.0
+    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
+    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+    pace.roll._give_up(0, 0)
+    kept = pace._cursors()[["steps", "examples", "pushes"]]
+    assert kept.tolist() == [(10, 100, 5), (20, 200, 9)] and pace.desk.made(2) == 10 and pace.roll.steps(0) == 0
+
+
+def test_as_many_replicas_may_be_lost_as_there_are_run_after_run() -> None:
+    """What is cut and cut again, by a run and those that go on from it, has its place; each example stays with one replica."""
+    world, examples = Topology(shards=1, replicas=12), 240
+    wanted, quiet = build({**TREE, "topology": {"replicas": 12}}), SimpleNamespace(say=lambda *_: None)
+    first = [[Share(r, 0, 20)] for r in range(12)]
+    for generation in range(3):
+        memory, record = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(trouble="")
+        guard = SimpleNamespace(take=None)
+        pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, examples, None, lambda: 1.0, guard)  # type: ignore
+        pace.roll.inherit = lambda lost, heirs, pace=pace: inherit(pace, lost, heirs)
+        pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+        for replica, shares in enumerate(first):
+            pace.desk.give(replica, shares)
+        for lost in np.random.default_rng(generation).permutation(12)[:11].tolist():
+            pace.roll._give_up(lost, 0)
+        left = [Share(*row) for row in pace._shares().tolist()]
+        assert sorted((s.subset, e) for s in left for e in range(s.lo, s.hi)) == [(r, e) for r in range(12) for e in range(20)]
+        first = [[share for share in left if share.subset == replica] for replica in range(12)]
+
+
+def test_how_to_go_on_is_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DBNET_STARTED", *mpi._SIZE_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    assert mpi.started() == "dbnet train"
+    monkeypatch.setenv("PMI_SIZE", "5")
+    assert mpi.started() == "mpirun -n 5 dbnet train"
+    monkeypatch.setenv("DBNET_STARTED", "jobs/local.sh")
+    assert mpi.started() == "jobs/local.sh"

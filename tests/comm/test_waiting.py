@@ -1,0 +1,192 @@
+"""Bounds of waits, with a clock that the test moves: what goes on, what was idle, what was stopped as a whole is not waited for."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from dbnet.comm import mpi
+from dbnet.comm.link import MpiLink
+from dbnet.comm.patience import Patience
+from dbnet.comm.threads import Job, Mover
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import IDLE, Turns, Wait, drive
+from dbnet.coordinator.heartbeat import Watchdog
+from dbnet.core.errors import Lost
+
+BOUND = 10.0
+
+
+class Clock:
+    """A clock that stands still unless it is moved; where `step` is given it moves whenever it is read."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_a_wait_ends_after_the_bound() -> None:
+    clock = Clock()
+    patience, ages = Patience(BOUND, clock), []
+    while not patience.over():
+        clock.now += 1
+        ages.append(clock.now)
+    assert ages[-1] == BOUND + 1
+    patience.begin()
+    assert not patience.over()
+
+
+def test_time_in_which_the_loop_did_not_run_does_not_count() -> None:
+    clock = Clock()
+    patience = Patience(BOUND, clock)
+    for gap, over in ((2, False), (100, False), (2, False), (1000, False), (2, False), (2, False), (2.1, True)):
+        clock.now += gap
+        assert patience.over() is over
+
+
+@pytest.mark.parametrize(("gap", "lost"), [(2.0, True), (100.0, False)])
+def test_a_role_stopped_while_it_waits(gap: float, lost: bool) -> None:
+    """It waits eight times as long as the bound allows, but was stopped meanwhile, or not."""
+    clock = Clock()
+
+    def role() -> Turns:
+        for _ in range(8):
+            yield Wait("a shard waits for a replica")
+            clock.now += gap
+
+    if lost:
+        with pytest.raises(Lost):
+            drive(role(), BOUND, clock=clock)
+    else:
+        drive(role(), BOUND, clock=clock)
+
+
+def test_who_was_idle_between_two_waits_begins_anew() -> None:
+    clock = Clock()
+
+    def role() -> Turns:
+        for _ in range(5):
+            yield Wait("the coordinator waits for any replica to compute")
+            for _ in range(4):
+                clock.now += 2
+                yield IDLE
+
+    drive(role(), BOUND, clock=clock)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_transfer_that_goes_on_may_take_longer_than_the_bound(goes_on: bool) -> None:
+    clock, job = Clock(), Job(iter(()))
+
+    def beat(_: str) -> None:
+        clock.now += 1
+        job.moved += goes_on
+        if clock.now > 5 * BOUND:
+            job.done.set()
+
+    if goes_on:
+        drive(job.wait("its last push to leave"), BOUND, clock=clock, beat=beat)
+    else:
+        with pytest.raises(Lost, match="waits for its last push to leave"):
+            drive(job.wait("its last push to leave"), BOUND, clock=clock, beat=beat)
+
+
+def test_the_mover_counts_what_went_on() -> None:
+    def transfer() -> Turns:
+        yield None
+        yield Wait("replica 0 waits for shard 0 to make room in its ring")
+        yield None
+
+    mover = Mover()
+    job = mover.start(transfer())
+    mover.stop()
+    assert job.done.is_set() and job.moved == 2
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_transfer_behind_one_that_goes_on_is_not_waited_for_in_vain(goes_on: bool) -> None:
+    clock, hold = Clock(), threading.Event()
+
+    def push() -> Turns:
+        yield Wait("replica 0 waits for shard 0 to make room in its ring")
+        hold.wait(30)
+
+    mover = Mover()
+    mover.start(iter(()))
+    first, fetch = mover.start(push()), mover.start(iter(()))
+
+    def beat(_: str) -> None:
+        clock.now += 1
+        first.moved += goes_on
+        if clock.now > 5 * BOUND:
+            hold.set()
+
+    try:
+        drive(fetch.wait("the parameters it is fetching"), BOUND, clock=clock, beat=beat)
+        assert goes_on
+    except Lost:
+        assert not goes_on
+    finally:
+        hold.set()
+        mover.stop()
+    # What is over is not kept.
+    assert first.behind is None and fetch.behind is None
+
+
+@pytest.mark.parametrize(("step", "ends"), [(0.01, True), (0.3, False)])
+def test_the_watchdog_does_not_count_a_stop(step: float, ends: bool) -> None:
+    """`step` is in bounds: how long it was asleep, each time, before it looked again."""
+    said, looks, bound = [], [0], 0.02
+    enough = threading.Event()
+
+    def blocked() -> tuple[int, float]:
+        looks[0] += 1
+        if looks[0] > 200:
+            enough.set()
+        return (1, 0.0)
+
+    dog = Watchdog(SimpleNamespace(blocked=blocked), "replica 0", Topology(1, 1), bound, said.append, Clock(step * bound))
+    if ends:
+        dog._thread.join(30)
+    else:
+        assert enough.wait(30)
+    dog.stop()
+    assert len(said) == ends
+
+
+@pytest.mark.parametrize(("step", "ends"), [(0.01, True), (0.3, False)])
+def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool) -> None:
+    said, enough, bound = [], threading.Event(), 0.02
+    clock = Clock(step * bound)
+
+    def counted() -> float:
+        if clock.now > 50 * bound:
+            enough.set()
+        return clock()
+
+    def stop() -> None:
+        said.append("waited in vain")
+        enough.set()
+
+    limit = mpi.Limit(bound, stop, counted)
+    assert enough.wait(30)
+    limit.lift()
+    assert said == ["waited in vain"] * ends
+
+
+@pytest.mark.parametrize(("gap", "lost"), [(2.0, True), (100.0, False)])
+def test_partitions_that_were_stopped_wait_on(gap: float, lost: bool) -> None:
+    clock, link = Clock(), object.__new__(MpiLink)
+    link.rank, link._bound, link.beat, link.graph = 0, Patience(BOUND, clock), lambda reason: None, str
+    try:
+        for _ in range(8):
+            clock.now += gap
+            link._patiently("another partition's values")
+        assert not lost
+    except Lost:
+        assert lost

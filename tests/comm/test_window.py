@@ -1,0 +1,357 @@
+"""What the protocols ask of a window: order where it matters, arrays that live until the flush, pieces, room."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from harness import Late
+
+from dbnet.comm import window
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import Wait
+from dbnet.comm.window import LocalWindow, WindowLayout
+from dbnet.coordinator.heartbeat import Heartbeat, heartbeat_fields
+from dbnet.coordinator.orders import EVALUATE, LOST, MADE, SHARES, OrderBook, Orders, coordinator_fields, most_shares
+from dbnet.core.errors import UserError
+from dbnet.core.jit import fence
+from dbnet.core.ranges import Range
+from dbnet.data.batches import Cursor
+from dbnet.data.portions import Blocks
+from dbnet.data.subsets import Share
+from dbnet.methods.sandblaster.work_queue import Tasks, WorkQueue, task_fields
+from dbnet.network.model import Footprint, Piece
+from dbnet.network.replica import Score
+from dbnet.shards import store
+from dbnet.shards.push import Intake, Push, Refusal
+from dbnet.shards.routes import routes
+from dbnet.shards.store import Inbox, Rings, WindowStore
+
+
+class Watched(np.ndarray):
+    """A field that notes whenever it is read or written."""
+
+    def of(self, name: str, trace: list[str]) -> Watched:
+        self.name, self.trace = name, trace
+        return self
+
+    def __getitem__(self, key):
+        self.trace.append(f"load {self.name}")
+        return self.view(np.ndarray)[key]
+
+    def __setitem__(self, key, value):
+        # An order is many levels, each a word of its own.
+        self.trace.append(f"store {self.name} {key[-1]}" if self.name == "order" else f"store {self.name}")
+        self.view(np.ndarray)[key] = value
+
+    def copy(self):
+        return self[...].copy()
+
+
+class Traced(LocalWindow):
+    """A target's end of a window that notes what is done to its memory, in order."""
+
+    def __init__(self, memory: LocalWindow, rank: int) -> None:
+        super().__init__((), rank, memory._all)
+        self.trace: list[str] = []
+        self.local = {name: field.view(Watched).of(name, self.trace) for name, field in self.local.items()}
+
+    def sync(self) -> None:
+        self.trace.append("sync")
+
+    def ordered(self, first: str, then: str) -> bool:
+        """Return whether something is done to both, and between them, whenever `then` follows, there is a sync."""
+        seen, found = -1, False
+        for i, event in enumerate(self.trace):
+            if event == first:
+                seen = i
+            elif event == then and seen >= 0:
+                if "sync" not in self.trace[seen:i]:
+                    return False
+                seen, found = -1, True
+        return found
+
+
+class Noting:
+    """A receiver that notes what a real one does to window memory."""
+
+    largest = np.inf
+
+    def __init__(self, part: Range, trace: list[str], clock: np.ndarray) -> None:
+        self.range, self.clock, self._trace = part, clock, trace
+        self.pushes: list[Push] = []
+
+    def begin(self, partition: int, fetched: int = 0) -> int:
+        return 1
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        self._trace += ["load ring", "store params"]
+
+    def finish(self, push: Push) -> None:
+        self.pushes.append(push)
+        self.clock[push.partition] += 1
+
+    def refuse(self, refusal: Refusal) -> None:
+        raise AssertionError(refusal)
+
+
+class Shop:
+    """One shard and one replica over a window, 10 parameters, slices of 4."""
+
+    def __init__(self, size: int = 10, slot: int = 32) -> None:
+        world, part = Topology(1, 1), Range(0, size)
+        piece = Piece(part, 0)
+        rings = Rings([part], [[0]], np.dtype("f8"), slot, 8)
+        self.memory = LocalWindow([WindowLayout(()), WindowLayout(rings.fields(0, world)), WindowLayout(())])
+        self.shard = Traced(self.memory, 1)
+        self.receiver = Noting(part, self.shard.trace, self.shard.local["clock"])
+        self.inbox = Inbox(self.shard, [Intake(self.receiver)], world, [0], routes([piece], [part]))
+        self.store = WindowStore(self.memory, world, (0, 0), Footprint([piece], [piece], size), rings)
+
+    def push(self) -> None:
+        self.store.accrued(first=True)
+        for _ in self.store.push(1, 0):
+            pass
+
+
+def test_a_shard_orders_head_slot_tail_parameters_and_clock() -> None:
+    shop = Shop()
+    for _ in range(2):
+        shop.push()
+        while shop.inbox.drain():
+            pass
+    order = shop.shard.ordered
+    assert order("load head", "load header") and order("load head", "load ring")
+    assert order("load ring", "store tail") and order("load header", "store tail")
+    assert order("store params", "store clock")
+    assert len(shop.receiver.pushes) == 2
+
+
+def test_a_torn_clock_is_clipped() -> None:
+    shop = Shop()
+    shop.receiver.clock[0] = 7
+    shop.store.clocks[0] = 1 << 40
+    shop.push()
+    shop.store.clocks[0] = -3
+    shop.push()
+    while shop.inbox.drain():
+        pass
+    assert [push.fetched for push in shop.receiver.pushes] == [7, 0]
+
+
+def test_the_coordinator_orders_offers_verdicts_spans_and_tasks() -> None:
+    memory = LocalWindow([WindowLayout([*task_fields(1)])])
+    mine = Traced(memory, 0)
+    ledger = WorkQueue(mine, 1, 1, False, 10.0, lambda: 0.0)
+    ledger.open(1, Range(0, 4), Blocks(2, 4).portions(Range(0, 4)))
+    ledger.turn()
+    tasks = Tasks(memory, 0, lambda: 0.0)
+    for _ in range(2):
+        tasks.look()
+        first = tasks.index
+        tasks.finish()
+        tasks.offer(first, 1.0, 1)
+        ledger.turn()
+    assert ledger.complete
+    assert mine.ordered("store span", "store task")
+    assert mine.ordered("load offered", "load offer") and mine.ordered("load offer", "store verdict")
+
+
+def test_the_coordinator_orders_reports_and_shares() -> None:
+    world = Topology(1, 1)
+    memory = LocalWindow([WindowLayout(coordinator_fields(world))])
+    mine = Traced(memory, 0)
+    desk, orders = OrderBook(mine, world), Orders(memory, world, 0, lambda: 0.0)
+    desk.give(0, [Share(0, 0, 5)], made=3)
+    for _ in range(2):
+        desk.evaluate(0)
+        orders.poll(now=True)
+        orders.copied()
+        orders.report(Score(1.0, 2.0, 3.0, 4.0))
+        assert desk.collect() == Score(1.0, 2.0, 3.0, 4.0)
+    assert mine.ordered("load reported", "load report") and mine.ordered("load report", f"store order {EVALUATE}")
+    assert all(mine.ordered(first, f"store order {SHARES}") for first in ("store share", "store cursor", f"store order {MADE}"))
+
+
+class Office:
+    """The coordinator and two replicas over a window, the second of which is told of."""
+
+    def __init__(self, period: float = 0.0, link: object = None) -> None:
+        self.world, self.now, self.found = Topology(1, 2), 0.0, []
+        self.memory = LocalWindow([WindowLayout(coordinator_fields(self.world)), *(WindowLayout(()) for _ in range(3))])
+        self.desk = OrderBook(self.memory, self.world)
+        late = Late(self.memory, lambda rank: self.found.append(self.desk.collect()))
+        self.orders = Orders(late, self.world, 1, lambda: self.now, link, period)
+
+
+def test_a_report_is_of_the_evaluation_whose_parameters_were_fetched() -> None:
+    office, score = Office(), Score(1.0, 2.0, 3.0, 4.0)
+    desk, orders = office.desk, office.orders
+    desk.evaluate(1)
+    orders.poll(now=True)
+    assert orders.evaluation_wanted and not desk.snapshot_taken
+    orders.copied()
+    assert desk.snapshot_taken
+    # It takes so long that another one is asked for.
+    desk.withdraw()
+    desk.evaluate(1)
+    orders.poll(now=True)
+    orders.report(Score(5.0, 6.0, 7.0, 8.0))
+    assert orders.evaluation_wanted and desk.evaluating == 1 and not any(office.found)
+    orders.copied()
+    orders.report(score)
+    # It was there before its number, and was taken once.
+    assert [s for s in office.found if s] == [score] and desk.evaluating is None and not orders.evaluation_wanted
+
+
+def test_what_is_given_and_how_far_it_is() -> None:
+    office = Office()
+    desk, orders, most = office.desk, office.orders, most_shares(office.world)
+    given = [Share(0, 0, 5, 2, 3), Share(1, 4, 9, 1, 0)]
+    desk.give(0, [Share(0, 5, 7)])
+    desk.give(1, given, made=3)
+    orders.poll(now=True)
+    assert (orders.given, orders.made) == (2, 3) and [orders.share(i) for i in range(2)] == given
+    assert desk.shares(1) == given, "as it was given, before it says more"
+    orders.note(done=1, taken=1)
+    orders.note_cursors([Cursor(3, 1), Cursor(1, 2)])
+    orders.poll(now=True)
+    assert desk.shares(1) == [Share(0, 0, 5, 3, 1), Share(1, 4, 9, 1, 2)] and desk.shares(0) == [Share(0, 5, 7)]
+    assert not desk.done(1), "it does not know yet of all that it was given"
+    orders.note(taken=2)
+    orders.poll(now=True)
+    assert desk.done(1)
+    desk.give(1, given * ((most - 2) // 2), made=4)
+    assert len(desk.shares(1)) == most and desk.made(1) == 7
+    with pytest.raises(UserError, match="More replicas were lost than the run can take"):
+        desk.give(1, given[:1])
+
+
+def test_orders_are_read_when_it_is_time_or_urgent() -> None:
+    office = Office(period=1.0)
+    heartbeat = office.memory.local["status"][1]
+    for now, urgent, beats in ((0.0, False, 1), (0.5, False, 1), (0.9, True, 2), (1.5, False, 2), (1.9, False, 3), (2.0, False, 3)):
+        office.now = now
+        office.orders.poll(urgent)
+        assert heartbeat[0] == beats
+
+
+def test_a_lost_replica_learns_it_and_its_evaluation_is_lost_once() -> None:
+    office = Office()
+    office.desk.evaluate(1)
+    assert not office.desk.give_up(0) and office.desk.give_up(1) and not office.desk.give_up(1)
+    assert office.desk.evaluating is None
+    office.orders.poll(now=True)
+    assert office.orders.has(LOST)
+
+
+def test_parameters_may_change_when_all_partitions_have_their_copy() -> None:
+    """Whoever says so before the others have met would let them fetch what is evaluated anew."""
+    office, said = Office(), []
+    office.orders.link = SimpleNamespace(meet=lambda: said.append(office.desk.snapshot_taken), share=lambda values: None)
+    office.desk.evaluate(1)
+    office.orders.poll(now=True)
+    office.orders.copied()
+    assert said == [False] and office.desk.snapshot_taken
+
+
+def test_the_barrier_is_one_for_compiler_and_processor() -> None:
+    fence()
+    code = next(iter(fence.inspect_llvm().values())) if not fence.stats.cache_hits else "fence seq_cst"
+    assert "fence seq_cst" in code
+
+
+class Lazy(LocalWindow):
+    """A window whose Put reads its array at the flush, as MPI may."""
+
+    def __init__(self, memory: LocalWindow, rank: int = 0) -> None:
+        super().__init__((), rank, memory._all)
+        self.waiting: list[tuple[int, str, weakref.ref, int]] = []
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self.waiting.append((rank, field, weakref.ref(data), start))
+
+    def flush(self, rank: int) -> None:
+        gc.collect()
+        for target, field, data, start in self.waiting:
+            array = data()
+            assert array is not None, f"the array put into {field} is gone before the flush"
+            super().put(target, field, array, start)
+        self.waiting.clear()
+
+
+def test_what_is_put_lives_until_the_flush() -> None:
+    world = Topology(1, 1)
+    memory = LocalWindow([WindowLayout([*coordinator_fields(world), *heartbeat_fields(world)]), WindowLayout(()), WindowLayout(())])
+    lazy = Lazy(memory)
+    pulse = Heartbeat(lazy, world, 2, 20.0, lambda: False)
+    pulse.beat("waits for shard 0 to make room in its ring")
+    assert bytes(memory.local["waits"][2]).startswith(b"waits for shard 0")
+    orders = Orders(lazy, world, 0, lambda: 0.0)
+    orders.poll(now=True)
+    orders.report(Score(1.0, 2.0, 3.0, 4.0))
+    assert memory.local["report"][0, 1:].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+class Counted(LocalWindow):
+    """A window that notes the bytes that are under way before each flush."""
+
+    def __init__(self, memory: LocalWindow) -> None:
+        super().__init__((), 0, memory._all)
+        self.bytes, self.largest, self.moved = 0, 0, 0
+
+    def _note(self, nbytes: int) -> None:
+        self.bytes, self.largest = self.bytes + nbytes, max(self.largest, nbytes)
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._note(out.nbytes)
+        super().get(rank, field, out, start)
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._note(data.nbytes)
+        super().put(rank, field, data, start)
+
+    def flush(self, rank: int) -> None:
+        self.moved, self.bytes = self.moved + self.bytes, 0
+
+
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_long_transfer_gives_way_between_pieces(shards: int, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the replica gives way, which is when it gives a sign of life, at most a piece has moved; one in time never does."""
+    monkeypatch.setattr(store, "PIECE", 800)
+    monkeypatch.setattr(store, "MOMENT", 0.0 if slow else np.inf)
+    size, world = 1000, Topology(shards, 1)
+    ranges = world.shard_ranges(size)
+    rings = Rings(ranges, [[0]] * shards, np.dtype("f8"), 80, 100)
+    memory = LocalWindow([WindowLayout(()), *(WindowLayout(rings.fields(s, world)) for s in range(shards)), WindowLayout(())])
+    for s, part in enumerate(ranges):
+        memory.at(1 + s).local["params"][:] = np.arange(*part)
+    counted = Counted(memory)
+    pieces = [Piece(Range(0, 400), 0), Piece(Range(400, 1000), 400)]
+    mine = WindowStore(counted, world, (0, 0), Footprint(pieces, pieces, size), rings)
+    for transfer, other, least in ((mine.fetch(), 8 * shards, 1), (mine.push(1, 0), 9 * 8 * shards, 0)):
+        turns, before = 0, counted.moved
+        mine.accrued(first=True)
+        for wait in transfer:
+            assert not isinstance(wait, Wait)
+            assert not slow or counted.moved - before <= 800 + other, "more than a piece moved without a sign of life"
+            before, turns = counted.moved, turns + 1
+        assert turns >= 9 if slow else turns == least
+        assert counted.largest <= 800
+    np.testing.assert_array_equal(mine.w, np.arange(size))
+
+
+MPI = SimpleNamespace(THREAD_SINGLE=0, THREAD_FUNNELED=1, THREAD_SERIALIZED=2, THREAD_MULTIPLE=3, WIN_SEPARATE=4, WIN_UNIFIED=5)
+
+
+def test_an_mpi_that_does_not_do_is_refused() -> None:
+    window._require_threads(MPI.THREAD_MULTIPLE, MPI)
+    window._require_model(MPI.WIN_UNIFIED, MPI)
+    with pytest.raises(UserError, match=r"thread level 'serialized'.*MPI4PY_RC_THREAD_LEVEL"):
+        window._require_threads(MPI.THREAD_SERIALIZED, MPI)
+    with pytest.raises(UserError, match="unified memory model"):
+        window._require_model(MPI.WIN_SEPARATE, MPI)

@@ -1,0 +1,47 @@
+"""What `dbnet plan` says of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dbnet.commands.plan import network_memory
+from dbnet.core import config
+from dbnet.network.network import Network, held
+from dbnet.run.roles import window_layouts
+from dbnet.run.setup import setup
+
+IMAGES = (
+    "model.layers=[{kind='local', maps=3, field=3}, {kind='norm', radius=1}, {kind='pool', over='l2', field=2},"
+    " {kind='conv', maps=4, field=2}, {kind='dropout', rate=0.1}, {kind='dense', units=10}]"
+)
+
+
+@pytest.mark.parametrize(("replicas", "shards"), [(100, 1), (4, 3)])
+def test_rings_are_no_larger_than_what_is_pushed(replicas: int, shards: int, run_file: Path) -> None:
+    ready = setup(config.load(run_file, [f"topology.replicas={replicas}", f"topology.shards={shards}"]))
+    size = ready.model.layout.size
+    rings = sum(layout.nbytes for layout in window_layouts(ready)[1 : 1 + shards])
+    assert rings <= 1.1 * 4 * (size + replicas * 8 * (size + shards)) + 4096 * replicas * shards
+    ready = setup(config.load(run_file, ["method.slot=64"]))
+    assert ready.rings.slot == 64
+
+
+def test_vectors_of_one_network_share_its_working_arrays(run_file: Path) -> None:
+    ready = setup(config.load(run_file, [IMAGES]))
+    network = Network(ready.model, 5)
+    vectors = np.zeros((4, network.size), ready.model.dtype)
+    first, second = (network.bind(*pair) for pair in (vectors[:2], vectors[2:]))
+    mine = [held(a.scratch) for a in first]
+    assert sum(mine) > 0 and sum(mine) <= network.nbytes
+    for a, b in zip(first, second, strict=True):
+        for name, value in a.scratch.items():
+            assert value is b.scratch[name] or held(value) == 0, f"{name} is made again for every vector"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_planned_as_large_as_it_is(training: bool, run_file: Path) -> None:
+    ready = setup(config.load(run_file, [IMAGES]))
+    assert network_memory(ready, 0, 37, training) == Network(ready.model, 37, training=training).nbytes

@@ -1,0 +1,82 @@
+"""kind -> class: families by existing, one clear sentence where something is unknown."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+import dbnet
+from dbnet.core.errors import UserError, nearest
+from dbnet.core.registry import FAMILIES, Member, family, make
+
+NAMES = ("network.layers", "network.losses", "shards.rules", "methods.descent", "methods", "commands.bench", "data.formats")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_member_is_found_under_its_kind(name: str) -> None:
+    members = family(name)
+    assert members
+    for kind, member in members.items():
+        assert member.kind == kind and member.family == name
+        assert member.__doc__ and member.model_config["frozen"] and member.model_config["extra"] == "forbid"
+
+
+def test_every_package_is_a_family() -> None:
+    packages = {module.name for module in pkgutil.iter_modules(dbnet.__path__) if module.ispkg}
+    assert packages == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_make_the_same_member_again(name: str) -> None:
+    for kind, member in family(name).items():
+        required = {key: _some(field.annotation) for key, field in member.model_fields.items() if field.is_required()}
+        one = make(name, {"kind": kind, **required}, name)
+        assert make(name, one.options(), name) == one
+
+
+def _some(annotation: object) -> object:
+    """Return a value that a required option of this type accepts."""
+    return {int: 2, float: 0.5, str: "a"}.get(annotation, [2, 2])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"kind": "adagrat"}, "rule.kind = 'adagrat' is not one of"),
+        ({"kind": "adagrat"}, "(did you mean 'adagrad'?)"),
+        ({}, "The key 'rule.kind' is missing; it is one of adagrad,"),
+        ({"kind": ["adam"]}, "rule.kind = ['adam'] is not one of"),
+        (
+            {"kind": "adam", "beta3": 1},
+            "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, beta1, beta2, epsilon.",
+        ),
+        ({"kind": "adam", "rate": "fast"}, "rule.rate = 'fast' is not allowed: "),
+        ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: it must be greater than 0."),
+    ],
+)
+def test_unknown_things_are_named(entry: dict, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        make("shards.rules", entry, "rule")
+    assert said in str(error.value)
+
+
+def test_a_class_of_ones_own_is_a_member() -> None:
+    class Mine(Member):
+        """A rule of one's own."""
+
+        family: ClassVar[str] = "shards.rules"
+        kind: ClassVar[str] = "mine"
+        speed: float = Field(default=1, gt=0)
+
+    try:
+        assert make("shards.rules", {"kind": "mine", "speed": 2}, "rule") == Mine(speed=2)
+    finally:
+        del FAMILIES["shards.rules"]["mine"]
+
+
+def test_nearest() -> None:
+    assert nearest("replica", ["replicas", "shards"]) == " (did you mean 'replicas'?)"
+    assert nearest("xyz", ["replicas", "shards"]) == ""

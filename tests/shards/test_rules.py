@@ -1,0 +1,139 @@
+"""Update rules against their textbook formulas, compiled and interpreted, on slices and whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dbnet.core.ranges import Range, split
+from dbnet.core.registry import family, make
+from dbnet.shards.push import Push
+from dbnet.shards.rules import adagrad, adam, momentum, sgd
+from dbnet.shards.shard import Shard
+
+KERNELS = [(sgd.descend, 1, (0.1,)), (adagrad.adagrad, 2, (0.1,)), (momentum.momentum, 2, (0.1, 0.9, True)),
+           (adam.adam, 3, (0.1, 0.9, 0.99, 1e-3, 0.5))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "vectors", "scalars"), KERNELS, ids=lambda k: getattr(k, "__name__", ""))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_interpreted_equals_compiled(kernel, vectors, scalars, dtype):
+    rng = np.random.default_rng(1)
+    one = [np.abs(rng.standard_normal(37)).astype(dtype) for _ in range(vectors + 1)]
+    two = [v.copy() for v in one]
+    kernel(*one, *scalars)
+    kernel.py_func(*two, *scalars)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
+# As large as the gradients, so that it shows where epsilon stands.
+OPTIONS = {"adam": {"epsilon": 0.5}}
+
+
+def textbook(kind, gradients, w):
+    """The formulas of the papers, in NumPy."""
+    w, h, v = w.copy(), np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        if kind == "sgd":
+            w = w - 0.1 * g
+        elif kind == "adagrad":
+            h = h + g**2
+            w = w - 0.1 * np.divide(g, np.sqrt(h), out=np.zeros_like(g), where=h > 0)
+        elif kind == "momentum":
+            v = 0.9 * v + g
+            w = w - 0.1 * v
+        else:
+            v, h = 0.9 * v + 0.1 * g, 0.999 * h + 0.001 * g**2
+            w = w - 0.1 * (v / (1 - 0.9**t)) / (np.sqrt(h / (1 - 0.999**t)) + OPTIONS["adam"]["epsilon"])
+    return w
+
+
+@pytest.mark.parametrize("kind", sorted(family("shards.rules")))
+def test_rules_follow_their_papers_on_slices(kind):
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal(23)
+    gradients = rng.standard_normal((6, 23))
+    gradients[:, 5] = 0
+    rule = make("shards.rules", {"kind": kind, "rate": 0.1, **OPTIONS.get(kind, {})}, "rule")
+    shard = Shard(Range(0, 23), rule, w.copy(), np.zeros(1, np.int64), lambda: 0.0)
+    for number, g in enumerate(gradients):
+        t = shard.begin(0)
+        for part in split(23, 4):
+            shard.apply(part.lo, g[part.slice], t)
+        shard.finish(Push(0, 0, number, number, 1, number))
+    np.testing.assert_allclose(shard.params, textbook(kind, gradients, w), rtol=1e-12)
+
+
+def test_adagrad_leaves_a_coordinate_alone_whose_gradients_were_all_zero():
+    rule = make("shards.rules", {"kind": "adagrad", "rate": 0.5}, "rule")
+    w, state = np.array([1.0, 2.0]), {"sum": np.zeros(2)}
+    rule.apply(w, np.array([0.0, -3.0]), state, 1)
+    assert w.tolist() == [1.0, 2.5]
+    assert state["sum"].tolist() == [0.0, 9.0]
+
+
+def test_adagrad_starts_from_its_initial_sum():
+    rule = make("shards.rules", {"kind": "adagrad", "rate": 1.0, "initial_sum": 7.0}, "rule")
+    shard = Shard(Range(0, 1), rule, np.zeros(1), np.zeros(1, np.int64), lambda: 0.0)
+    shard.apply(0, np.array([3.0]), 1)
+    assert shard.params[0] == -3.0 / 4.0
+
+
+def test_nesterov_looks_ahead():
+    rule = make("shards.rules", {"kind": "momentum", "rate": 0.1, "momentum": 0.5, "nesterov": True}, "rule")
+    w, state = np.zeros(1), {"velocity": np.array([2.0])}
+    rule.apply(w, np.array([1.0]), state, 1)
+    assert w[0] == pytest.approx(-0.1 * (1.0 + 0.5 * 2.0))
+
+
+def test_events_grow_and_keep_their_order():
+    shard = Shard(Range(0, 1), make("shards.rules", {"kind": "sgd"}, "rule"), np.zeros(1), np.zeros(1, np.int64), lambda: 0.0)
+    for number in range(3000):
+        shard.finish(Push(0, 0, number, number, 1, number))
+    events = shard.take_events()
+    assert events["push"].tolist() == list(range(3000)) == events["applied"].tolist()
+    assert len(shard.take_events()) == 0
+    shard.finish(Push(0, 0, 3000, 3000, 1, 3000))
+    assert events["push"][0] == 0, "what was taken stays as it was"
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_squares_stay_finite_in_the_parameters_type(kind, dtype):
+    shard = Shard(Range(0, 1), make("shards.rules", {"kind": kind}, "rule"), np.zeros(1, dtype), np.zeros(1, np.int64), lambda: 0.0)
+    with np.errstate(over="ignore"):
+        square = np.dtype(dtype).type(shard.largest) ** 2
+        assert np.isfinite(square * 2**31) and not np.isfinite(square * 2**34)
+
+
+def test_what_a_rule_has_where_nothing_is_said():
+    made = {kind: make("shards.rules", {"kind": kind}, "rule") for kind in ("sgd", "adagrad", "momentum", "adam")}
+    assert {kind: rule.rate for kind, rule in made.items()} == {"sgd": 0.1, "adagrad": 0.1, "momentum": 0.1, "adam": 0.001}
+    adam_, heavy = made["adam"], made["momentum"]
+    assert (adam_.beta1, adam_.beta2, adam_.epsilon) == (0.9, 0.999, 1e-8), "those of Kingma & Ba"
+    assert (heavy.momentum, heavy.nesterov, made["adagrad"].initial_sum) == (0.9, False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        ({"kind": "sgd", "rate": 0.3}, 0.3),
+        ({"kind": "adam", "rate": 0.3}, 0.3),
+        # Adagrad's rate is about ten times the best fixed one.
+        ({"kind": "adagrad", "rate": 0.3}, 0.03),
+        # A constant gradient moves momentum by rate / (1 - momentum) a step.
+        ({"kind": "momentum", "rate": 0.3, "momentum": 0.75}, 1.2),
+        ({"kind": "momentum", "rate": 0.3, "momentum": 0.75, "nesterov": True}, 1.2),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_replicas_local_steps_have_the_rules_fixed_rate(options, local):
+    rule = make("shards.rules", dict(options), "rule")
+    assert rule.local_rate() == pytest.approx(local, rel=1e-15)
+    if options["kind"] == "momentum":
+        w, state = np.zeros(1), {"velocity": np.zeros(1)}
+        for t in range(200):
+            before = w[0]
+            rule.apply(w, np.ones(1), state, t + 1)
+        assert before - w[0] == pytest.approx(rule.local_rate(), rel=1e-12)

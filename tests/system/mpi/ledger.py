@@ -1,0 +1,61 @@
+"""What must hold of every finished run's events: each push is applied once and in order, and no gradient is lost."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+
+from dbnet.monitor.results import Run
+from dbnet.monitor.runfile import BINS
+
+
+def check(run: Run) -> None:
+    """Fail unless the whole ledger of a run balances."""
+    for part in (pushes_are_applied_once, clocks_count_up, gradients_are_conserved, staleness_is_that_of_the_events):
+        part(run)
+
+
+def pushes_are_applied_once(run: Run) -> None:
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        pushes, layout = file["replicas"]["pushes"].tolist(), file["ranges"][:]
+    assert sum(pushes) > 0
+    for shard, (lo, hi) in enumerate(layout.tolist()):
+        mine = run.events[run.events["shard"] == shard]
+        for replica, n in enumerate(pushes):
+            applied = mine[mine.replica == replica].push.tolist()
+            assert applied == (list(range(n)) if hi > lo else [])
+
+
+def clocks_count_up(run: Run) -> None:
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        clocks = file["clock"][:, 0].tolist()
+    for shard, clock in enumerate(clocks):
+        mine = run.events[run.events["shard"] == shard]
+        assert mine.applied.tolist() == list(range(clock))
+        assert (mine.fetched <= mine.applied).all() and (mine.fetched >= 0).all()
+        assert mine.seconds.is_monotonic_increasing
+
+
+def warmstart_is_exact(run: Run) -> None:
+    """Before the first fetch of any other replica exactly the warmstart's steps of replica 0 were applied at every shard."""
+    for _, mine in run.events.groupby("shard"):
+        for replica, own in mine[mine.replica > 0].groupby("replica"):
+            before = mine[(mine.applied < own.fetched.iloc[0]) & (mine.replica == 0)]
+            assert before.steps.sum() == run.config.warmstart.steps, f"replica {replica}"
+
+
+def gradients_are_conserved(run: Run) -> None:
+    steps = run.progress.groupby("replica").steps.max()
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        done = file["replicas"]["steps"].tolist()
+    for (_, replica), applied in run.events.groupby(["shard", "replica"]).steps.sum().items():
+        assert applied == done[replica]
+    assert all(done[replica] >= n for replica, n in steps.items())
+
+
+def staleness_is_that_of_the_events(run: Run) -> None:
+    late = np.minimum(run.events.applied - run.events.fetched, BINS - 1)
+    for shard in range(run.config.topology.shards):
+        counts = np.bincount(late[run.events["shard"] == shard], minlength=BINS)
+        stated = run.staleness[f"shard {shard}"].to_numpy()
+        assert stated.tolist() == counts[: len(stated)].tolist() and not counts[len(stated) :].any()

@@ -1,0 +1,246 @@
+"""Ranks are killed, stopped, cut off while a run trains: what is promised then is kept.
+
+The short form hurts each kind of rank once, under both methods; the long one (--soak) kills ranks at random, fifty runs in a row.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import ledger
+import numpy as np
+import pytest
+from faults import BOUND, COUNTS, Hurt, prepare, until
+
+from dbnet.core.ranges import split
+from dbnet.data.file import DataFile
+from dbnet.monitor.results import Run
+from dbnet.run.train import execute
+
+BATCH = ("method.kind=sandblaster", "stop={iterations=40}", "evaluate.epochs=1000")
+SHARDS, REPLICAS = 2, 3
+KILLED = random.Random(20121203)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: Path) -> Path:
+    return prepare(tmp_path, digits)
+
+
+def opened(folder: Path, name: str = "run") -> Run:
+    run = Run(folder / "out" / f"{name}.h5")
+    assert run.finished
+    return run
+
+
+def shares(run: Run) -> np.ndarray:
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        return file["table.shares"][:]
+
+
+def every_example_is_trained_on(run: Run, epochs: int) -> None:
+    """All subsets are covered, each example by one share, and every share has come to the end."""
+    rows, parts = shares(run), split(DataFile(run.config.data.path).sizes["train"], run.config.topology.replicas)
+    for subset, part in enumerate(parts):
+        mine = np.sort(rows[rows["subset"] == subset], order="lo")
+        assert [mine["lo"][0], *mine["hi"]] == [0, *mine["lo"][1:], part.size]
+    assert (rows["epoch"] >= epochs).all()
+
+
+def the_ledger_balances(run: Run) -> None:
+    """Of everyone's pushes each was applied once, in order; of a lost replica's as many as the record says."""
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        done = file["replicas"]["steps"].tolist()
+    ledger.staleness_is_that_of_the_events(run)
+    for _, mine in run.events.groupby(["shard", "partition"]):
+        assert mine.applied.tolist() == list(range(len(mine)))
+    lost = {int(row.replica): row for row in run.losses.itertuples()}
+    for (*_, replica), mine in run.events.groupby(["shard", "partition", "replica"]):
+        assert mine.push.tolist() == list(range(len(mine)))
+        applied = int(mine.steps.sum())
+        if replica in lost:
+            assert lost[replica].applied <= applied <= lost[replica].steps
+        elif replica >= len(done):
+            # A spare one: its steps are added to those of whom it follows.
+            assert any(0 <= done[before] - applied <= row.steps for before, row in lost.items())
+        else:
+            assert applied == done[replica]
+
+
+def killed(job: Hurt, rank: int, what: str, within: float = 1.0) -> None:
+    """Kill a rank somewhen in the next second, or `within` so many."""
+    time.sleep(within * KILLED.random())
+    job.hurt(rank)
+    COUNTS[what] += 1
+
+
+# --- replicas -----------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_replicas_cost_only_themselves(folder: Path) -> None:
+    """Of three replicas two are killed, one after the other; the last one does all that is left."""
+    job = Hurt(folder, "stop.epochs=150").training()
+    killed(job, 1 + SHARDS, "replicas killed")
+    killed(job, 1 + SHARDS + 1, "replicas killed")
+    job.end().good()
+    assert job.out.count("is lost: no sign of life") == 2 and job.out.count("Lost: replica") == 2
+    run = opened(folder)
+    assert len(run.losses) == 2
+    the_ledger_balances(run)
+    every_example_is_trained_on(run, 150)
+
+
+def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Path) -> None:
+    job = Hurt(folder, "topology.partitions=2", "topology.replicas=2", "topology.spares=1", "stop.epochs=60").training()
+    killed(job, 1 + SHARDS + 1, "partitions killed")
+    job.end().good()
+    assert "Replica 0 is lost: no sign of life (partition" in job.out and "replica 2 takes over" in job.out
+    run = opened(folder)
+    the_ledger_balances(run)
+    every_example_is_trained_on(run, 60)
+    assert set(run.events.replica) == {0, 1, 2}
+
+
+def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits: Path) -> None:
+    job = Hurt(folder, *BATCH).training()
+    killed(job, 1 + SHARDS + 2, "replicas killed", within=0.4)
+    job.end().good()
+    run = opened(folder)
+    whole = run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(folder / "alone")})})
+    wanted = Run(execute(whole, quiet=True).run_file).iterations.loss
+    np.testing.assert_allclose(run.iterations.loss[:25], wanted[:25], rtol=1e-10)
+    # Sums in another order are rounded otherwise, and iterations amplify that.
+    np.testing.assert_allclose(run.iterations.loss, wanted, rtol=1e-7)
+
+
+def test_a_replica_that_only_slept_is_told_and_leaves(folder: Path) -> None:
+    job = Hurt(folder, "stop.epochs=1000000", "stop.seconds=8").training()
+    until((folder / "out" / "run.h5").exists, "the run file is there")
+    asleep = job.hurt(1 + SHARDS + 1, signal.SIGSTOP)
+    until(lambda: len(Run(folder / "out" / "run.h5").losses) == 1, "the replica is given up", 30)
+    job.hurt(1 + SHARDS + 1, signal.SIGCONT)
+    until(lambda: gone(asleep), "it has left", 20)
+    COUNTS["replicas stopped and continued"] += 1
+    job.end().good()
+    assert "replica 1 was given up" in job.err
+    the_ledger_balances(opened(folder))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, perhaps with nobody asking for its code yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+# --- shards and the coordinator -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "who", "method"), [(2, "shard 1 is lost", ()), (0, "the coordinator is lost", BATCH)])
+def test_a_run_without_a_server_ends_and_is_gone_on_with(rank: int, who: str, method: tuple[str, ...], folder: Path) -> None:
+    words = [*method, "stop={iterations=100000}" if method else "stop.epochs=1000000"]
+    job = Hurt(folder, *words).training()
+    until((folder / "out" / "run.checkpoint.h5").exists, "a first checkpoint", 30)
+    killed(job, rank, "shards and coordinators killed")
+    hurt = time.monotonic()
+    job.end(60)
+    # MPI itself may notice before the bound, and does not say who.
+    assert (
+        job.code == 1
+        and (who in job.err or "another rank is lost" in job.err)
+        and "--resume auto" in job.err
+        and "Traceback" not in job.err
+    ), job.err
+    assert time.monotonic() - hurt < 30 + BOUND
+    end = ("stop={iterations=60}",) if method else ("stop.epochs=1",)
+    again = Hurt(folder, *method, *end, "--resume", "auto").end().good()
+    assert "Test accuracy" in again.out
+    assert Run(folder / "out" / "run-2.h5").about["resumed_from"].startswith("out/run.checkpoints/")
+
+
+def test_without_any_replica_the_checkpoint_is_saved(folder: Path) -> None:
+    job = Hurt(folder, "stop.epochs=1000000").training()
+    for replica in range(REPLICAS):
+        job.hurt(1 + SHARDS + replica)
+    COUNTS["replicas killed"] += REPLICAS
+    job.end()
+    assert job.code == 1 and "Every replica is lost; checkpoint out/run.checkpoint.h5" in job.err, job.err
+    rest = Hurt(folder, "stop.epochs=30", "--resume", "auto").end().good()
+    assert rest.out.count("Lost") == 0
+    every_example_is_trained_on(opened(folder, "run-2"), 30)
+
+
+@pytest.mark.parametrize("rank", [1, 1 + SHARDS])
+def test_a_signal_to_any_rank_stops_with_a_checkpoint(rank: int, folder: Path) -> None:
+    job = Hurt(folder, "stop.epochs=1000000").training()
+    job.hurt(rank, signal.SIGTERM)
+    COUNTS["signals"] += 1
+    job.end()
+    assert job.code == 85 and Run(folder / "out" / "run.h5").stopped, job.err
+
+
+# --- over TCP -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [(), BATCH], ids=["downpour", "sandblaster"])
+def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, folder: Path) -> None:
+    """Coordinator, both shards and a replica on one host; the replica on the other one is killed."""
+    # Over TCP a step may take a hundred times as long.
+    method = method or ("stop.epochs=1000000", "stop.seconds=6")
+    words = ["-m", "dbnet", "train", "run.toml", *method, "topology.replicas=2", "--marker", "marker"]
+    with hosts.start((4, 1), *words, cwd=folder, surviving=True) as job:
+        until(lambda: (folder / "marker").exists() and "running" in (folder / "marker").read_text(), "training begins", 90)
+        time.sleep(0.5)
+        (rank,) = [
+            p for p in hosts.hosts.processes("h2", "dbnet train") if Path(f"/proc/{p}/comm").read_text().startswith("python")
+        ]
+        os.kill(rank, signal.SIGKILL)
+        COUNTS["replicas killed over TCP"] += 1
+        until(lambda: "ended" in (folder / "marker").read_text(), "the run ends", 90)
+        hosts.kill(job)
+        out = job.communicate(timeout=20)[0]
+    assert (folder / "marker").read_text() == "ended 0\n" and "Lost: replica 1" in out
+    run = opened(folder)
+    assert list(run.losses.replica) == [1]
+    if method != BATCH:
+        the_ledger_balances(run)
+
+
+# --- the long form ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(3600)
+def test_kills_at_random(soak: bool, tmp_path: Path, digits: Path) -> None:
+    """Any rank at any step of either method, fifty times; what cannot go on is gone on with from its checkpoint."""
+    if not soak:
+        pytest.skip("the long form of the fault tests: tests/run --soak")
+    number = kills = 0
+    while kills < 50:
+        number += 1
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        prepare(folder, digits)
+        batch, rank = number % 2 == 1, KILLED.randrange(1 + SHARDS + REPLICAS)
+        words = ["method.kind=sandblaster", "stop={iterations=80}"] if batch else ["stop.epochs=120"]
+        job = Hurt(folder, *words).training()
+        time.sleep(0.7 * KILLED.random())
+        if job.job.poll() is None:
+            job.hurt(rank)
+            kills += 1
+            COUNTS["ranks killed at random"] += 1
+        job.end()
+        about = f"run {number}, rank {rank}, exit code {job.code}\n{job.out}\n{job.err}"
+        if job.code == 0:
+            run = opened(folder)
+            if not batch:
+                the_ledger_balances(run)
+                every_example_is_trained_on(run, 120)
+        else:
+            assert rank <= SHARDS and job.code == 1 and "lost" in job.err, about
+            Hurt(folder, *words, "--resume", "auto").end().good()

@@ -1,0 +1,117 @@
+"""Replicas cut over ranks: the same numbers as uncut ones, every push counted, evaluation and prediction cut too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import sums
+
+from dbnet import train
+from dbnet.monitor.results import Run
+
+IMAGES = (
+    "model.layers=[{kind='local', maps=3, field=3, activation='sigmoid'}, {kind='norm', radius=1},"
+    " {kind='pool', over='l2', field=2},"
+    " {kind='conv', maps=4, field=2, activation='tanh'}, {kind='dropout', rate=0.1}, {kind='dense', units=10}]"
+)
+EXACT = ["method.kind=sgd", "rule={kind='sgd', rate=0.2}", "model.dtype=float64", "stop.epochs=2", "topology.shards=2"]
+
+
+@pytest.fixture(scope="module")
+def cut_in_two(trainings: Callable[..., Path]) -> Path:
+    return trainings(
+        5,
+        {
+            "dense": [*EXACT, "topology.partitions=2"],
+            "images": [*EXACT, IMAGES, "topology.partitions=2"],
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def cut_in_three(trainings: Callable[..., Path]) -> Path:
+    return trainings(
+        6,
+        {
+            "dense": [*EXACT, "topology.partitions=3"],
+            "images": [*EXACT, IMAGES, "topology.partitions=3"],
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def two_by_two(trainings: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = ["topology.replicas=2", "topology.partitions=2", "topology.shards=2"]
+    return trainings(
+        7,
+        {
+            "plain": ["rule.rate=0.1", "warmstart.steps=20", *shape],
+            "seldom": ["rule.rate=0.05", "method.n_push=2", "method.n_fetch=3", "method.slot=512", "stop.epochs=8", *shape],
+            "images": [IMAGES, "rule.rate=0.03", "stop.epochs=8", "checkpoint.seconds=0.2", *shape],
+            "tally": [*sums.overrides(tmp_path_factory.mktemp("tally")), *shape],
+        },
+    )
+
+
+@pytest.mark.parametrize("cut", ["cut_in_two", "cut_in_three"])
+@pytest.mark.parametrize("name", ["dense", "images"])
+def test_a_cut_replica_trains_to_the_same_parameters(cut: str, name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(cut)
+    run = Run(folder / f"{name}.h5")
+    assert run.finished
+    alone = train(run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(tmp_path)})}))
+    with h5py.File(folder / f"{name}.checkpoint.h5") as file:
+        np.testing.assert_allclose(file["params"][:], alone.params, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["plain", "seldom", "images"])
+def test_cut_replicas_learn_together_and_lose_nothing(two_by_two: Path, name: str) -> None:
+    run = Run(two_by_two / f"{name}.h5")
+    assert run.finished
+    assert run.accuracy > (0.8 if name == "images" else 0.85)
+    steps = run.progress.groupby("replica").steps.max()
+    for (_, _, replica), mine in run.events.groupby(["shard", "partition", "replica"]):
+        assert mine.push.tolist() == list(range(len(mine)))
+        assert mine.steps.sum() == steps[replica]
+    for _, mine in run.events.groupby(["shard", "partition"]):
+        assert mine.applied.tolist() == list(range(len(mine)))
+
+
+def test_what_cut_replicas_push_sums_up_to_the_bit(two_by_two: Path) -> None:
+    sums.check(Run(two_by_two / "tally.h5"))
+
+
+def test_shared_parameters_are_pushed_once(two_by_two: Path) -> None:
+    """Partition 1 touches fewer parameters; a shard that holds none of its own hears nothing of it."""
+    run = Run(two_by_two / "images.h5")
+    counts = run.events.groupby(["shard", "partition"]).size()
+    assert set(counts.index.get_level_values("partition")) == {0, 1}
+    assert counts.nunique() == 1
+
+
+def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, mpirun: Callable, digits: Path, tmp_path: Path) -> None:
+    from dbnet.run import inference
+
+    point = cut_in_two / "images.checkpoint.h5"
+    score, n = inference.evaluate(str(point), str(digits), "test")
+    inference.predict(str(point), str(digits), "test", str(tmp_path / "one.h5"))
+    for ranks in (2, 3):
+        job = mpirun(ranks, "-m", "dbnet", "evaluate", point, digits).good()
+        assert job.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
+        mpirun(ranks, "-m", "dbnet", "predict", point, digits, tmp_path / "cut.h5", "--force").good()
+        with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "cut.h5") as cut:
+            np.testing.assert_allclose(cut["outputs"][:], one["outputs"][:], atol=1e-11)
+            np.testing.assert_array_equal(cut["class"][:], one["class"][:])
+
+
+def test_a_cut_that_does_not_fit_is_said_once(mpirun: Callable, digits: Path, tmp_path: Path) -> None:
+    text = f'[data]\npath = "{digits}"\n[model]\nlayers = [{{kind = "dense", units = 10, cut = [3]}}]\n[stop]\nsteps = 1\n'
+    (tmp_path / "run.toml").write_text(text)
+    job = mpirun(4, "-m", "dbnet", "train", tmp_path / "run.toml", "topology.partitions=2", cwd=tmp_path)
+    assert job.code != 0
+    assert job.err.count("model.layers.0.cut = [3] does not fit a layer of shape 10 and 2 partitions") == 1
+    assert "Traceback" not in job.err

@@ -1,0 +1,178 @@
+"""Signals to ranks, launchers and job scripts: a checkpoint, exit code 85, nothing left behind, and the run goes on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from faults import until
+from started import processes, programs
+
+from dbnet.monitor.results import Run
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
+MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
+
+
+def running(folder: Path) -> list[str]:
+    """Wait until the run in the folder trains; return what its marker says."""
+
+    def markers() -> list[list[str]]:
+        return [p.read_text().split() for p in [*folder.glob(".dbnet-*"), *folder.glob("marker")] if not p.name.endswith(".part")]
+
+    until(lambda: any(words[:1] == ["running"] for words in markers()), "training begins", 90)
+    return next(words for words in markers() if words[:1] == ["running"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: Path) -> Path:
+    """Return a folder with a run file."""
+    (tmp_path / "run.toml").write_text(
+        f"""
+run.folder = "out"
+data.path = "{digits}"
+stop.seconds = 600
+evaluate.epochs = 100000
+[model]
+layers = [{{kind = "dense", units = 10}}]
+dtype = "float64"
+[descent]
+gradient_norm = 0
+loss_change = 0
+[topology]
+shards = 1
+replicas = 2
+"""
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(("kind", "number"), [("downpour", signal.SIGTERM), ("sandblaster", signal.SIGUSR1)])
+def test_the_coordinator_is_asked_to_stop(kind: str, number: signal.Signals, folder: Path, mpirun: Callable) -> None:
+    words = ["-m", "dbnet", "train", "run.toml", f"method.kind={kind}", "--marker", "marker"]
+
+    def ask(_: subprocess.Popen[str]) -> None:
+        pid = int(running(folder)[1])
+        os.kill(pid, number)
+        # The same request, passed on by someone else: it must not kill who is obeying it.
+        os.kill(pid, signal.SIGUSR1)
+
+    job = mpirun(4, *words, cwd=folder, meanwhile=ask, timeout=120)
+    assert job.code == 85 and (folder / "marker").read_text() == "ended 85\n", job.err
+    assert job.err.count("checkpoint out/run.checkpoint.h5") == 1 and "--resume auto" in job.err
+    assert Run(folder / "out" / "run.h5").stopped
+    again = mpirun(4, *words, "stop.seconds=1", "--resume", "out/run.checkpoint.h5", cwd=folder).good()
+    assert Run(folder / "out" / "run-2.h5").finished and "Test accuracy" in again.out
+    assert (folder / "marker").read_text() == "ended 0\n"
+
+
+def test_a_second_signal_stops_at_once(folder: Path, mpirun: Callable) -> None:
+    """The first one cannot be obeyed: a shard has been halted."""
+    mark = f"DBNET_TEST={folder}"
+
+    def ask(_: subprocess.Popen[str]) -> None:
+        pid = int(running(folder)[1])
+        ranks = {**processes(mark, "PMI_RANK=1\0"), **processes(mark, "OMPI_COMM_WORLD_RANK=1\0")}
+        os.kill(next(iter(ranks)), signal.SIGSTOP)
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(1)
+        os.kill(pid, signal.SIGTERM)
+
+    job = mpirun(
+        4, "-m", "dbnet", "train", "run.toml", "--marker", "marker", cwd=folder, meanwhile=ask, timeout=120, DBNET_TEST=str(folder)
+    )
+    assert job.code != 0 and (folder / "marker").read_text() == "ended 130\n"
+    assert "interrupted" in job.err and "Traceback" not in job.err
+    assert not list((folder / "out").glob("*.checkpoint.h5*"))
+    until(lambda: not processes(mark), "no process is left", 20)
+
+
+# --- jobs/local.sh ------------------------------------------------------------------------------------------------------------
+
+
+def local(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start jobs/local.sh."""
+    bin = folder / "bin"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DBNET_BIN": str(bin if bin.exists() else programs(bin))}
+    return subprocess.Popen(
+        [ROOT / "jobs" / "local.sh", "run.toml", *words], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def end(job: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for the script; return its exit code and what it printed."""
+    try:
+        out, err = job.communicate(timeout=90)
+    finally:
+        if job.poll() is None:
+            job.terminate()
+    return job.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, []), (signal.SIGUSR1, ["method.kind=sandblaster"])])
+def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path) -> None:
+    job = local(folder, *words)
+    running(folder)
+    # As a terminal's Ctrl-C does: to all of the script's process group.
+    os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
+    code, _, err = end(job)
+    assert code == 85 and "the run is asked to write a checkpoint and stop" in err, err
+    code, out, err = end(local(folder, *words, "stop.seconds=1", "--resume", "auto"))
+    assert code == 0 and "Test accuracy" in out, err
+    assert Run(folder / "out" / "run-2.h5").about["resumed_from"] == "out/run.checkpoints/000001.h5"
+    assert sorted(p.name for p in folder.iterdir()) == ["bin", "out", "run.toml"]
+    until(lambda: not processes(str(folder / "bin")), "no process is left", 20)
+
+
+def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
+    code, _, err = end(local(folder, "data.path=none.h5"))
+    assert code == 2 and err.count("No data file 'none.h5'") == 1 and "did not come to its own end" not in err
+
+
+def test_local_script_notices_a_run_that_was_killed(folder: Path) -> None:
+    job = local(folder)
+    pid = int(running(folder)[1])
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the coordinator is gone", 20)
+    job.send_signal(signal.SIGTERM)
+    code, _, err = end(job)
+    assert code == 1 and "did not come to its own end" in err and "--resume auto" in err
+    until(lambda: not processes(str(folder / "bin")), "no process is left", 20)
+
+
+# --- jobs/survive -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not MPICH, reason="Open MPI needs no wrapper")
+def test_survivors_are_not_told_of_a_killed_rank(tmp_path: Path, mpirun: Callable) -> None:
+    def kill(job: subprocess.Popen[str]) -> None:
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 3, "three ranks")
+        os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
+        # A signal that the launcher passes on comes after its notice; the wrapper hands on this one alone.
+        time.sleep(0.5)
+        job.send_signal(signal.SIGTERM)
+        until(lambda: all((tmp_path / f"{r}.SIGTERM").exists() for r in (0, 2)), "SIGTERM at the survivors")
+        (tmp_path / "end").touch()
+
+    options = ["-disable-auto-cleanup", ROOT / "jobs" / "survive"]
+    mpirun(3, HERE / "signaled.py", tmp_path, options=options, meanwhile=kill, timeout=40)
+    assert sorted(p.name for p in tmp_path.glob("*.SIG*")) == ["0.SIGTERM", "2.SIGTERM"]
+
+
+@pytest.mark.skipif(not MPICH, reason="Open MPI needs no wrapper")
+def test_no_rank_outlives_the_launcher(tmp_path: Path, mpirun: Callable) -> None:
+    def kill(job: subprocess.Popen[str]) -> None:
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 3, "three ranks")
+        job.kill()
+        until(lambda: not processes(f"DBNET_TEST={tmp_path}"), "no process is left", 20)
+
+    mpirun(3, HERE / "signaled.py", tmp_path, options=["-disable-auto-cleanup", ROOT / "jobs" / "survive"], meanwhile=kill,
+           timeout=40, DBNET_TEST=str(tmp_path))  # fmt: skip

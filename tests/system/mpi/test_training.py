@@ -1,0 +1,209 @@
+"""Downpour over one-sided windows on 3 to 6 ranks: it learns, and no gradient is lost, doubled or miscounted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import ledger
+import numpy as np
+import pytest
+import sums
+
+from dbnet import train
+from dbnet.data.file import write
+from dbnet.monitor.results import Run
+
+TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
+
+
+def tiny(folder: Path, examples: int) -> Path:
+    """Write data for y = 2 x + 1 with one input and one output: a network of two parameters."""
+    path = folder / f"line-{examples}.h5"
+    x = np.linspace(-1, 1, max(2, examples), dtype=np.float32)[:examples, None]
+    write(path, {"train/x": x, "train/y": 2 * x + 1, "test/x": x, "test/y": 2 * x + 1})
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with small data files."""
+    folder = tmp_path_factory.mktemp("line")
+    tiny(folder, 40)
+    tiny(folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on3(trainings: Callable[..., Path]) -> Path:
+    shape = ["topology.shards=1", "topology.replicas=1"]
+    return trainings(
+        3,
+        {
+            "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", *shape],
+            "plain": shape,
+            "decay": ["model.decay=0.001", "rule={kind='adam', rate=0.01}", "checkpoint.seconds=0.05", *shape],
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def on4(trainings: Callable[..., Path], small: Path) -> Path:
+    two_shards, two_replicas = ["topology.shards=2", "topology.replicas=1"], ["topology.shards=1", "topology.replicas=2"]
+    return trainings(
+        4,
+        {
+            "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", *two_shards],
+            "sgd-momentum": ["method.kind=sgd", "rule={kind='momentum', rate=0.1}", "method.slot=256", *two_shards],
+            "shards": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", *two_shards],
+            "replicas": two_replicas,
+            "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", *two_replicas],
+            "tally-overlap": [*sums.overrides(small), "method.overlap=true", "method.n_push=3", *two_replicas],
+            "overlap-seldom": [
+                "method.overlap=true",
+                "method.n_push=4",
+                "method.n_fetch=4",
+                "rule.rate=0.02",
+                "stop.epochs=15",
+                *two_replicas,
+            ],
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def on6(trainings: Callable[..., Path], small: Path) -> Path:
+    shape, tall = ["topology.shards=2", "topology.replicas=3"], ["topology.shards=3", "topology.replicas=2"]
+    return trainings(
+        6,
+        {
+            "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", "topology.shards=4", "topology.replicas=1"],
+            "wide": shape,
+            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", *shape],
+            "tally": [*sums.overrides(small), *shape],
+            "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
+            "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", *shape],
+            "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
+            "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
+        },
+        timeout=110,
+    )
+
+
+ALL = [
+    *(("on3", name) for name in ("sgd", "plain", "decay")),
+    *(("on4", name) for name in ("sgd", "sgd-momentum", "shards", "replicas", "overlap", "tally-overlap", "overlap-seldom")),
+    *(("on6", name) for name in ("sgd", "wide", "rings", "tally", "tally-seldom", "float64", "empty-shard", "idle-replica")),
+]
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, opened: Callable[[Path], Run]) -> Run:
+    folder, name = request.param
+    return opened(request.getfixturevalue(folder) / f"{name}.h5")
+
+
+def every(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("run", cases, ids=["/".join(case) for case in cases], indirect=True)
+
+
+@every([case for case in ALL if case[1].split("-")[0] not in ("empty", "idle", "rings", "tally")])
+def test_it_learns(run: Run) -> None:
+    assert run.accuracy >= 0.85
+    assert run.evaluation.test_accuracy.iloc[0] < 0.4
+
+
+@every(ALL)
+def test_every_push_is_applied_once_and_in_order_on_every_shard(run: Run) -> None:
+    ledger.pushes_are_applied_once(run)
+
+
+@every(ALL)
+def test_clocks_count_up_by_one(run: Run) -> None:
+    ledger.clocks_count_up(run)
+
+
+@every(ALL)
+def test_gradients_are_conserved(run: Run) -> None:
+    ledger.gradients_are_conserved(run)
+
+
+@every([case for case in ALL if case[1].startswith("tally")])
+def test_what_shards_hold_is_the_sum_of_all_gradients_to_the_bit(run: Run) -> None:
+    """Contents and not counts: a slice lost, doubled, torn or in a wrong place changes a sum that no schedule may change."""
+    sums.check(run)
+
+
+@every(ALL)
+def test_staleness_is_the_histogram_of_the_events(run: Run) -> None:
+    ledger.staleness_is_that_of_the_events(run)
+
+
+@every([("on4", "shards"), ("on4", "overlap-seldom")])
+def test_pushes_cover_the_steps_between_them(run: Run) -> None:
+    n = run.config.method.n_push
+    for _, mine in run.events.groupby(["shard", "replica"]):
+        assert mine.steps.iloc[0] == 1
+        assert set(mine.steps.iloc[1:-1]) == {n} and 1 <= mine.steps.iloc[-1] <= n
+
+
+@every([("on3", "sgd"), ("on4", "sgd"), ("on4", "sgd-momentum"), ("on6", "sgd")])
+def test_sgd_is_never_stale(run: Run) -> None:
+    assert (run.events.applied == run.events.fetched).all()
+
+
+@every([("on3", "sgd"), ("on4", "sgd"), ("on4", "sgd-momentum"), ("on6", "sgd")])
+def test_sgd_equals_the_run_in_one_process_to_the_bit(run: Run, tmp_path: Path) -> None:
+    config = run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(tmp_path)})})
+    alone = train(config)
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file, h5py.File(alone.checkpoint) as other:
+        assert sorted(file) == sorted(other)
+        # The others name the run, its folder and its time.
+        for name in set(file) - {"about", "config", "chain"}:
+            assert np.array_equal(file[name][:], other[name][:]), name
+
+
+@every([("on6", "rings")])
+def test_rings_fill_and_wrap(run: Run) -> None:
+    assert (run.events.groupby(["shard", "replica"]).size() == run.events.push.max() + 1).all()
+    assert run.progress.waited.max() > 0
+
+
+@every([("on6", "float64")])
+def test_warmstart_lets_one_replica_begin_alone(run: Run) -> None:
+    ledger.warmstart_is_exact(run)
+    assert set(run.events.replica) == {0, 1, 2}
+
+
+@every([("on6", "empty-shard"), ("on6", "idle-replica")])
+def test_more_shards_than_parameters(run: Run) -> None:
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        assert file["ranges"][:].tolist() == [[0, 1], [1, 2], [2, 2]]
+        w, b = file["params"][:]
+    if "line-40" in run.config.data.path:
+        assert abs(w - 2) < 0.3 and abs(b - 1) < 0.3
+    else:
+        # One example, (-1, -1), decides only b - w, and only one replica has it.
+        assert set(run.events.replica) == {0}
+
+
+def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path], on3: Path, opened: Callable[[Path], Run]) -> None:
+    """A checkpoint of 1 + 1 + 1 goes on as 1 + 2 + 2, counting on."""
+    point = on3 / "plain.checkpoint.h5"
+    changes = ["topology.shards=2", "topology.replicas=2", "stop.epochs=8", f"--resume={point}"]
+    run = opened(trainings(5, {"more": changes}) / "more.h5")
+    with h5py.File(point) as file:
+        clock, pushes = int(file["clock"][0, 0]), int(file["replicas"]["pushes"][0])
+    assert run.evaluation.test_accuracy.iloc[0] > 0.85
+    for shard in (0, 1):
+        mine = run.events[run.events["shard"] == shard]
+        assert mine.applied.tolist() == list(range(clock, clock + len(mine)))
+        assert mine[mine.replica == 0].push.min() == pushes
+
+
+def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
+    """Over TCP nothing moves unless the target helps."""
+    env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
+    folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2"]}, **env)
+    assert opened(folder / "tcp.h5").accuracy > 0.8
