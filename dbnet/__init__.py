@@ -1,34 +1,38 @@
 """dbnet: the DistBelief system (Dean et al., NIPS 2012) over one-sided MPI.
 
-Importing the package starts no MPI and compiles nothing.
+Importing the package imports nothing else: the public names below are loaded when they are first used. It starts no MPI and
+compiles nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["open_run", "train"]
+# Public name -> the module it is defined in.
+_PUBLIC = {
+    "Layer": "network.layers.base",
+    "Loss": "network.losses.base",
+    "Method": "methods.base",
+    "Parameter": "network.layers.base",
+    "Rule": "shards.rules.base",
+    "__version__": "core.version",
+    "kernel": "core.jit",
+    "load": "run.inference",
+    "open_run": "monitor.results",
+    "plan": "commands.plan",
+    "train": "run.train",
+}
+__all__ = sorted(_PUBLIC)
 
 
-def open_run(path: str) -> Any:
-    """Open a run file for analysis, also while it grows; see `dbnet.monitor.Run`."""
-    from dbnet.monitor import Run
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dbnet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"dbnet.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
 
-    return Run(path)
 
-
-def train(run_file: str, *overrides: str, resume: str | None = None) -> Any:
-    """Train in this process, for notebooks and debuggers; see `dbnet.run.train`.
-
-    A signal stops the run with a checkpoint, and is then handed on to whoever had it before: SIGINT raises KeyboardInterrupt,
-    SIGTERM ends the process, unless somebody takes it. Where this returns nevertheless the outcome is `stopped`.
-    """
-    from dbnet.interrupt import hand_on
-    from dbnet.run import train
-
-    done = train(run_file, overrides, resume=resume)
-    if done.stopped:
-        print(f"Stopped by {done.signal}; checkpoint {done.checkpoint}. Go on with resume='auto'.", flush=True)
-    hand_on(done.signal)
-    return done
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

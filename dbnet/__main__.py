@@ -1,22 +1,33 @@
-"""The command line."""
+"""The door: parse, call one command, turn an exception into an exit code.
+
+A command's file is imported when the command is called: help and wrong words cost nothing, and a command just what it needs.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from dbnet.comm import mpi
-from dbnet.commands.bench.command import _bench
-from dbnet.commands.data import _data
-from dbnet.commands.evaluate import _use
-from dbnet.commands.inspect import _look
-from dbnet.commands.plan import _plan
-from dbnet.commands.train import _train
 from dbnet.commands.usage import Parser, unread
 from dbnet.core import errors
 from dbnet.core.errors import Stopped, UserError, own_line
 from dbnet.core.version import __version__
 from dbnet.run import signals
+
+# Command -> what it does, in a line; its file in dbnet/commands, which holds COMMAND_arguments(parser) and run_COMMAND(options).
+COMMANDS = {
+    "train": ("train as a run file says", "train"),
+    "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan"),
+    "evaluate": ("loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network", "evaluate"),
+    "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),
+    "data": ("prepare a data file", "data"),
+    "inspect": ("say what is in a run file, a checkpoint or a data file", "inspect"),
+    "plot": ("draw loss, accuracy and staleness of a run file", "inspect"),
+    "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,20 +68,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> Parser:
-    """Return the parser of all commands."""
+    """Return the parser of all commands; each takes in its own arguments when it is called."""
     top = Parser(
         prog="dbnet", description="DistBelief over MPI: Downpour SGD with model-parallel replicas and parameter shards.",
         epilog="Run 'dbnet COMMAND --help' for a command's options.",
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"dbnet {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _train(commands)
-    _plan(commands)
-    _use(commands)
-    _data(commands)
-    _look(commands)
-    _bench(commands)
+    for name, (line, _) in COMMANDS.items():
+        commands.add_parser(
+            name, help=line, description=line, formatter_class=argparse.RawDescriptionHelpFormatter,
+            arguments=lambda made, name=name: take_in(made, name),
+        )  # fmt: skip
     return top
+
+
+def take_in(made: Parser, name: str) -> None:
+    """Import the file of a command and let it say what its arguments are."""
+    file = importlib.import_module(f"dbnet.commands.{COMMANDS[name][1]}")
+    getattr(file, f"{name}_arguments")(made)
+    made.set_defaults(run=getattr(file, f"run_{name}"))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,12 @@
-"""TODO."""
+"""What a run goes on from: global named arrays, whatever the topology was.
+
+Writing: the coordinator's half is master (when, who is asked, the master over the parts, the link), the shards' half is parts;
+their messages:
+
+    coordinator -> shard    "checkpoint" (master's path, number of the part, id)
+    shard -> coordinator    "saving" bytes         now and then, while its part is under way
+                            "saved" Saved          its part is durable and has its name, or why not
+
+Reading: resume (which one) -> verify (read every byte) -> reader (any range, any topology). format says which files and datasets
+there are.
+"""

@@ -19,7 +19,8 @@ The master makes one file of them and holds what belongs to no shard:
                                                batch method knows; configurations of the runs that this one came from, oldest first
     /modules                                   JSON, as bytes: of each own module its path, SHA-256 and text
     /parts                                     JSON, as bytes: of each part its number and the SHA-256 of each of its registers
-    /about                                     JSON, as bytes: id, name asked for, seconds, steps, time of writing, size, registers
+    /about                                     JSON, as bytes: id, name asked for, seconds, steps, time of writing, size, registers,
+                                               what the data are multiplied with
 
 The order of examples is a function of (seed, subset, epoch), so a cursor is the state of the generators too. Every dataset is
 stored in chunks with a checksum each, and the metadata have HDF5's own, so a flipped byte is found wherever it is; parts that were
@@ -30,16 +31,16 @@ source that it cannot open for one that was never written: the virtual datasets 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from dbnet.checkpoint.reader import Checkpoint
 from dbnet.core.config import Config
 from dbnet.core.registry import SOURCES
-from dbnet.network.model import Model
+from dbnet.network.parameters import FlatLayout
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
 TEXTS = ("about", "config", "layout", "data", "method", "chain", "modules", "parts")
@@ -63,24 +64,28 @@ def part_of(master: Path, shard: int) -> Path:
     return master.with_name(f"{master.stem}.shard-{shard}.h5")
 
 
-def texts(config: Config, name: str, model: Model, data: dict[str, Any], origin: Checkpoint | None) -> dict[str, Any]:
+def texts(
+    config: Config, name: str, layout: FlatLayout, data: dict[str, Any], chain: Sequence[dict], scale: float = 1.0
+) -> dict[str, Any]:
     """Return what every checkpoint of a run says of it.
 
     Parameters
     ----------
     name
         The name that was asked for; that of the outputs may have a number.
+    layout
+        Names, offsets and shapes of the parameters.
     data
         Shape of an example, number of outputs, number of examples, SHA-256 of the labels.
-    origin
-        The checkpoint that the run came from.
+    chain
+        Configurations of the runs that this one came from, oldest first.
+    scale
+        What the data are multiplied with on their way into the network.
     """
-    chain = [] if origin is None else [*origin.chain, json.loads(origin.config.text())]
-    layout = [(e.name, e.offset, e.shape) for e in model.layout.entries]
-    modules = [SOURCES[path] for path in config.model.modules]
+    entries = [(e.name, e.offset, e.shape) for e in layout.entries]
     return {
-        "config": json.loads(config.text()), "layout": layout, "data": data, "chain": chain, "modules": modules, "name": name,
-        "size": model.layout.size,
+        "config": json.loads(config.text()), "layout": entries, "data": data, "chain": list(chain),
+        "modules": [SOURCES[path] for path in config.model.modules], "name": name, "size": layout.size, "scale": scale,
     }  # fmt: skip
 
 

@@ -24,9 +24,8 @@ from dbnet.comm.channel import Channel
 from dbnet.comm.threads import Background
 from dbnet.core.config import Config
 from dbnet.core.files import hdf5, point, publish, require_room, why
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.opening import opened
 from dbnet.core.version import __version__
-from dbnet.monitor.display import Display
 
 
 class Checkpoints:
@@ -34,10 +33,10 @@ class Checkpoints:
 
     Parameters
     ----------
-    channel, display
+    channel, warn
         To the shards; where failures are said.
     config, texts
-        The run; what `checkpoint.texts` says of it.
+        The run; what `format.texts` says of it.
     clock
         Seconds since the start.
     inline
@@ -50,22 +49,26 @@ class Checkpoints:
     """
 
     def __init__(
-        self, channel: Channel, display: Display, config: Config, texts: dict[str, Any], clock: Callable[[], float],
-        inline: bool = False,
+        self, channel: Channel, warn: Callable[[str], None], config: Config, texts: dict[str, Any], clock: Callable[[], float],
+        inline: bool = False, resumed: bool = False,
     ) -> None:  # fmt: skip
-        self._channel, self._display, self._config, self._texts, self._clock = channel, display, config, texts, clock
+        self._channel, self._warn, self._config, self._texts, self._clock = channel, warn, config, texts, clock
         self.folder, self.link = folder_of(config), link_of(config)
         self._background: Background | None = None
         self._inline = inline
         self._number, self._next = 0, config.checkpoint.seconds or 0.0
-        self._marks: int | None = 0
+        # The steps of a resumed run do not count from nought.
+        self._marks: int | None = None if resumed else 0
         self._id, self._answers = "", {}
         self._seconds = 0.0
         self.writing, self.failure = False, ""
 
-    def resume(self) -> None:
-        """The run's steps do not count from nought."""
-        self._marks = None
+    def messages(self) -> dict[str, Callable[[int, Any], None]]:
+        """A shard that is still at it says so: the message alone is a sign of life."""
+        return {"saving": lambda shard, written: None}
+
+    def act(self, status: Any) -> bool:
+        return self.advance()
 
     def due(self, steps: int) -> bool:
         """Return whether it is time, after so many steps of all replicas together."""
@@ -84,7 +87,8 @@ class Checkpoints:
         self._marks = steps // every.steps if every.steps is not None else 0
         self._number += 1
         self._id, self._answers, self._seconds, self.failure = secrets.token_hex(8), {}, seconds, ""
-        about = {"id": self._id, "name": self._texts["name"], "seconds": seconds, "steps": steps, "size": self._texts["size"]}
+        about = {"id": self._id, "name": self._texts["name"], "seconds": seconds, "steps": steps}
+        about |= {name: self._texts[name] for name in ("size", "scale")}
         texts = {name: self._texts[name] for name in ("config", "layout", "data", "chain", "modules")}
         self._content = ({**texts, "about": about, "method": state}, tables)
         try:
@@ -130,7 +134,7 @@ class Checkpoints:
         except FAILURES as error:
             busy = True
             if self.link.is_symlink() and self.link.readlink().name == self._master.name:
-                self._display.warn(f"Old checkpoints could not be removed (the coordinator: {why(error)}). The run goes on.")
+                self._warn(f"Old checkpoints could not be removed (the coordinator: {why(error)}). The run goes on.")
             elif not self.failure:
                 # What there is of it goes; where even that fails, the reason has been said.
                 self._fail(f"the coordinator: {why(error)}")
@@ -141,7 +145,7 @@ class Checkpoints:
 
     def _fail(self, reason: str) -> None:
         self.failure = reason
-        self._display.warn(f"The checkpoint at {self._seconds:.1f} s could not be written ({reason}). The run goes on.")
+        self._warn(f"The checkpoint at {self._seconds:.1f} s could not be written ({reason}). The run goes on.")
 
     def close(self) -> None:
         """End the thread; a checkpoint that is not complete leaves nothing."""

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, both halves: each shard its part, the coordinator the master; see `checkpoint` for the files.
+"""The shard's half of writing a checkpoint: its part; `master` is the coordinator's, `format` says which files there are.
 
     coordinator -> shard    "checkpoint" (master's path, id)
     shard -> coordinator    "saving" bytes         now and then, while its part is under way

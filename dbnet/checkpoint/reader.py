@@ -1,4 +1,9 @@
-"""TODO."""
+"""A checkpoint to read, for any topology: a register is one vector over all parts, of which every reader takes its own range.
+
+The master names the parts and maps each register over them (a virtual dataset), so that a run goes on with other shards, replicas
+or partitions than it was written with: ranges are cut anew, per-replica counters are taken where the number of replicas is the
+same, and become means where it is not. Clocks of a range are those of the parts that it overlaps.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.ranges import Range, overlap, split
 from dbnet.core.registry import own_modules
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.opening import opened
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import SHARE, Share
 from dbnet.network.model import Model
@@ -39,6 +44,8 @@ class Checkpoint:
         The configuration of the run, and (as nested tables) those of the runs that it came from, oldest first.
     modules
         The own modules of the run: path, sha256 and text of each. Reading a checkpoint does not run them.
+    scale
+        What the data were multiplied with on their way into the network.
     replicas, tables
         Where each replica stood; the tables that a method has added, by name.
     state
@@ -57,6 +64,7 @@ class Checkpoint:
                 raise UserError(f"'{path}' is one shard's part of a checkpoint; give {self.path.name.split('.')[0]}.h5.")
             self.id, self.name, self.seconds, self.written = (about[key] for key in ("id", "name", "seconds", "written"))
             self.steps: int = about["steps"]
+            self.scale: float = about["scale"]
             self.config: Config = stored(text(file, "config"))
             self.modules: list[dict[str, str]] = own_modules(text(file, "modules"), self.config.model.modules)
             self.chain: list[dict[str, Any]] = text(file, "chain")
@@ -106,6 +114,8 @@ class Checkpoint:
         bounds = [0, *ranges.ravel().tolist(), self.size]
         if bounds[::2] != bounds[1::2] or self.size != max((offset + prod(shape) for _, offset, shape in self.layout), default=0):
             raise ValueError("/ranges and /layout do not fit the number of parameters")
+        if type(self.scale) is not float or not isfinite(self.scale) or not self.scale:
+            raise ValueError("/about is damaged")
         if not isfinite(self.seconds) or type(self.steps) is not int or not isinstance(self.state, dict):
             raise ValueError("/about or /method is damaged")
         if not all(np.dtype(kind).kind == "f" for kind in self.registers.values()) or len(self.digests) != shards:

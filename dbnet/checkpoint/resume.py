@@ -7,6 +7,7 @@ through from the newest on, so what is taken is sound; a damaged one is passed o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dbnet.checkpoint.format import text
@@ -15,19 +16,20 @@ from dbnet.checkpoint.verify import damage
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE
-from dbnet.core.untrusted import opened
-from dbnet.monitor.display import Display
+from dbnet.core.untrusted.opening import opened
 
 AUTO = "auto"
 
 
-def choose(config: Config, wish: str | None, display: Display) -> str | None:
+def choose(config: Config, wish: str | None, warn: Callable[[str], None]) -> str | None:
     """Return the path of the checkpoint to go on from, or None to begin afresh.
 
     Parameters
     ----------
     wish
         None: no checkpoint; "": the newest of this name; "auto": the same or none; else a path.
+    warn
+        Says that a damaged one is left out.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def choose(config: Config, wish: str | None, display: Display) -> str | None:
         flaws = damage(path)
         if not flaws:
             return str(path)
-        display.warn(f"The checkpoint '{path}' is damaged and left out: {flaws[0]}{_more(flaws)}.")
+        warn(f"The checkpoint '{path}' is damaged and left out: {flaws[0]}{_more(flaws)}.")
     if found:
         raise UserError(
             f"All {len(found)} checkpoints of '{config.run.name}' in '{config.run.folder}' are damaged; start without --resume."

@@ -15,7 +15,7 @@ from dbnet.checkpoint.format import TEXTS, part_of, text
 from dbnet.checkpoint.reader import Checkpoint, resolved
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, words
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.opening import opened
 
 
 def damage(path: str | Path) -> list[str]:

@@ -6,7 +6,10 @@ Replicas never take part. `Mailboxes` is the same within one process.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
+
+from dbnet.comm.topology import Topology
 
 
 class Message(NamedTuple):
@@ -67,3 +70,23 @@ class MpiChannel:
     def pending(self) -> bool:
         self._sent = [request for request in self._sent if not request.Test()]
         return bool(self._sent)
+
+
+class Shards:
+    """All shards, as the coordinator writes to them and hears from them."""
+
+    def __init__(self, channel: Channel, topology: Topology) -> None:
+        self.channel, self._topology = channel, topology
+
+    def __len__(self) -> int:
+        return self._topology.shards
+
+    def tell(self, kind: str, content: Any = None) -> None:
+        """Send every shard the same."""
+        for shard in range(len(self)):
+            self.channel.send(self._topology.shard_rank(shard), kind, content)
+
+    def hear(self) -> Iterator[tuple[int, str, Any]]:
+        """Yield what has come: shard, kind, content."""
+        while (message := self.channel.receive()) is not None:
+            yield self._topology.shard_of(message.source), message.kind, message.content

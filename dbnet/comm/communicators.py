@@ -1,4 +1,8 @@
-"""TODO."""
+"""The only Split: world -> servers, replica, node; and how many cores each rank may use.
+
+Servers (coordinator and shards) exchange messages, the partitions of one replica exchange values, ranks of one node share cores
+and memory. Replicas and shards have no communicator in common but the world's, over which they share a window.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dbnet.comm.patience import Patience
+from dbnet.comm.turns import Wait, give_way
 from dbnet.core.errors import Lost
 
 
@@ -125,3 +127,71 @@ class MpiLink:
                 f"Partition {self.rank} waited {self._bound.bound:g} s in vain for {what}. Look for a rank that hangs, or raise "
                 f"run.deadline.\n{self.graph()}".rstrip()
             )
+
+
+class Wires:
+    """What lies between the partitions of one replica within a process: for each way a queue of copies."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._queues: dict[tuple[int, int, Any], deque[np.ndarray]] = defaultdict(deque)
+
+    def way(self, source: int, to: int, tag: Any) -> deque[np.ndarray]:
+        return self._queues[source, to, tag]
+
+
+class LocalLink:
+    """One partition's end over memory: it sends copies, and gives way (`turns.give_way`) until what it waits for has come.
+
+    Parameters
+    ----------
+    wires
+        Shared by the partitions of the replica.
+    rank
+        Which partition this is.
+    """
+
+    def __init__(self, wires: Wires, rank: int) -> None:
+        self._wires, self.rank, self.size = wires, rank, wires.size
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> tuple[bool, np.ndarray, deque]:
+        return True, buffer, self._wires.way(self.rank, to, tag)
+
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> tuple[bool, np.ndarray, deque]:
+        return False, buffer, self._wires.way(source, self.rank, tag)
+
+    def start(self, transfers: Sequence[tuple[bool, np.ndarray, deque]]) -> None:
+        for sends, buffer, way in transfers:
+            if sends:
+                way.append(buffer.copy())
+
+    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, deque]]) -> None:
+        for sends, buffer, way in transfers:
+            if not sends:
+                buffer[...] = self._next(way, "another partition's values")
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        everyone[...] = self._all(mine, "the other partitions' outputs")
+
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
+        total[...] = sum(self._all(mine, "the other partitions' share of a gradient"))
+
+    def share(self, values: np.ndarray) -> None:
+        values[...] = self._all(values, "partition 0 of its replica to lead")[0]
+
+    def meet(self) -> None:
+        self._all(np.zeros(0), "all partitions to finish")
+
+    def close(self) -> None:
+        """Memory needs no closing."""
+
+    def _all(self, mine: np.ndarray, what: str) -> list[np.ndarray]:
+        """Return what every partition has brought to this meeting."""
+        for other in range(self.size):
+            self._wires.way(self.rank, other, "all").append(mine.copy())
+        return [self._next(self._wires.way(other, self.rank, "all"), what) for other in range(self.size)]
+
+    def _next(self, way: deque[np.ndarray], what: str) -> np.ndarray:
+        while not way:
+            give_way(Wait(f"partition {self.rank} waits for {what}"))
+        return way.popleft()

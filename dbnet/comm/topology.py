@@ -64,6 +64,9 @@ class Topology:
     def shard_rank(self, shard: int) -> int:
         return 1 + shard
 
+    def shard_of(self, rank: int) -> int:
+        return rank - 1
+
     def origin_rank(self, replica: int, partition: int) -> int:
         return 1 + self.shards + replica * self.partitions + partition
 

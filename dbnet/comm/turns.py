@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import NamedTuple
+
+from greenlet import getcurrent, greenlet
 
 from dbnet.comm.patience import Patience
 from dbnet.core.errors import Lost
@@ -87,17 +90,29 @@ class Rounds:
 
 
 def take_turns(roles: Iterable[Turns], rounds: Rounds | None = None) -> None:
-    """Run all roles in one process until the last has ended; Lost when every one of them waits for another."""
-    alive, rounds = list(roles), rounds or Rounds(0.0)
+    """Run all roles in one process until the last has ended; Lost when every one of them waits for another.
+
+    A role yields, or gives way in the middle of a function that it has called.
+    """
+    alive, rounds = [greenlet(partial(_play, role)) for role in roles], rounds or Rounds(0.0)
     while alive:
         rounds.number += 1
         waits: list[Wait] = []
         for role in list(alive):
-            try:
-                wait = next(role)
-            except StopIteration:
+            wait = role.switch()
+            if role.dead:
                 alive.remove(role)
-                continue
-            waits += [wait] if wait is not None and wait.reason else []
+            elif wait is not None and wait.reason:
+                waits.append(wait)
         if waits and len(waits) == len(alive):
             raise Lost(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")
+
+
+def give_way(wait: Wait | None) -> None:
+    """Let others run, as if the role whose turn it is had yielded; only where `take_turns` plays it."""
+    getcurrent().parent.switch(wait)
+
+
+def _play(role: Turns) -> None:
+    for wait in role:
+        give_way(wait)

@@ -1,1 +1,6 @@
-"""TODO."""
+"""The command line, one file per command or pair of commands.
+
+A file holds, for each of its commands, COMMAND_arguments(parser) and run_COMMAND(options); the door imports the one that is called.
+base: arguments that several share; usage: wrong words get one sentence. train, plan (slurm writes its batch script), evaluate (and
+predict), data, inspect (and plot), bench/.
+"""

@@ -1,22 +1,19 @@
-"""TODO."""
+"""Arguments that several commands take."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 
-def _command(commands: Any, name: str, function: Any, help_text: str, description: str = "") -> argparse.ArgumentParser:
-    made = commands.add_parser(
-        name, help=help_text, description=description or help_text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.set_defaults(run=function)
-    return made
-
-
-def _run_file(made: argparse.ArgumentParser) -> None:
-    made.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
-    made.add_argument(
+def add_run_file(parser: argparse.ArgumentParser) -> None:
+    """Add a run file and changes of it."""
+    parser.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
+    parser.add_argument(
         "overrides", nargs="*", default=[], metavar="table.key=value",
         help="changes, for example topology.replicas=4; 'table.key=' takes a key out of the run file",
     )  # fmt: skip
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add --force."""
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")

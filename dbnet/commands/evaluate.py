@@ -1,37 +1,39 @@
-"""TODO."""
+"""`dbnet evaluate` and `dbnet predict`: use a checkpoint, on one rank or, under mpirun, cut over all."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from dbnet.comm import mpi
-from dbnet.commands.base import _command
+from dbnet.commands.base import add_force
+from dbnet.run import inference
 
-# --- evaluate, predict --------------------------------------------------------------------------------------------------------
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
+    parser.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
+    parser.add_argument("--part", default="test", help="train or test (default: test)")
+    add_trust(parser)
 
 
-def _use(commands: Any) -> None:
-    made = _command(
-        commands, "evaluate", evaluate, "loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network"
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-modules."""
+    parser.add_argument("--trust-modules", action="store_true", help="run the Python code of own modules that the checkpoint holds")
+
+
+def predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
+    parser.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
+    parser.add_argument(
+        "out", metavar="OUT", help=".csv (example, class), .npy (output units), .npz or .h5 (class and output units)"
     )
-    made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
-    made.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
-    made.add_argument("--part", default="test", help="train or test (default: test)")
-    made.add_argument("--trust-modules", action="store_true", help="run the Python code of own modules that the checkpoint holds")
-    made = _command(commands, "predict", predict, "write a checkpoint's predictions for a data file; mpirun -n P cuts the network")
-    made.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
-    made.add_argument("data", metavar="DATA.h5", help="HDF5 file with PART/x (labels are not needed)")
-    made.add_argument("out", metavar="OUT", help=".csv (example, class), .npy (output units), .npz or .h5 (class and output units)")
-    made.add_argument("--probabilities", action="store_true", help="write probabilities instead of the units before the softmax")
-    made.add_argument("--part", default="test", help="group whose x is read (default: test)")
-    made.add_argument("--trust-modules", action="store_true", help="run the Python code of own modules that the checkpoint holds")
-    made.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--probabilities", action="store_true", help="write probabilities instead of the units before the softmax")
+    parser.add_argument("--part", default="test", help="group whose x is read (default: test)")
+    add_trust(parser)
+    add_force(parser)
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    from dbnet.run import inference
-
+def run_evaluate(options: argparse.Namespace) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
         score, n = inference.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
@@ -40,9 +42,7 @@ def evaluate(options: argparse.Namespace) -> None:
             print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}")
 
 
-def predict(options: argparse.Namespace) -> None:
-    from dbnet.run import inference
-
+def run_predict(options: argparse.Namespace) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
         where = (options.checkpoint, options.data, options.part, options.out)

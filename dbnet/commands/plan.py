@@ -7,11 +7,17 @@ the data. A rank that compiles kernels takes more for a while; that is the batch
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dbnet.comm.topology import Role
-from dbnet.commands.base import _command, _run_file
+from dbnet.commands.base import add_run_file
+from dbnet.commands.slurm import script
+from dbnet.core import config as configuration
+from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, overlap, size_of
 from dbnet.network.exchange import Exchange
@@ -19,7 +25,7 @@ from dbnet.network.model import Piece, footprint
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
 from dbnet.run.roles import window_layouts
-from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
+from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares, setup
 
 # Measured, see tests/mpi/test_memory.py: Python, its libraries and MPI; what HDF5 holds of each register that it saves.
 PROCESS, WRITING = 225 << 20, 8 << 20
@@ -39,7 +45,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
     """Return the plan of every rank, in order."""
     world, model = ready.topology, ready.model
     windows, out = window_layouts(ready), []
-    item, (n_fetch, n_push) = model.dtype.itemsize, ready.method.intervals(ready.config, ready.data.sizes["train"])
+    item, (n_fetch, n_push) = model.dtype.itemsize, ready.method.worker.intervals(ready.config, ready.data.sizes["train"])
     needs = [partition_memory(ready, p) for p in range(world.partitions)]
     parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
@@ -48,7 +54,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             out.append(RankPlan(rank, name, "no parameters", 0, PROCESS + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
-            vectors = ready.method.vectors(ready.config)
+            vectors = ready.method.receiver.vectors(ready.config)
             state = vectors * part.size * item + (1 + vectors) * min(WRITING, part.size * item) + WRITING
             fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
@@ -106,18 +112,18 @@ def partition_memory(ready: Setup, partition: int) -> int:
     """Return the bytes of one partition of a replica without its data: process, parameters and gradients, networks."""
     model, config = ready.model, ready.config
     size = footprint(model, ready.cut.boxes[partition], leads=partition == 0).size
-    batch = ready.method.batch(config, ready.data.sizes["train"])
+    batch = ready.method.worker.batch(config, ready.data.sizes["train"])
     watched = ready.data.sizes.get("test") or config.evaluate.train
     networks = network_memory(ready, partition, batch, True)
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
-    return PROCESS + (ready.method.copies(config) + 1) * size * model.dtype.itemsize + networks
+    return PROCESS + (ready.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
 
 
 def data_memory(ready: Setup, partition: int, own: int) -> int:
     """Return the bytes of the examples that one partition of a replica holds, `own` of them its share."""
     data, config, item = ready.data, ready.config, ready.model.dtype.itemsize
     units = size_of(ready.cut.boxes[partition][0]) if ready.cut.partitions > 1 else prod(data.shape)
-    trained = ready.method.kept(config, data.sizes["train"], own)
+    trained = ready.method.worker.kept(config, data.sizes["train"], own)
     watched = data.sizes.get("test", 0) + min(config.evaluate.train, data.sizes["train"])
     # Beside x: the target, in its own type as well where it is a vector, the example's number, its place in the order.
     each = units * (1 if data.dtype == "u1" else item) + (2 * 8 * data.targets or 8) + 2 * 8
@@ -169,10 +175,10 @@ def check_size(ready: Setup, n: int) -> None:
     raise UserError(f"{world.wanted()}, not {n}. {hint}")
 
 
-def describe(ready: Setup) -> str:
+def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
     """Return the plan as text."""
     model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
-    n_fetch, n_push = ready.method.intervals(ready.config, ready.data.sizes["train"])
+    n_fetch, n_push = ready.method.worker.intervals(ready.config, ready.data.sizes["train"])
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(model.layers):
         shape, n = (
@@ -188,7 +194,7 @@ def describe(ready: Setup) -> str:
         "",
         f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]
-    rows, vectors = ranks(ready), 1 + ready.method.vectors(ready.config)
+    vectors = 1 + ready.method.receiver.vectors(ready.config)
     lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<50} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
     lines += [
         "",
@@ -209,23 +215,76 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} TiB"
 
 
-def _plan(commands: Any) -> None:
-    made = _command(commands, "plan", plan, "show roles, ranges, bytes and memory of a run, without MPI")
-    _run_file(made)
-    made.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
-    made.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
-    made.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
-    made.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
-    made.add_argument("--nodes", type=int, metavar="N", help="--slurm: nodes; default: as few as have a core for each rank")
-    made.add_argument("--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one a rank")
-    made.add_argument("--time", default="01:00:00", metavar="HH:MM:SS", help="--slurm: time limit (default: 01:00:00)")
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. `str` gives what `dbnet plan` prints.
+
+    Attributes
+    ----------
+    ranks
+        Every rank in order: its number, name, what it owns, bytes that it moves per step, bytes of memory at its worst.
+    memory
+        Bytes of memory of all ranks together.
+    bytes_per_step
+        Bytes that fetches and pushes move through all shards together while each replica makes one step.
+    doubts
+        What is allowed but seldom meant, in sentences.
+    """
+
+    ranks: list[RankPlan]
+    memory: int
+    bytes_per_step: int
+    doubts: list[str]
+    _text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self._text
 
 
-def plan(options: argparse.Namespace) -> None:
-    from dbnet.commands import plan, slurm
-    from dbnet.core import config as configuration
-    from dbnet.run import setup
+def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Plan:
+    """Return what a run will need, computed without MPI and without starting anything.
 
+    Parameters
+    ----------
+    source
+        Path of a run file (TOML), nested tables like those of one, or a configuration.
+    overrides
+        Changes like "topology.replicas=4".
+
+    Returns
+    -------
+    Roles, ranges, memory (bytes, per rank and in all) and bytes per step; print it to read it.
+
+    Raises
+    ------
+    UserError
+        The run file, the data or the network do not fit each other; one sentence says what to mend.
+    """
+    overrides = overrides if isinstance(overrides, str) else list(overrides)
+    ready = setup(configuration.load(source, overrides))
+    return planned(ready, [str(source) if isinstance(source, str | Path) else "RUN.toml", *overrides])
+
+
+def planned(ready: Setup, words: Sequence[str]) -> Plan:
+    """Return the plan of a run that `words` start: its run file and the changes."""
+    rows, world = ranks(ready), ready.topology
+    moved = sum(row.per_step for row in rows if world.role(row.rank) is Role.SERVE)
+    text = describe(ready, rows).replace("RUN.toml", " ".join(words))
+    return Plan(rows, sum(row.memory for row in rows), moved, ready.doubts(), text)
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_file(parser)
+    parser.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
+    parser.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
+    parser.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
+    parser.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
+    parser.add_argument("--nodes", type=int, metavar="N", help="--slurm: nodes; default: as few as have a core for each rank")
+    parser.add_argument("--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one a rank")
+    parser.add_argument("--time", default="01:00:00", metavar="HH:MM:SS", help="--slurm: time limit (default: 01:00:00)")
+
+
+def run_plan(options: argparse.Namespace) -> None:
     # Scripts count the ranks; the run itself says the rest.
     config = configuration.load(options.run_file, options.overrides, *([lambda _: None] if options.ranks else []))
     if options.config:
@@ -234,12 +293,13 @@ def plan(options: argparse.Namespace) -> None:
     if options.ranks:
         print(config.topology.world)
         return
-    ready = setup.setup(config)
+    ready, words = setup(config), [options.run_file, *options.overrides]
     if options.n is not None:
-        plan.check_size(ready, options.n)
+        check_size(ready, options.n)
     if options.slurm:
-        shape = {"nodes": options.nodes, "cores": options.cores, "time": options.time}
-        print(slurm.script(ready, options.run_file, options.overrides, **shape), end="")
+        needs = [rank.memory for rank in ranks(ready)]
+        print(script(config, needs, words, nodes=options.nodes, cores=options.cores, time=options.time), end="")
         return
-    configuration.warn(*ready.doubts())
-    print(plan.describe(ready).replace("RUN.toml", " ".join([options.run_file, *options.overrides])))
+    made = planned(ready, words)
+    configuration.warn(*made.doubts)
+    print(made)

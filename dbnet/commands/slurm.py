@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import dbnet
-from dbnet.commands.plan import ranks
+from dbnet.comm.topology import Topology
+from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.run.setup import Setup
 
 COMPILING = 100 << 20
 _WARNING = 120
 
 
-class Shape(NamedTuple):
+class JobShape(NamedTuple):
     """What a job asks for; memory per node in MiB."""
 
     nodes: int
@@ -31,15 +30,19 @@ class Shape(NamedTuple):
     memory: int
 
 
-def shape(ready: Setup, nodes: int | None = None, cores: int | None = None) -> Shape:
+def shape(world: Topology, needs: Sequence[int], nodes: int | None = None, cores: int | None = None) -> JobShape:
     """Spread the run's ranks over `nodes` nodes with `cores` cores each; without `nodes` over as few as have a core for each rank.
+
+    Parameters
+    ----------
+    needs
+        Memory of each rank, in bytes.
 
     Raises
     ------
     UserError
         They do not fit.
     """
-    world = ready.topology
     if (nodes is not None and nodes < 1) or (cores is not None and cores < 1):
         raise UserError("--nodes and --cores are numbers of at least 1.")
     fewest = 1 if cores is None else -(-world.size // cores)
@@ -53,9 +56,8 @@ def shape(ready: Setup, nodes: int | None = None, cores: int | None = None) -> S
     used = -(-world.size // each)
     if used < nodes:
         raise UserError(f"{world.size} ranks, {each} on a node, leave some of {nodes} nodes empty: give --nodes {used}.")
-    needs = [rank.memory for rank in ranks(ready)]
     memory = COMPILING + max(sum(needs[first : first + each]) for first in range(0, world.size, each))
-    return Shape(nodes, world.size, each, 1 if cores is None else cores // each, -(-memory // (1 << 20)))
+    return JobShape(nodes, world.size, each, 1 if cores is None else cores // each, -(-memory // (1 << 20)))
 
 
 def minutes(time: str) -> int:
@@ -68,20 +70,20 @@ def minutes(time: str) -> int:
 
 
 def script(
-    ready: Setup, run_file: str, overrides: Sequence[str] = (), *, nodes: int | None = None, cores: int | None = None,
+    config: Config, needs: Sequence[int], words: Sequence[str], *, nodes: int | None = None, cores: int | None = None,
     time: str = "01:00:00",
 ) -> str:  # fmt: skip
-    """Return the batch script."""
-    limit, job = minutes(time), shape(ready, nodes, cores)
-    launch = Path(dbnet.__file__).resolve().parents[1] / "jobs" / "launch"
+    """Return the batch script for the run file and its changes in `words`, whose ranks need so much memory each, in bytes."""
+    world = Topology.of(config.topology)
+    limit, job = minutes(time), shape(world, needs, nodes, cores)
+    launch = Path(__file__).resolve().parents[2] / "jobs" / "launch"
     if not launch.exists():
         raise UserError(f"There is no {launch}, which batch scripts start; use dbnet from its source folder (jobs/install).")
     # Early enough for a checkpoint; Slurm looks at time limits every half a minute.
     warning = min(_WARNING, 30 * limit)
-    words = " ".join(shlex.quote(word) for word in [run_file, *overrides])
     return f"""#!/usr/bin/env bash
-# {ready.topology.words()}; memory as 'dbnet plan {run_file}' says.
-#SBATCH --job-name={shlex.quote(ready.config.run.name)}
+# {world.words()}; memory as 'dbnet plan {words[0]}' says.
+#SBATCH --job-name={shlex.quote(config.run.name)}
 #SBATCH --nodes={job.nodes}
 #SBATCH --ntasks={job.tasks}
 #SBATCH --ntasks-per-node={job.tasks_per_node}
@@ -92,5 +94,5 @@ def script(
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-exec {shlex.quote(str(launch))} --requeue {words} --resume auto
+exec {shlex.quote(str(launch))} --requeue {shlex.join(words)} --resume auto
 """

@@ -1,55 +1,48 @@
-"""TODO."""
+"""`dbnet train`: train on the ranks that a launcher started, or in this process; say where the outputs are, or how to go on."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from typing import Any
 
 from dbnet.comm import mpi
-from dbnet.commands.base import _command, _run_file
-from dbnet.run import signals
+from dbnet.commands.base import add_run_file
+from dbnet.monitor.plot import drawn
+from dbnet.run import signals, train
+from dbnet.run.outcome import Marker, Outcome
+from dbnet.run.starting import guard
 
 STOPPED = 85
 
 
-# --- train, plan --------------------------------------------------------------------------------------------------------------
-
-
-def _train(commands: Any) -> None:
-    made = _command(
-        commands,
-        "train",
-        train,
-        "train as a run file says",
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
         "Train as a run file says.\n\n  mpirun -n 5 dbnet train jobs/digits.toml      one rank per role\n"
         "  dbnet train jobs/digits.toml                  all roles in this process, taking turns\n\n"
         "Outputs go to run.folder: NAME.h5 (the run file), NAME.checkpoint.h5 (a link into NAME.checkpoints), NAME.png.\n"
-        "A name that is taken gets a number.",
+        "A name that is taken gets a number."
     )
-    _run_file(made)
-    made.add_argument(
+    add_run_file(parser)
+    parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT",
         help="go on from a checkpoint; without a path from the newest whole one of this name; auto: that, or begin afresh",
     )  # fmt: skip
-    made.add_argument("--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for scripts")
-    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for scripts"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 @signals.at_once()
-def train(options: argparse.Namespace) -> int:
-    from dbnet.run import train
-    from dbnet.run.outcome import Marker
-    from dbnet.run.starting import guard
-
+def run_train(options: argparse.Namespace) -> int:
     code = 0
 
-    def conclude(done: Any) -> int:
+    def conclude(done: Outcome) -> int:
         nonlocal code
         code = _finished(options, done) if done.finished else _stopped(options, done)
-        if done.losses:
-            print(done.losses, flush=True)
+        if done.lost:
+            print(done.lost, flush=True)
         marker.ended(code)
         return code
 
@@ -61,14 +54,14 @@ def train(options: argparse.Namespace) -> int:
         ways = {"comm": comm, "quiet": options.quiet, "marker": marker, "guardian": guardian, "conclude": conclude}
         with marker.failing():
             done = train.execute(options.run_file, options.overrides, resume=options.resume, **ways)
-    if done is not None and done.losses:
+    if done is not None and done.lost:
         mpi.leave(code)
     if code and comm is not None:
         mpi.finalize()
     return code
 
 
-def _stopped(options: argparse.Namespace, done: Any) -> int:
+def _stopped(options: argparse.Namespace, done: Outcome) -> int:
     """Say how to go on after a signal, or after the loss of every replica."""
     why = "Stopped by a signal" if done.stopped else "Every replica is lost"
     if done.unsaved:
@@ -79,7 +72,7 @@ def _stopped(options: argparse.Namespace, done: Any) -> int:
     return STOPPED if done.stopped else 1
 
 
-def _finished(options: argparse.Namespace, done: Any) -> int:
+def _finished(options: argparse.Namespace, done: Outcome) -> int:
     """Draw the run's picture and say where the outputs are."""
     lines = [
         "Test accuracy  " + (f"{done.accuracy:.4f}" if done.accuracy == done.accuracy else "none: no labelled test set"),
@@ -87,8 +80,6 @@ def _finished(options: argparse.Namespace, done: Any) -> int:
         f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
     ]
     if done.picture is not None:
-        from dbnet.monitor.plot import drawn
-
         lines.append(f"Picture        {drawn(done.run_file, done.picture)}")
     if not options.quiet:
         print("\n".join(lines), flush=True)

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +31,28 @@ def unread() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that ends with exit code 2 and one sentence."""
+    """A parser that ends with exit code 2 and one sentence.
+
+    Parameters
+    ----------
+    arguments
+        Adds this parser's arguments when they are first wanted; whatever they need is imported then.
+    """
+
+    def __init__(self, *words: Any, arguments: Callable[[Parser], None] | None = None, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._arguments = arguments
+
+    def complete(self) -> Parser:
+        """Take in the arguments, once; return this."""
+        arguments, self._arguments = self._arguments, None
+        if arguments is not None:
+            arguments(self)
+        return self
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
 
     def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse a command line; overrides may stand before and after options. Of several ranks only the first one complains."""

@@ -7,7 +7,7 @@ order, and reports the gravest it has met in its status:
     PARAMETERS   parameters that are not finite, or larger than any that still learn
     NEITHER      neither of them; the example with the largest value is named
 
-Shards say which pushes they refused (`intake`). A push counts once however many shards refused it. Of a batch method a pass
+Shards say which pushes they refused (`shards.push`). A push counts once however many shards refused it. Of a batch method a pass
 counts once: a line search may try steps at which nothing is finite, and takes shorter ones.
 """
 
@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from dbnet.coordinator.duty import Duty, RunTime
+from dbnet.coordinator.orders import Status
 from dbnet.core.config import Config
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
 from dbnet.network.diagnosis import INPUT, PARAMETERS, Trouble
 from dbnet.network.parameters import FlatLayout
-from dbnet.shards.push import Push, Refusal
+from dbnet.shards.push import Refusal
 
 
-class Guard:
-    """The coordinator's side.
+class Guard(Duty):
+    """Counts what was refused, says when to stop and why.
 
     Parameters
     ----------
@@ -36,45 +38,46 @@ class Guard:
         The run, and the names of its parameters.
     record, display
         The run file and what is printed.
+    time
+        The time of the run.
+    by_pass
+        Whether passes are counted instead of pushes; a pass is known by the clock at the fetch.
 
     Attributes
     ----------
-    key
-        What of a push counts once.
-    patient
-        Whether lost parameters may be left again: those that a line search tries, or a replica's own between fetches.
     keys
-        What was refused, by `key`.
+        What was refused: pushes by replica and number, or passes.
     unsound
         Whether the last checkpoint could not be written for its values.
     stopped
         Whether the run ends with a diagnosis.
     """
 
-    def __init__(self, config: Config, layout: FlatLayout, record: RunFile, display: Display) -> None:
-        self._config, self._layout, self._record, self._display = config, layout, record, display
-        self.key: Callable[[Push], Any] = lambda push: (push.replica, push.number)
-        self.patient, self._active = config.method.n_fetch > 1, config.guard.finite
+    def __init__(
+        self, config: Config, layout: FlatLayout, record: RunFile, display: Display, time: RunTime, by_pass: bool = False
+    ) -> None:
+        self._config, self._layout, self._record, self._display, self._time = config, layout, record, display, time
+        self._by_pass, self._active = by_pass, config.guard.finite
+        # Lost parameters may be left again: those that a line search tries, or a replica's own between fetches.
+        self._patient = by_pass or config.method.n_fetch > 1
         self.keys: set[Any] = set()
         self.stopped = self.unsound = False
-        self._unit = "push"
         self._first: tuple[int, Refusal] | None = None
         self._named: set[int] = set()
-        self._status: dict[str, np.ndarray] = {}
+        self._status = Status.nothing(1)
 
-    def by_pass(self) -> None:
-        """Count passes instead of pushes; a pass is known by the clock at the fetch."""
-        self.key, self.patient, self._unit = (lambda push: push.fetched), True, "pass"
+    def messages(self) -> dict[str, Callable[[int, Any], None]]:
+        return {"refused": self.take}
 
     # --- what is heard --------------------------------------------------------------------------------------------------------
 
-    def take(self, seconds: float, shard: int, refusals: Sequence[Refusal]) -> None:
+    def take(self, shard: int, refusals: Sequence[Refusal]) -> None:
         """Take what a shard has refused: record it, and name a replica's first one."""
-        self._record.refused(seconds, shard, refusals)
+        self._record.refused(self._time.seconds, shard, refusals)
         for refusal in refusals:
             push = refusal.push
             self._first = self._first or (shard, refusal)
-            self.keys.add(self.key(push))
+            self.keys.add(push.fetched if self._by_pass else (push.replica, push.number))
             if push.replica not in self._named:
                 self._named.add(push.replica)
                 self._display.say(
@@ -82,17 +85,17 @@ class Guard:
                     f"{refusal.value} at {self.place(refusal.index)}. Further ones are counted in the run file."
                 )
 
-    def hear(self, status: dict[str, np.ndarray]) -> None:
-        """Take the replicas' status."""
+    def act(self, status: Status) -> bool:
         self._status = status
+        return False
 
     # --- what follows ---------------------------------------------------------------------------------------------------------
 
     @property
     def stops(self) -> bool:
         """Whether the run is to end: by the bound, or because no later push can mend the parameters."""
-        spoiled = self.unsound or bool(self._status and self._status["spoiled"].any())
-        return self.stopped or (self._active and not self.patient and spoiled) or len(self.keys) >= self._config.guard.refused
+        spoiled = self.unsound or bool(self._status["spoiled"].any())
+        return self.stopped or (self._active and not self._patient and spoiled) or len(self.keys) >= self._config.guard.refused
 
     def conclude(self) -> bool:
         """When everything has been applied: return whether the parameters are fit for a last checkpoint and evaluation."""
@@ -117,7 +120,8 @@ class Guard:
         count, said = len(self.keys), "The run was stopped because its loss or its parameters are out of all bounds."
         if self._first is not None:
             shard, (push, index, value) = self._first
-            plural = {"push": "pushes", "pass": "passes"}[self._unit] if count > 1 else self._unit
+            unit = "pass" if self._by_pass else "push"
+            plural = f"{unit}es" if count > 1 else unit
             said = (
                 f"The run was stopped after {count} refused {plural}, the first by shard {shard} from replica {push.replica} at "
                 f"step {push.step}, whose gradient is {value} at {self.place(index)}."

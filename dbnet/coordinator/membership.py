@@ -1,4 +1,4 @@
-"""The coordinator's roll: which replicas take part, which wait as spares, which are lost, and what was lost with them.
+"""Membership: which replicas take part, which wait as spares, which are lost, and what was lost with them.
 
 A replica one of whose ranks gives no sign of life for the bound is lost. Its order row says so, in case it only slept; the shards
 apply what is complete in its rings, close them for good, and report how many of its gradients they have applied. So of what it
@@ -9,12 +9,15 @@ replica, which takes its place, or else to all that are left; how is the method'
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dbnet.comm.channel import Channel
 from dbnet.comm.topology import Role
+from dbnet.coordinator.duty import Duty, RunTime
 from dbnet.coordinator.heartbeat import HeartbeatWatch
-from dbnet.coordinator.orders import OrderBook
+from dbnet.coordinator.orders import OrderBook, Status
 from dbnet.core.errors import Lost
 
 
@@ -27,39 +30,48 @@ class LostReplica(NamedTuple):
     applied: int
 
 
-class Membership:
+class Departure(NamedTuple):
+    """A replica that was lost, who goes on with its work, and whether it was evaluating."""
+
+    replica: int
+    heirs: list[int]
+    evaluating: bool
+
+
+class Membership(Duty):
     """Who takes part.
 
     Parameters
     ----------
-    desk, channel, watch
+    replicas, channel, watch
         Orders to replicas, messages to shards, signs of life; without a watch nobody is ever lost.
-    steps
-        Returns how many gradients of a replica were pushed or may have been on their way, in this run.
-    seconds
+    made
+        Returns from the status how many gradients of a replica were pushed or may have been on their way, in this run.
+    time
         The time of the run.
     say, record
         Print a sentence; record a loss.
     """
 
     def __init__(
-        self, desk: OrderBook, channel: Channel, watch: HeartbeatWatch | None, steps: Callable[[int], int], seconds: Callable[[], float],
-        say: Callable[[str], None], record: Callable[[LostReplica], None],
+        self, replicas: OrderBook, channel: Channel, watch: HeartbeatWatch | None, made: Callable[[Status, int], int],
+        time: RunTime, say: Callable[[str], None], record: Callable[[LostReplica], None],
     ) -> None:  # fmt: skip
-        world = desk.topology
-        self._desk, self._channel, self._watch, self.steps, self._seconds = desk, channel, watch, steps, seconds
+        world, self._status = replicas.topology, replicas.status()
+        self._replicas, self._channel, self._watch, self._made, self._time = replicas, channel, watch, made, time
         self._say, self._record, self._world = say, record, world
         self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
         self.lost: dict[int, float] = {}
-        self.losses: list[LostReplica] = []
+        self._known: list[LostReplica] = []
         self._handed_on: set[int] = set()
         self._follower: dict[int, int] = {}
         self._closing: dict[int, dict[int, tuple[int, int] | None]] = {}
-        # What a method does when a replica is lost: hand on its work to the heirs.
-        self.inherit: Callable[[int, list[int]], None] = lambda lost, heirs: None
-        self.evaluation_lost: Callable[[], None] = lambda: None
+        self._departed: list[Departure] = []
 
-    def call(self) -> None:
+    def messages(self) -> dict[str, Callable[[int, Any], None]]:
+        return {"closed": self.closed}
+
+    def act(self, status: Status) -> bool:
         """Look who gives a sign of life.
 
         Raises
@@ -67,9 +79,8 @@ class Membership:
         Lost
             A shard is lost, and with it parameters.
         """
-        if self._watch is None:
-            return
-        for rank in self._watch.look():
+        self._status = status
+        for rank in () if self._watch is None else self._watch.look():
             role = self._world.role(rank)
             if role is Role.SERVE:
                 raise Lost(
@@ -78,6 +89,17 @@ class Membership:
                 )
             if role is Role.WORK:
                 self._give_up(*self._world.place(rank))
+        return False
+
+    def departed(self) -> list[Departure]:
+        """Return who was lost since the last call, for the method to hand on their work."""
+        departed, self._departed = self._departed, []
+        return departed
+
+    @property
+    def heard(self) -> np.ndarray | float:
+        """When each replica was heard of last, [copies]; 0 where nobody can be lost."""
+        return 0.0 if self._watch is None else self._watch.heard
 
     @property
     def asked(self) -> bool:
@@ -87,15 +109,14 @@ class Membership:
     def _give_up(self, replica: int, partition: int) -> None:
         if replica in self.lost:
             return
-        self.lost[replica] = self._seconds()
+        self.lost[replica] = self._time.seconds
         if replica in self.spares:
             self.spares.remove(replica)
-            self._desk.give_up(replica)
+            self._replicas.give_up(replica)
             self._say(f"Spare replica {replica} is lost.")
             return
         self.active.remove(replica)
-        if self._desk.give_up(replica):
-            self.evaluation_lost()
+        evaluating = self._replicas.give_up(replica)
         where = f" (partition {partition})" if self._world.partitions > 1 else ""
         spare = self._call_spare()
         self._follower.update((replica, follower) for follower in spare)
@@ -106,9 +127,8 @@ class Membership:
         self._closing[replica] = {}
         for shard in range(self._world.shards):
             self._channel.send(self._world.shard_rank(shard), "close", replica)
-        if heirs:
-            self._handed_on.add(replica)
-            self.inherit(replica, heirs)
+        self._handed_on.update([replica] if heirs else [])
+        self._departed.append(Departure(replica, heirs, evaluating))
 
     def _call_spare(self) -> list[int]:
         """Let a spare replica take part; return it, if there is one."""
@@ -138,14 +158,14 @@ class Membership:
         counts = [pair for pair in self._closing.pop(replica).values() if pair is not None]
         applied = min((least for least, _ in counts), default=0)
         # What it reported last may be older than what it pushed last.
-        steps = max([self.steps(replica), *(most for _, most in counts)])
+        steps = max([self._made(self._status, replica), *(most for _, most in counts)])
         loss = LostReplica(replica, self.lost[replica], steps, applied)
-        self.losses.append(loss)
+        self._known.append(loss)
         self._record(loss)
 
     def summary(self) -> str:
         """Return what was lost, a line for each replica; nothing where nobody was."""
-        known = {loss.replica: loss for loss in self.losses}
+        known = {loss.replica: loss for loss in self._known}
         lines = []
         for replica, seconds in self.lost.items():
             line = f"Lost: replica {replica} at {seconds:.1f} s"

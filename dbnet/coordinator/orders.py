@@ -53,6 +53,35 @@ _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
 
 
+class Status:
+    """What all replicas have reported, at one moment: a column by its name is an array [replicas]."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    @classmethod
+    def nothing(cls, replicas: int) -> Status:
+        """Return the status of replicas that have not reported yet."""
+        return cls(np.zeros((replicas, len(STATUS))))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._rows[:, _AT[name]]
+
+    @property
+    def beats(self) -> np.ndarray:
+        """A number of each replica that changes while it lives."""
+        return self["heartbeat"]
+
+    @property
+    def steps(self) -> int:
+        """Steps of all replicas together."""
+        return int(self["steps"].sum())
+
+    def epochs(self, examples: int) -> float:
+        """Return the passes over a training set of so many examples, by all replicas together."""
+        return float(self["examples"].sum()) / examples
+
+
 def coordinator_fields(topology: Topology) -> list[Field]:
     """Return the window fields of the coordinator."""
     n = topology.copies
@@ -174,11 +203,10 @@ class OrderBook:
         self._evaluator = None
         return Score(*(float(v) for v in report[1:]))
 
-    def status(self) -> dict[str, np.ndarray]:
-        """Return a copy of every replica's status, [replicas] by name."""
+    def status(self) -> Status:
+        """Return what every replica has reported by now."""
         self.window.sync()
-        now = self._status.copy()
-        return {name: now[:, i] for name, i in _AT.items()}
+        return Status(self._status.copy())
 
 
 class Orders:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from dbnet.core.errors import UserError, nearest
 from dbnet.core.registry import family, load_file, make, meaning, valid
+from dbnet.core.toml import tables, written
 
 # What counts in a run travels as float64, too; more ranks than these nobody has, and their roles alone would fill the memory.
 COUNT = 1 << 53
 RANKS = 1 << 14
+# Tables of a run file that are members -> their family.
+FAMILY = {"layers": "network.layers", "rule": "shards.rules", "descent": "methods.descent"}
 
 
 class Table(BaseModel):
@@ -207,25 +210,26 @@ def warn(*sentences: str) -> None:
         print(f"dbnet: {sentence}", file=sys.stderr, flush=True)
 
 
-def load(source: str | Path | Config, overrides: Iterable[str] = (), say: Callable[[str], None] = warn) -> Config:
-    """Read a run file and apply overrides like ``topology.replicas=4``, or take a configuration; members are completed and checked.
+def load(
+    source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = (), say: Callable[[str], None] = warn
+) -> Config:
+    """Take a configuration and apply overrides like ``topology.replicas=4``; members are completed and checked too.
 
-    `say` is told what an override makes superfluous in the run file.
+    Parameters
+    ----------
+    source
+        Path of a run file, nested tables like those of one, or a configuration.
+    say
+        Is told what an override makes superfluous in the run file.
 
     Raises
     ------
     UserError
         Unreadable file, unknown key, wrong value: one sentence that names the key and what is allowed.
     """
-    if isinstance(source, Config):
-        return build(source.model_dump())
-    try:
-        tree = tomllib.loads(Path(source).read_text())
-    except FileNotFoundError:
-        raise UserError(f"No run file '{source}'; the ones that come with dbnet are in jobs/.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        said = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
-        raise UserError(f"'{source}' is not a readable TOML file: {said}.") from None
+    if isinstance(overrides, str):
+        raise UserError(f"Changes are a list of texts: write [{overrides!r}] instead of {overrides!r}.")
+    tree = json.loads(source.text()) if isinstance(source, Config) else tables(source)
     changes = list(overrides)
     for text in changes:
         override(tree, text)
@@ -243,12 +247,11 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
     """
     out, changed = [], {text.partition("=")[0].strip() for text in changes}
     for path in sorted(changed):
-        found = re.fullmatch(r"(rule|descent|model\.layers\.\d+)\.kind", path)
-        if not found:
+        if not (found := re.fullmatch(r"(rule|descent|model\.layers\.\d+)\.kind", path)):
             continue
         table = found[1]
         entry = tree["model"]["layers"][int(table.rpartition(".")[2])] if table.startswith("model") else tree[table]
-        member = family("network.layers" if table.startswith("model") else table.replace("rule", "rules")).get(entry.get("kind"))
+        member = family(FAMILY["layers"] if table.startswith("model") else FAMILY[table]).get(entry.get("kind"))
         strange = [] if member is None else [key for key in entry if key != "kind" and key not in member.model_fields]
         # What was asked for together with the kind stays, and is refused.
         strange = [key for key in strange if not any(f"{name}.".startswith(f"{table}.{key}.") for name in changed)]
@@ -269,8 +272,8 @@ def build(tree: dict[str, Any]) -> Config:
     make("methods", {"kind": config.method.kind}, "method")
     layers, _, rule = config.members()
     model = config.model.model_copy(update={"layers": tuple(layer.options() for layer in layers)})
-    tables = {"model": model, "rule": rule.options(), "descent": config.batch_method().options()}
-    return config.model_copy(update=tables)
+    complete = {"model": model, "rule": rule.options(), "descent": config.batch_method().options()}
+    return config.model_copy(update=complete)
 
 
 def stored(tree: dict[str, Any]) -> Config:
@@ -324,8 +327,8 @@ def to_toml(config: Config) -> str:
 
 def _described(table: str, content: dict[str, Any]) -> type[BaseModel] | None:
     """Return the class whose fields are the keys of a table; None where its file is not at hand."""
-    if table in ("layers", "rule", "descent"):
-        return family("shards.rules" if table == "rule" else table).get(content["kind"])
+    if table in FAMILY:
+        return family(FAMILY[table]).get(content["kind"])
     return Config.model_fields[table].annotation
 
 
@@ -337,14 +340,7 @@ def _written(head: str, content: dict[str, Any], model: type[BaseModel] | None) 
         if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
             inner += _written(f"[{head.strip('[]')}.{key}]", value, annotation)
             continue
-        given = f"# {key} =" if value is None else f"{key} = {_toml(value)}"
+        given = f"# {key} =" if value is None else f"{key} = {written(value)}"
         said = meaning(model, key) if model is not None else ""
         lines.append(f"{given:<37} # {said}" if said else given)
     return [*lines, "", *inner]
-
-
-def _toml(value: Any) -> str:
-    """Return a value as TOML writes it on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items() if inner is not None) + "}"
-    return json.dumps(value)

@@ -1,8 +1,8 @@
 """kind -> class, for every family of interchangeable members.
 
-A family is a package (``dbnet.layers``, ``dbnet.rules``, ...). Each of its modules defines members: frozen pydantic models whose
-fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports all its modules, so
-a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
+A family is a folder inside the room that uses it (``network.layers``, ``shards.rules``, ...). Its modules define members: frozen
+pydantic models whose fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports
+all its modules, so a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Member(BaseModel):
 
 
 def family(name: str) -> dict[str, type[Member]]:
-    """Return all members of ``dbnet.<name>`` by kind, importing them on first use."""
+    """Return all members of the family ``dbnet.<name>``, for example network.layers, by kind; import them on first use."""
     package = importlib.import_module(f"dbnet.{name}")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"dbnet.{name}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"dbnet.{name}."):
+        importlib.import_module(module.name)
     return FAMILIES.setdefault(name, {})
 
 

@@ -1,1 +1,5 @@
-"""TODO."""
+"""What is learned: examples in an HDF5 file, cut into subsets, minibatches and portions.
+
+formats/ (digits, idx, ...) -> file (the data file, checked) -> batches (minibatches and their cursor) -> subsets (what a replica
+trains on under Downpour, handed on when it is lost) or portions (what Sandblaster hands out, read ahead).
+"""

@@ -35,7 +35,7 @@ import numpy as np
 from dbnet.core.errors import UserError
 from dbnet.core.files import hdf5, reading, writing
 from dbnet.core.ranges import Range, split
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.opening import opened
 
 _AGAIN = "make it again, as 'dbnet data --help' shows"
 # Bytes read at a time; what lies between wanted rows is read along where it is little.

@@ -11,62 +11,39 @@ it pushes what it has accrued and waits until all of it is applied and the other
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
-from dbnet.checkpoint.parts import PartWriter
-from dbnet.comm.channel import Channel, Message
 from dbnet.comm.turns import IDLE, Turns
-from dbnet.coordinator.coordinator import Coordinator, finish, manage
-from dbnet.coordinator.orders import END, GO, Orders, most_shares
+from dbnet.coordinator.coordinator import Coordinator
+from dbnet.coordinator.orders import most_shares
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import split
 from dbnet.data.subsets import hand_out
 from dbnet.methods.base import Method
-from dbnet.methods.worker import attend, finished, report
-from dbnet.network.replica import Replica
-from dbnet.shards.local_store import Store
-from dbnet.shards.server import _REPORT, drain
-from dbnet.shards.shard import Shard
-from dbnet.shards.store import Inbox
+from dbnet.methods.worker import Worker
 
 
-class Downpour(Method):
-    """Asynchronous stochastic gradient descent with a parameter server."""
+class DownpourWorker(Worker):
+    """The replica's side."""
 
-    kind: ClassVar[str] = "downpour"
+    @classmethod
+    def intervals(cls, config: Config, examples: int) -> tuple[int, int]:
+        return config.method.n_fetch, config.method.n_push
 
-    def check(self, config: Config) -> None:
-        stop = config.stop
-        if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
-            raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")
-
-    def work(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
-        yield from attend(replica, store, orders, GO)
-        while not orders.has(END):
-            yield from self.train(replica, store, orders, config)
-            yield from store.settle()
-            orders.meet()
-            orders.note(done=1)
-            yield from report(replica, store, orders, now=True)
-            # What a lost replica leaves may still have to be trained on.
-            yield from attend(replica, store, orders, END, lambda: not finished(replica, orders, config))
-        store.close()
-
-    def train(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
-        """Algorithm 7.1, the client, until it is to stop or has nothing left to train on."""
-        method, rule = config.method, config.members()[2]
+    def train(self) -> Turns:
+        """Algorithm 7.1, the client."""
+        replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.members()[2]
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
         # Since it trained last, if it did, others may have: its parameters are old.
         accrued, store.fetched = 0, False
-        while not orders.stop and not finished(replica, orders, config):
+        while not orders.stop and not self.finished:
             step = replica.steps
             first = not store.fetched
             if step % method.n_fetch == 0 or first:
                 yield from store.fetch()
             if first:
-                yield from report(replica, store, orders, now=True)
+                yield from self.report(now=True)
             store.accrued(first=accrued == 0)
             # A local step is of no use where other parameters come before the next gradient.
             lost = store.landing or (not store.overlaps and (step + 1) % method.n_fetch == 0)
@@ -77,103 +54,87 @@ class Downpour(Method):
                 yield from store.push(accrued, step)
                 accrued = 0
             yield from store.arrive()
-            if orders.alone and replica.steps == config.warmstart.steps:
+            if orders.alone and replica.steps == self.config.warmstart.steps:
                 if accrued:
                     yield from store.push(accrued, step)
                     accrued = 0
-                yield from let_join(replica, store, orders)
-            yield from report(replica, store, orders)
+                yield from self.let_join()
+            yield from self.report()
             yield None
         if accrued:
             yield from store.push(accrued, replica.steps - 1)
 
-    def serve(self, shard: Shard, inbox: Inbox | None, channel: Channel, clock: Callable[[], float]) -> Turns:
-        next_report, draining, saver = 0.0, False, PartWriter(shard, channel, clock, inbox is None)
-        while True:
-            # The message first: after "drain" the rings must be seen empty once more.
-            message = channel.receive()
-            busy = drain(inbox, clock)
-            # Before any answer: who hears that a pass has ended must have heard what was refused of it.
-            if refused := shard.take_refused():
-                channel.send(0, "refused", refused)
-            busy = self.answer(shard, message, channel) or busy
-            if message is not None:
-                draining = draining or message.kind == "drain"
-                if message.kind == "close" and inbox is not None:
-                    channel.send(0, "closed", (message.content, inbox.close(message.content)))
-                if message.kind == "checkpoint":
-                    saver.begin(*message.content)
-                if message.kind == "end":
-                    break
-            if clock() >= next_report or (draining and not busy):
-                next_report = clock() + _REPORT
-                events = shard.take_events()
-                if len(events):
-                    channel.send(0, "events", events)
-            if draining and not busy:
-                draining = False
-                channel.send(0, "drained")
-            busy = saver.advance() or busy
-            yield None if busy else IDLE
-        saver.close()
-        while channel.pending():
+    def let_join(self) -> Turns:
+        """The warmstart's steps are made: go on when they are applied and the others have begun from there."""
+        yield from self.store.confirm()
+        while self.orders.alone and not self.orders.stop:
+            yield from self.report(now=True)
             yield IDLE
 
-    def answer(self, shard: Shard, message: Message | None, channel: Channel) -> bool:
-        """Do what else a coordinator asks of its shards; return whether there was something to do."""
-        return False
 
-    def coordinate(self, pace: Coordinator) -> Turns:
-        desk, roll = pace.desk, pace.roll
-        roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
-        for replica, shares in enumerate(pace.first_shares):
-            desk.give(replica, shares)
-        pace.evaluate(0)
-        if warming(pace):
-            desk.go([0], alone=True)
-            pace.display.say("Warmstart: replica 0 trains alone.")
-            while warming(pace) and not pace.reached:
-                yield from manage(pace)
-            desk.go([r for r in roll.active if r])
-            while not pace.reached and not all(r == 0 or pace.began(r) or desk.done(r) for r in roll.active):
-                yield from manage(pace)
-        desk.go(roll.active)
-        while not pace.all_done:
-            if pace.reached:
-                desk.stop(pace.guard.stops)
-            yield from manage(pace)
-        yield from finish(pace)
+class DownpourCoordinator(Coordinator):
+    """The coordinator's side."""
+
+    def run(self) -> Turns:
+        active = self.duties.membership.active
+        for replica, shares in enumerate(self.facts.subsets):
+            self.replicas.give(replica, shares)
+        self.duties.evaluation.ask(0)
+        if self.warming:
+            yield from self.warm()
+        self.replicas.go(active)
+        while not self.all_done:
+            if self.ending.reached:
+                self.replicas.stop(self.duties.guard.stops)
+            yield from self.manage()
+        yield from self.finish()
+
+    def warm(self) -> Turns:
+        """Let replica 0 train alone; then let the others begin while it waits."""
+        active = self.duties.membership.active
+        self.replicas.go([0], alone=True)
+        self.duties.progress.say("Warmstart: replica 0 trains alone.")
+        while self.warming and not self.ending.reached:
+            yield from self.manage()
+        self.replicas.go([r for r in active if r])
+        while not self.ending.reached and not all(r == 0 or self.status["fetches"][r] or self.replicas.done(r) for r in active):
+            yield from self.manage()
+
+    @property
+    def warming(self) -> bool:
+        """Whether replica 0 is still to train alone."""
+        warm, score = self.facts.config.warmstart, self.duties.evaluation.last
+        if self.replicas.topology.replicas == 1 or 0 not in self.duties.membership.active or self.replicas.done(0):
+            return False
+        if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
+            return False
+        return bool(self.status["steps"][0] < warm.steps or (warm.accuracy is not None and not warm.steps))
+
+    def inherit(self, lost: int, heirs: list[int]) -> None:
+        """Hand on what a lost replica trained on, to a spare one in its place or to all that are left."""
+        replicas, seed, parts = self.replicas, self.facts.config.run.seed, self.facts.config.topology.replicas
+        sizes = [part.size for part in split(self.facts.examples, parts)]
+        members, most = self.duties.membership, most_shares(replicas.topology)
+        # A spare one that took a place before is an heir like any other.
+        takes_place = len(members.line(lost)) > 1
+        made = int(self.status["steps"][lost]) + replicas.made(lost) if takes_place else 0
+        # Nobody can get more than there are: shares are cut as long as the last replica could take all of them.
+        held = sum(len(replicas.shares(r)) for r in range(replicas.topology.copies) if r == lost or not members.handed_on(r))
+        handed = hand_out(replicas.shares(lost), len(heirs), seed, sizes.__getitem__, max(0, most - held))
+        for heir, shares in zip(heirs, handed, strict=True):
+            replicas.give(heir, shares, made)
+        if takes_place and not self.warming:
+            replicas.go(heirs)
 
 
-def let_join(replica: Replica, store: Store, orders: Orders) -> Turns:
-    """The warmstart's steps are made: go on when they are applied and the others have begun from there."""
-    yield from store.confirm()
-    while orders.alone and not orders.stop:
-        yield from report(replica, store, orders, now=True)
-        yield IDLE
+class Downpour(Method):
+    """Asynchronous stochastic gradient descent with a parameter server."""
 
+    kind: ClassVar[str] = "downpour"
+    worker: ClassVar[type[Worker]] = DownpourWorker
+    coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
 
-def inherit(pace: Coordinator, lost: int, heirs: list[int]) -> None:
-    """Hand on what a lost replica trained on, to a spare one in its place or to all that are left."""
-    desk, seed, parts = pace.desk, pace.config.run.seed, pace.config.topology.replicas
-    sizes = [part.size for part in split(pace.examples, parts)]
-    # A spare one that took a place before is an heir like any other.
-    takes_place = len(pace.roll.line(lost)) > 1
-    made = int(pace.steps[lost]) + desk.made(lost) if takes_place else 0
-    # Nobody can get more than there are: shares are cut as long as the last replica could take all of them.
-    held = sum(len(desk.shares(r)) for r in range(desk.topology.copies) if r == lost or not pace.roll.handed_on(r))
-    handed = hand_out(desk.shares(lost), len(heirs), seed, sizes.__getitem__, max(0, most_shares(desk.topology) - held))
-    for heir, shares in zip(heirs, handed, strict=True):
-        desk.give(heir, shares, made)
-    if takes_place and not warming(pace):
-        desk.go(heirs)
-
-
-def warming(pace: Coordinator) -> bool:
-    """Return whether replica 0 is still to train alone."""
-    warm, score = pace.config.warmstart, pace.last_score
-    if pace.desk.topology.replicas == 1 or 0 not in pace.roll.active or pace.desk.done(0):
-        return False
-    if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
-        return False
-    return pace.made(0) < warm.steps or (warm.accuracy is not None and not warm.steps)
+    def check(self, config: Config) -> None:
+        stop = config.stop
+        if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
+            raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")

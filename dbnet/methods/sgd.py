@@ -9,27 +9,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dbnet.comm.turns import Turns
-from dbnet.coordinator.orders import Orders
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.methods.downpour import Downpour
-from dbnet.methods.worker import finished, report
-from dbnet.network.replica import Replica
-from dbnet.shards.local_store import Store
+from dbnet.methods.worker import Worker
 
 
-class Sgd(Downpour):
-    """Synchronous steps of a single replica."""
+class SingleWorker(Worker):
+    """The one replica."""
 
-    kind: ClassVar[str] = "sgd"
-
-    def check(self, config: Config) -> None:
-        super().check(config)
-        if config.topology.replicas != 1:
-            raise UserError("method.kind = 'sgd' trains one replica; set topology.replicas = 1, or method.kind = 'downpour'.")
-
-    def train(self, replica: Replica, store: Store, orders: Orders, config: Config) -> Turns:
-        while not orders.stop and not finished(replica, orders, config):
+    def train(self) -> Turns:
+        replica, store = self.replica, self.store
+        while not self.orders.stop and not self.finished:
             yield from store.fetch()
             yield from store.arrive()
             store.accrued(first=True)
@@ -37,6 +28,18 @@ class Sgd(Downpour):
             yield from store.push(1, replica.steps - 1)
             yield from store.confirm()
             # All of a cut replica's pushes must be applied before any partition fetches again.
-            orders.meet()
-            yield from report(replica, store, orders)
+            self.orders.meet()
+            yield from self.report()
             yield None
+
+
+class Single(Downpour):
+    """Synchronous steps of a single replica."""
+
+    kind: ClassVar[str] = "sgd"
+    worker: ClassVar[type[Worker]] = SingleWorker
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.topology.replicas != 1:
+            raise UserError("method.kind = 'sgd' trains one replica; set topology.replicas = 1, or method.kind = 'downpour'.")

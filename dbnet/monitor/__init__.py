@@ -1,1 +1,5 @@
-"""TODO."""
+"""What a run says of itself, and how it is looked at.
+
+tables (every column of every table) -> runfile (the writer) -> results (the reader, pandas) -> plot (the picture), inspect (what
+is in a file). display prints lines while a run goes on.
+"""

@@ -13,7 +13,7 @@ from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, reading
 from dbnet.core.registry import named, own_modules
-from dbnet.core.untrusted import opened, require_file
+from dbnet.core.untrusted.opening import opened, require_file
 from dbnet.data.file import DataFile
 from dbnet.monitor.results import Run
 
@@ -92,7 +92,7 @@ def _run(path: str) -> str:
     if len(run.iterations):
         last = run.iterations.iloc[-1]
         lines.append(f"  iterations   {last.iteration:.0f}, loss {last.loss:.6g}, gradient norm {last.gradient_norm:.2e}")
-    for row in run.losses.itertuples():
+    for row in run.lost.itertuples():
         lines.append(
             f"  lost         replica {row.replica} at {row.seconds:.1f} s, {row.applied} of its {row.steps} gradients applied"
         )

@@ -1,4 +1,8 @@
-"""TODO."""
+"""The run file as tables of pandas: what a run writes is what a notebook reads, also while it is still written.
+
+Each table of the file is a data frame whose columns are those of `tables`; staleness, `applied - fetched`, and the loss over time
+follow from them by arithmetic, and nothing is stored twice.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 from dbnet.core.config import Config, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.opening import opened
 from dbnet.monitor.tables import ITERATIONS
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ class Run:
         The effective configuration.
     about
         Versions, revision, MPI library, hosts.
-    progress, evaluation, iterations, events, losses, refused, staleness
+    progress, evaluation, iterations, events, lost, refused, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
     finished, stopped
         Whether the run came to its own end; whether a signal stopped it, with a checkpoint.
@@ -58,7 +62,7 @@ class Run:
             rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
             self.iterations: pd.DataFrame = pd.DataFrame(rows)
             self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
-            self.losses: pd.DataFrame = pd.DataFrame(file["losses"][:])
+            self.lost: pd.DataFrame = pd.DataFrame(file["lost"][:])
             self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
             counts = file["staleness"][:].T
             self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
@@ -77,3 +81,23 @@ def _decode(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value.item() if hasattr(value, "item") else value
     except json.JSONDecodeError:
         return value
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run file for analysis, also while it grows.
+
+    Parameters
+    ----------
+    path
+        The NAME.h5 of a run.
+
+    Returns
+    -------
+    Its rows as pandas frames, its configuration, and what it says of itself; see `Run`.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or it is no run file.
+    """
+    return Run(path)

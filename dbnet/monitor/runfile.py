@@ -4,7 +4,7 @@
 /evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
 /iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
 /events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
-/losses       a row per lost replica: when, its steps of this run, how many of their gradients were applied
+/lost         a row per lost replica: when, its steps of this run, how many of their gradients were applied
 /refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
 /staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
@@ -198,8 +198,8 @@ class RunFile:
     def iteration(self, *values: float) -> None:
         self._append("iterations", np.array([values], ITERATIONS))
 
-    def loss(self, *values: float) -> None:
-        self._append("losses", np.array([values], LOST))
+    def lost(self, *values: float) -> None:
+        self._append("lost", np.array([values], LOST))
 
     def events(self, shard: int, events: np.ndarray) -> None:
         """Append the updates of one shard and count their staleness."""

@@ -1,4 +1,4 @@
-"""The rows of a run file's tables; see `monitor` for what they mean."""
+"""The rows of a run file's tables; see `runfile` for what they mean."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ TABLES = {
     "evaluation": EVALUATION,
     "iterations": ITERATIONS,
     "events": EVENTS,
-    "losses": LOST,
+    "lost": LOST,
     "refused": REFUSED,
 }
 

@@ -1,4 +1,8 @@
-"""TODO."""
+"""What a rank and its links can do, in four numbers: the model by which the cheapest cut is chosen.
+
+A step's predicted time is flops / rate, and for each message its latency + bytes / bandwidth (and bytes / memory for what is
+copied in and out of buffers). Only the order of two cuts matters, so round numbers of a present core and network do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Why a gradient is not finite: an example, the parameters, or neither, as found by the replica that has computed it.
+
+Causes have an order, the gravest first: a value of the minibatch that is NaN or infinite; parameters beyond HUGE; neither, where
+the largest input is named. Parameters beyond LOST (or NaN) are lost to all learning, which is told apart from the cause. A cut
+replica's partitions each see a part of the units and of the parameters, look in step, and come to the same answer.
+"""
 
 from __future__ import annotations
 

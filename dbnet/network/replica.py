@@ -19,7 +19,6 @@ from dbnet.network.exchange import Exchange
 from dbnet.network.model import Model
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
-from dbnet.shards.rules.sgd import descend
 
 
 @kernel("T[:];T[:];T[:];f8")
@@ -105,7 +104,7 @@ class Replica:
         elif apart:
             axpy(1.0, self._own, g)
         elif rate > 0 and sound:
-            descend(w, g, rate)
+            axpy(-rate, g, w)
         self._count(count, loss, right)
         return loss / count
 

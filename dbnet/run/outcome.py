@@ -73,7 +73,7 @@ class Outcome:
         The trained parameters, [parameters]; only after a run in one process.
     finished, stopped
         Whether the run came to its own end; whether a signal has stopped it: the checkpoint is to go on from.
-    losses
+    lost
         What was lost on the way, a line for each replica; then this rank must end by `mpi.leave`.
     diagnosis
         Why the run was stopped for its numbers.
@@ -89,15 +89,17 @@ class Outcome:
     params: np.ndarray | None = None
     finished: bool = True
     stopped: bool = False
-    losses: str = ""
+    lost: str = ""
     diagnosis: str = ""
     signal: str = ""
 
 
-def outcome(ready: Setup, pace: Coordinator, params: np.ndarray | None = None) -> Outcome:
-    """Return what the run has produced."""
-    accuracy = pace.last_score.test_accuracy if pace.last_score else float("nan")
-    diagnosis = pace.guard.diagnosis() if pace.guard.stopped else ""
-    config, ending = ready.config, (pace.finished, pace.stopped, pace.roll.summary(), diagnosis, pace.interrupt.by)
+def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndarray | None = None) -> Outcome:
+    """Return what the run has produced; `signal` is the one that stopped it, if one did."""
+    duties, config = coordinator.duties, ready.config
+    score, guard = duties.evaluation.last, duties.guard
+    diagnosis = guard.diagnosis() if guard.stopped else ""
+    ending = (coordinator.finished, coordinator.ending.stopped, duties.membership.summary(), diagnosis, signal)
     picture = config.output(".png") if config.run.picture else None
-    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, pace.keeper.failure, params, *ending)
+    accuracy = score.test_accuracy if score else float("nan")
+    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending)

@@ -1,61 +1,119 @@
-"""TODO."""
+"""A run in one process: all roles take turns, in an order and by a count of turns that do not depend on any clock.
+
+The parameters of an uncut network lie in one vector, of which the shards' parameters are slices; pushes are applied there at once.
+Partitions of a cut one have windows, rings and links as over MPI, in this process's memory.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from dbnet.comm import communicators
-from dbnet.comm.channel import Mailboxes
+from dbnet.comm.channel import Channel, Mailboxes
+from dbnet.comm.link import Link, LocalLink, Wires
 from dbnet.comm.turns import Rounds, take_turns
-from dbnet.comm.window import LocalWindow
-from dbnet.coordinator.orders import Orders
+from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
+from dbnet.network.replica import Replica
+from dbnet.run import roles
 from dbnet.run.outcome import Marker, Outcome, outcome
-from dbnet.run.roles import (
-    coordinator_layout,
-    load_replica,
-    make_coordinator,
-    make_shard,
-    open_record,
-    resumed,
-    use,
-)
 from dbnet.run.setup import Setup, stopwatch
-from dbnet.shards.local_store import LocalStore
+from dbnet.run.signals import Interrupt
+from dbnet.shards.local_store import LocalStore, Store
+from dbnet.shards.push import Receiver
+from dbnet.shards.server import NoInbox
+from dbnet.shards.store import Inbox
 
-# --- one process --------------------------------------------------------------------------------------------------------------
+
+class Process:
+    """The world of one process.
+
+    Attributes
+    ----------
+    flat
+        The parameters [parameters]; of a cut network, after the run.
+    """
+
+    period = 0.0
+
+    def __init__(self, ready: Setup, interrupt: Interrupt) -> None:
+        self._ready, self._interrupt, self.topology = ready, interrupt, ready.topology
+        self.clock, self.due = stopwatch(), Rounds(ready.turn)
+        self._cut = self.topology.partitions > 1
+        bare = [roles.coordinator_layout(ready), *[WindowLayout(())] * (ready.topology.size - 1)]
+        layouts = roles.window_layouts(ready) if self._cut else bare
+        self._window, self._boxes = LocalWindow(layouts), Mailboxes(1 + self.topology.shards)
+        self.flat = np.zeros(0 if self._cut else ready.model.layout.size, ready.model.dtype)
+        self._clocks = [np.zeros(1, np.int64) for _ in ready.ranges]
+        self._wires = [Wires(self.topology.partitions) for _ in range(self.topology.replicas)]
+        self._receivers: list[Receiver] = []
+
+    def asked(self) -> bool:
+        return self._interrupt.asked
+
+    def watch(self) -> None:
+        return None
+
+    def beat(self, rank: int) -> Callable[[], None]:
+        return lambda: None
+
+    def window(self, rank: int) -> LocalWindow:
+        return self._window.at(rank)
+
+    def channel(self, rank: int) -> Channel:
+        return self._boxes.at(rank)
+
+    def link(self, rank: int) -> Link | None:
+        replica, partition = self.topology.place(rank)
+        return LocalLink(self._wires[replica], partition) if self._cut else None
+
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        if not self._cut:
+            return self.flat[self._ready.ranges[shard].slice], self._clocks[shard]
+        local = self.window(self.topology.shard_rank(shard)).local
+        return local["params"], local["clock"]
+
+    def inbox(self, shard: int, receiver: Receiver) -> Inbox | NoInbox:
+        self._receivers.append(receiver)
+        return self._ready.inbox(self.window(self.topology.shard_rank(shard)), shard, receiver) if self._cut else NoInbox()
+
+    def store(self, rank: int, replica: Replica) -> Store:
+        ready, config = self._ready, self._ready.config
+        if self._cut:
+            return ready.store(self.window(rank), rank, replica.network.boxes, self.due)
+        index = self.topology.place(rank)[0]
+        return LocalStore(self.flat, self._receivers, index, config.method.n_fetch == 1, config.guard.finite)
+
+    def params(self) -> np.ndarray:
+        """Return all parameters."""
+        return np.concatenate([self.memory(shard)[0] for shard in range(self.topology.shards)])
 
 
 def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
-    """All roles in this process, taking turns; replicas are not cut."""
-    config, world = ready.config, replace(ready.topology, partitions=1, spares=0)
+    """Play all roles in this process."""
+    ready, interrupt = replace(ready, topology=replace(ready.topology, spares=0)), Interrupt()
     threads, cores = communicators.cores_for(None, True)
-    parts = [load_replica(ready, r) for r in range(world.replicas)]
-    runfile.make_folder(config)
-    use(ready.config, threads)
-    ready = replace(ready, topology=world)
-    clock, rounds = stopwatch(), Rounds(ready.turn)
-    flat = np.zeros(ready.model.layout.size, ready.model.dtype)
-    boxes = Mailboxes(1 + world.shards)
-    shards = [make_shard(ready, s, flat[part.slice], np.zeros(1, np.int64), clock) for s, part in enumerate(ready.ranges)]
-    memory = LocalWindow([coordinator_layout(ready)])
-    ready, record = open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
-    display.say(f"One process, all roles taking turns: {world.words()}; {threads} of {cores} cores for the kernels.")
-    pace = make_coordinator(ready, memory, boxes.at(0), record, display, clock, due=rounds)
-    roles = [ready.method.coordinate(pace)]
-    roles += [ready.method.serve(shard, None, boxes.at(1 + s), rounds) for s, shard in enumerate(shards)]
-    for r, replica in enumerate(parts):
-        store = LocalStore(flat, shards, r, config.method.n_fetch == 1, config.guard.finite)
-        orders = Orders(memory, world, r, rounds, period=0.0)
-        roles.append(ready.method.work(replica, resumed(ready, store, replica, r), orders, config))
+    world, topology = Process(ready, interrupt), ready.topology
+    working = [rank for rank in range(topology.size) if rank > topology.shards]
+    replicas = [roles.load_replica(ready, *topology.place(rank), world.link(rank)) for rank in working]
+    runfile.make_folder(ready.config)
+    roles.use(ready.config, threads)
+    ready, record = roles.open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
+    display.say(f"One process, all roles taking turns: {topology.words()}; {threads} of {cores} cores for the kernels.")
+    world.clock = stopwatch()
+    coordinator = roles.coordinator(ready, world, record, display)
+    takers = [roles.receiver(ready, world, shard) for shard in range(topology.shards)]
+    players = [coordinator.run(), *(roles.server(ready, world, s, taker).run() for s, taker in enumerate(takers))]
+    players += [roles.worker(ready, world, rank, replica).run() for rank, replica in zip(working, replicas, strict=True)]
     try:
-        with pace.interrupt:
+        with interrupt:
             marker.running()
-            take_turns(roles, rounds)
+            take_turns(players, world.due)
     finally:
-        pace.close()
-    return outcome(ready, pace, flat)
+        coordinator.close()
+    return outcome(ready, coordinator, interrupt.by, world.params())

@@ -1,6 +1,6 @@
-"""Build this rank's objects from a configuration and run the method's function for its role.
+"""A run on MPI ranks: every rank is one role.
 
-With MPI every rank is one role. In one process all roles take turns; pushes are applied straight to the shards' memory.
+From the barrier before the first turn to the end of the run no collective includes a replica.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from dbnet.comm import communicators, mpi
 from dbnet.comm.channel import MpiChannel
@@ -18,26 +20,17 @@ from dbnet.comm.topology import Role
 from dbnet.comm.turns import Turns, drive
 from dbnet.comm.window import MpiWindow, Window
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog
-from dbnet.coordinator.orders import Orders
+from dbnet.coordinator.orders import POLL
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
-from dbnet.network.model import footprint
 from dbnet.network.replica import Replica
+from dbnet.run import roles
 from dbnet.run.outcome import Marker, Outcome, outcome
-from dbnet.run.roles import (
-    load_replica,
-    make_coordinator,
-    make_shard,
-    open_record,
-    resumed,
-    use,
-    window_layouts,
-)
 from dbnet.run.setup import Setup, stopwatch
 from dbnet.run.signals import Interrupt
 from dbnet.run.starting import Starting
-from dbnet.shards.push import Intake
+from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox, WindowStore
 
 
@@ -55,7 +48,7 @@ def train_ranks(
             return None
         link = MpiLink(comms.replica, config.run.deadline, crowded(comms.node)) if world.partitions > 1 else None
         with starting.works():
-            return load_replica(ready, *world.place(comm.rank), link)
+            return roles.load_replica(ready, *world.place(comm.rank), link)
 
     replica = mpi.together(comm, load)
     mpi.together(comm, lambda: runfile.make_folder(config) if role is Role.COORDINATE else None)
@@ -63,104 +56,127 @@ def train_ranks(
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
             with starting.works():
-                use(ready.config, threads)
+                roles.use(ready.config, threads)
         mpi.meet(comms.node)
     # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
     interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
     about = {"mpi": mpi.library_version(), "hosts": hosts}
-    ready, record = mpi.together(comm, lambda: open_record(ready, about) if role is Role.COORDINATE else (ready, None))
+    ready, record = mpi.together(comm, lambda: roles.open_record(ready, about) if role is Role.COORDINATE else (ready, None))
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
             f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working "
             f"rank's kernels. {mpi.library_version()}."
         )
-    window = mpi.together(comm, lambda: MpiWindow(comms.world, window_layouts(ready)))
-    clock = stopwatch()
+    window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready)))
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank = Rank(ready, comms, window, clock, interrupt, starting)
-    done, broken = _ROLES[role](rank, record, display, replica)
+    rank, done = Rank(ready, comms, window, interrupt, starting), None
+    if role is Role.COORDINATE:
+        done, broken = _coordinate(ready, rank, record, display)
+    else:
+        broken = _serve(ready, rank, starting) if role is Role.SERVE else _work(ready, rank, replica)
     dog.stop()
     if broken and done is None:
         mpi.leave(0)
     return done, () if broken else (window, starting)
 
 
-class Rank(NamedTuple):
-    """What a role is played with: the run, communicators, window, the time of the run, signals, the start."""
+class Rank:
+    """The world as one MPI rank sees it.
 
-    ready: Setup
-    comms: Communicators
-    window: Window
-    clock: Callable[[], float]
-    interrupt: Interrupt
-    starting: Starting
+    Parameters
+    ----------
+    ready, comms, window
+        The run, communicators, the window.
+    interrupt, starting
+        Signals, and the start of the run.
+    """
 
-    def play(self, role: Turns, beat: Callable[[str], None], graph: Callable[[], str]) -> None:
+    period = POLL
+
+    def __init__(self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting) -> None:
+        self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
+        self.clock = self.due = stopwatch()
+        self.rank, self._watch = comms.world.rank, None
+        topology, bound = ready.topology, ready.config.run.bound
+        if topology.role(self.rank) is Role.COORDINATE:
+            self._watch = HeartbeatWatch(window, topology, bound)
+        else:
+            self.heartbeat = Heartbeat(window, topology, self.rank, bound, self.asked)
+
+    def asked(self) -> bool:
+        return self._interrupt.asked
+
+    @property
+    def signal(self) -> str:
+        """Name of the signal that this rank got; nothing where there was none."""
+        return self._interrupt.by
+
+    def watch(self) -> HeartbeatWatch | None:
+        return self._watch
+
+    def beat(self, rank: int) -> Callable[[], None]:
+        return self.heartbeat.beat
+
+    def window(self, rank: int) -> Window:
+        return self._window
+
+    def channel(self, rank: int) -> MpiChannel:
+        return MpiChannel(self._comms.servers)
+
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._window.local["params"], self._window.local["clock"]
+
+    def inbox(self, shard: int, receiver: Receiver) -> Inbox:
+        return self._ready.inbox(self._window, shard, receiver)
+
+    def store(self, rank: int, replica: Replica) -> WindowStore:
+        return self._ready.store(self._window, rank, replica.network.boxes)
+
+    def play(self, role: Turns) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
-        mpi.meet(self.comms.world)
-        self.starting.lift()
-        with mpi.blaming_others(self.ready.topology.name(self.comms.world.rank)):
-            drive(role, self.ready.config.run.deadline, crowded(self.comms.node), beat=beat, graph=graph)
-
-    def pulse(self) -> Heartbeat:
-        """Return this rank's signs of life."""
-        config = self.ready.config.run
-        return Heartbeat(self.window, self.ready.topology, self.comms.world.rank, config.bound, lambda: self.interrupt.asked)
+        mpi.meet(self._comms.world)
+        self._starting.lift()
+        config, name = self._ready.config.run, self._ready.topology.name(self.rank)
+        beat, graph = (self.heartbeat.beat, self.heartbeat.graph) if self._watch is None else (self._watch.say, self._watch.graph)
+        with mpi.blaming_others(name):
+            drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph)
 
 
-def _coordinate(rank: Rank, record: RunFile, display: Display, _: Any) -> tuple[Outcome, bool]:
-    ready, window, clock = rank.ready, rank.window, rank.clock
-    watch = HeartbeatWatch(window, ready.topology, ready.config.run.bound)
-    pace = make_coordinator(ready, window, MpiChannel(rank.comms.servers), record, display, clock, watch)
-    pace.interrupt = rank.interrupt
+def _coordinate(ready: Setup, rank: Rank, record: RunFile, display: Display) -> tuple[Outcome, bool]:
+    coordinator = roles.coordinator(ready, rank, record, display)
     try:
-        rank.play(ready.method.coordinate(pace), watch.say, watch.graph)
+        rank.play(coordinator.run())
     finally:
-        pace.close()
-    return outcome(ready, pace), pace.roll.broken
+        coordinator.close()
+    return outcome(ready, coordinator, rank.signal), coordinator.duties.membership.broken
 
 
-def _serve(rank: Rank, *_: Any) -> tuple[None, bool]:
-    ready, window, clock = rank.ready, rank.window, rank.clock
-    index = rank.comms.world.rank - 1
-    with rank.starting.works():
-        shard = make_shard(ready, index, window.local["params"], window.local["clock"], clock)
-    users = ready.users[index]
-    ways = [ready.routes[origin][index] for origin in users]
-    intakes = [Intake(shard, ready.config.guard.finite) for _ in users]
-    inbox, pulse = Inbox(window, intakes, ready.topology, users, ways), rank.pulse()
-    rank.play(ready.method.serve(shard, inbox, MpiChannel(rank.comms.servers), clock), pulse.beat, pulse.graph)
-    return None, pulse.leave()
+def _serve(ready: Setup, rank: Rank, starting: Starting) -> bool:
+    index = ready.topology.shard_of(rank.rank)
+    with starting.works():
+        receiver = roles.receiver(ready, rank, index)
+    rank.play(roles.server(ready, rank, index, receiver).run())
+    return rank.heartbeat.leave()
 
 
-def _work(rank: Rank, _: Any, __: Any, replica: Replica) -> tuple[None, bool]:
-    ready, window = rank.ready, rank.window
-    number, partition = ready.topology.place(rank.comms.world.rank)
-    mine = footprint(ready.model, replica.network.boxes, leads=partition == 0)
-    store = WindowStore(window, ready.topology, (number, partition), mine, ready.rings, ready.config.method.overlap)
-    orders, pulse = Orders(window, ready.topology, number, rank.clock, replica.link), rank.pulse()
-    orders.beat = pulse.beat
-    if replica.link is not None:
-        replica.link.beat, replica.link.graph = pulse.beat, pulse.graph
-    role = ready.method.work(replica, resumed(ready, store, replica, number), orders, ready.config)
+def _work(ready: Setup, rank: Rank, replica: Replica) -> bool:
+    number, partition = ready.topology.place(rank.rank)
+    link, heartbeat = replica.link, rank.heartbeat
+    if link is not None:
+        link.beat, link.graph = heartbeat.beat, heartbeat.graph
     try:
-        rank.play(role, pulse.beat, pulse.graph)
+        rank.play(roles.worker(ready, rank, rank.rank, replica).run())
     except (GivenUp, Gone) as why:
         if partition == 0 and isinstance(why, GivenUp):
             print(f"dbnet: replica {number} was given up, since it gave no sign of life for too long; it leaves.", file=sys.stderr)
-        pulse.leave()
-        return None, True
-    broken = pulse.leave()
-    if replica.link is not None and not broken:
-        replica.link.close()
-    return None, broken
-
-
-_ROLES: dict[Role, Callable[..., tuple[Outcome | None, bool]]] = {
-    Role.COORDINATE: _coordinate, Role.SERVE: _serve, Role.WORK: _work,
-}  # fmt: skip
+        heartbeat.leave()
+        return True
+    broken = heartbeat.leave()
+    if link is not None and not broken:
+        link.close()
+    return broken

@@ -1,24 +1,29 @@
-"""Build a rank's objects from a configuration: the model and its cut, window layouts, shards, replicas."""
+"""What a run is played with: a coordinator, a server, a worker, each built in one way whatever the world."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dbnet.checkpoint.format import texts
+from dbnet.checkpoint.format import REPLICA, texts
 from dbnet.checkpoint.master import Checkpoints
+from dbnet.checkpoint.parts import PartWriter
 from dbnet.checkpoint.reader import Checkpoint
-from dbnet.comm.channel import Channel
+from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
 from dbnet.comm.window import Window, WindowLayout
-from dbnet.coordinator.coordinator import Coordinator
+from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
+from dbnet.coordinator.duty import Facts, RunTime
+from dbnet.coordinator.evaluation import Evaluation
 from dbnet.coordinator.guard import Guard
 from dbnet.coordinator.heartbeat import HeartbeatWatch, heartbeat_fields
-from dbnet.coordinator.orders import OrderBook, coordinator_fields
+from dbnet.coordinator.membership import Membership
+from dbnet.coordinator.orders import OrderBook, Orders, Status, coordinator_fields
+from dbnet.coordinator.progress import Progress
 from dbnet.core import jit
 from dbnet.core.config import Config
 from dbnet.core.registry import reached
@@ -28,13 +33,20 @@ from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
 from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
+from dbnet.shards.local_store import Store
+from dbnet.shards.push import Receiver, Receiving
+from dbnet.shards.server import NoInbox, Server
 from dbnet.shards.shard import Shard
+from dbnet.shards.store import Inbox
+
+if TYPE_CHECKING:
+    from dbnet.methods.worker import Worker
 
 
 def coordinator_layout(ready: Setup) -> WindowLayout:
     """Return the coordinator's window layout."""
     world = ready.topology
-    return WindowLayout([*coordinator_fields(world), *heartbeat_fields(world), *ready.method.fields(world)])
+    return WindowLayout([*coordinator_fields(world), *heartbeat_fields(world), *ready.method.coordinator.fields(world)])
 
 
 def window_layouts(ready: Setup) -> list[WindowLayout]:
@@ -44,29 +56,41 @@ def window_layouts(ready: Setup) -> list[WindowLayout]:
     return [coordinator_layout(ready), *shards, *(WindowLayout(()) for _ in range(world.origins))]
 
 
-def make_shard(ready: Setup, index: int, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> Any:
-    """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
-    part = ready.ranges[index]
-    shard = Shard(part, ready.config.members()[2], params, clock, seconds)
-    point = ready.checkpoint
-    if point is not None:
-        for name, register in shard.registers().items():
-            point.read(name, part, register)
-        clock[:] = point.clock_of(part, len(clock))
-    elif ready.config.run.start is not None:
-        Checkpoint(ready.config.run.start).read("params", part, params)
-    else:
-        ready.model.layout.draw(part, ready.config.run.seed, params)
+class World(Protocol):
+    """Where roles are played: on MPI ranks, or all in one process.
 
-    def saved() -> dict[str, np.ndarray]:
-        names = [name for name in (point.registers if point is not None else ()) if name.startswith("vector.")]
-        out = {name.removeprefix("vector."): np.zeros_like(params) for name in names}
-        for name, register in out.items():
-            point.read(f"vector.{name}", part, register)
-        return out
+    Attributes
+    ----------
+    clock, due
+        Seconds of the run; by what recurring work falls due.
+    period
+        Seconds between a replica's looks at its orders; 0: at every turn.
+    """
 
-    origins = [divmod(origin, ready.topology.partitions) for origin in ready.users[index]]
-    return ready.method.receiver(shard, ready.model.layout, ready.config, origins, saved)
+    clock: Callable[[], float]
+    due: Callable[[], float]
+    period: float
+
+    def asked(self) -> bool:
+        """Return whether a signal has asked this process to stop."""
+
+    def watch(self) -> HeartbeatWatch | None:
+        """Return the signs of life of all ranks; None where none can be lost."""
+
+    def window(self, rank: int) -> Window: ...
+    def channel(self, rank: int) -> Channel: ...
+
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where a shard's parameters and clock lie."""
+
+    def inbox(self, shard: int, receiver: Receiver) -> Inbox | NoInbox:
+        """Return what takes the pushes to a shard out of their rings."""
+
+    def store(self, rank: int, replica: Replica) -> Store:
+        """Return how a working rank fetches and pushes."""
+
+    def beat(self, rank: int) -> Callable[[], None]:
+        """Return what else is due whenever a replica looks at its orders."""
 
 
 def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None = None) -> Replica:
@@ -82,7 +106,7 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     config, data, model = ready.config, ready.data, ready.model
     seed, dtype = config.run.seed, model.dtype
     columns = model.columns(model.boxes() if link is None else ready.cut.boxes[partition])
-    train = ready.method.examples(data, config, first_shares(ready, index), columns)
+    train = ready.method.worker.examples(data, config, first_shares(ready, index), columns)
     watched = {}
     if data.sizes.get("test"):
         watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
@@ -93,15 +117,6 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     # Replicas at the same step must not draw the same numbers; the partitions of one must.
     own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return Replica(model, train, watched, own, None if link is None else (ready.cut, link))
-
-
-def resumed(ready: Setup, store: Any, replica: Replica, index: int) -> Any:
-    """Set a replica's counters from the checkpoint, if there is one; return its store."""
-    if ready.checkpoint is not None and index < ready.topology.replicas:
-        row = ready.checkpoint.replica(index, ready.topology.replicas)
-        replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
-        store.resume(int(row["pushes"]))
-    return store
 
 
 def use(config: Config, threads: int) -> None:
@@ -121,21 +136,83 @@ def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
     return replace(ready, config=config), record
 
 
-def make_coordinator(
-    ready: Setup, window: Window, channel: Channel, record: RunFile, display: Display, clock: Callable[[], float],
-    watch: HeartbeatWatch | None = None, due: Callable[[], float] | None = None,
-) -> Coordinator:  # fmt: skip
-    """Return the coordinator's everyday work for this run."""
+def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -> Coordinator:
+    """Return the method's coordinator of this run, with its duties."""
     for doubt in ready.doubts():
         display.warn(doubt)
-    data, config, start = ready.data, ready.config, ready.config.run.start
-    origin = ready.checkpoint or (None if start is None else Checkpoint(start))
-    keeper = Checkpoints(
-        channel, display, config, texts(config, ready.name, ready.model, data.described, origin), clock, watch is None
+    config, kind, facts, watch = ready.config, ready.method.coordinator, beginning(ready), world.watch()
+    channel, point = world.channel(0), ready.checkpoint
+    time = RunTime(world.clock, world.due, 0.0 if point is None else point.seconds)
+    replicas, shards = OrderBook(world.window(0), ready.topology), Shards(channel, ready.topology)
+    for replica in range(0 if point is None else ready.topology.replicas):
+        row = point.replica(replica, ready.topology.replicas)
+        replicas.resume(replica, **{name: int(row[name]) for name in REPLICA.names})
+
+    def made(status: Status, replica: int) -> int:
+        return kind.made(status, facts, replica)
+
+    members = Membership(replicas, channel, watch, made, time, display.say, lambda loss: record.lost(*loss))
+    evaluation = Evaluation(facts, replicas, members, record, time)
+    about = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
+    duties = Duties(
+        Checkpoints(channel, display.warn, config, about, world.clock, watch is None, point is not None),
+        members,
+        Guard(config, ready.model.layout, record, display, time, kind.by_pass),
+        evaluation,
+        Progress(facts, record, display, evaluation, time, kind.rows),
     )
-    guard, desk = Guard(config, ready.model.layout, record, display), OrderBook(window, ready.topology)
-    pace = Coordinator(desk, channel, record, display, config, data.sizes["train"], keeper, clock, guard, watch, due)
-    pace.first_shares = [first_shares(ready, replica) for replica in range(ready.topology.replicas)]
-    if ready.checkpoint is not None:
-        pace.resume(ready.checkpoint)
-    return pace
+    return kind(facts, replicas, shards, duties, Ending(config, world.asked, duties, time), time)
+
+
+def beginning(ready: Setup) -> Facts:
+    """Return what is known when the run begins."""
+    point, world = ready.checkpoint, ready.topology
+    subsets = [first_shares(ready, replica) for replica in range(world.replicas)]
+    steps = np.zeros(world.copies)
+    if point is None:
+        return Facts(ready.config, ready.data.sizes["train"], subsets, {}, steps)
+    steps[: world.replicas] = [point.replica(r, world.replicas)["steps"] for r in range(world.replicas)]
+    return Facts(ready.config, ready.data.sizes["train"], subsets, point.state, steps, point.steps - int(steps.sum()))
+
+
+def receiver(ready: Setup, world: World, index: int) -> Receiver:
+    """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
+    part, point, (params, clock) = ready.ranges[index], ready.checkpoint, world.memory(index)
+    shard = Shard(part, ready.config.members()[2], params, clock, world.clock)
+    if point is not None:
+        for name, register in shard.registers().items():
+            point.read(name, part, register)
+        clock[:] = point.clock_of(part, len(clock))
+    elif ready.config.run.start is not None:
+        Checkpoint(ready.config.run.start).read("params", part, params)
+    else:
+        ready.model.layout.draw(part, ready.config.run.seed, params)
+
+    def saved() -> dict[str, np.ndarray]:
+        names = [name for name in (point.registers if point is not None else ()) if name.startswith("vector.")]
+        out = {name.removeprefix("vector."): np.zeros_like(params) for name in names}
+        for name, register in out.items():
+            point.read(f"vector.{name}", part, register)
+        return out
+
+    origins = [divmod(origin, ready.topology.partitions) for origin in ready.users[index]]
+    return ready.method.receiver.over(shard, Receiving(ready.config, ready.model.layout, origins, saved))
+
+
+def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
+    """Return the server of one shard."""
+    channel = world.channel(ready.topology.shard_rank(index))
+    saver = PartWriter(takes, channel, world.due, world.watch() is None)
+    return Server(takes, world.inbox(index, takes), channel, saver, world.due)
+
+
+def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
+    """Return one partition of a replica, with its counters from the checkpoint if there is one."""
+    index, store = ready.topology.place(rank)[0], world.store(rank, replica)
+    orders = Orders(world.window(rank), ready.topology, index, world.due, replica.link, world.period)
+    orders.beat = world.beat(rank)
+    if ready.checkpoint is not None and index < ready.topology.replicas:
+        row = ready.checkpoint.replica(index, ready.topology.replicas)
+        replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
+        store.resume(int(row["pushes"]))
+    return ready.method.worker(replica, store, orders, ready.config)

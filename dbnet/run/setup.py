@@ -1,7 +1,13 @@
-"""TODO."""
+"""What every rank knows before roles part: configuration, data, model, topology, and the checkpoint that it goes on from.
+
+All of it is a function of the run file and of files on disk, so each rank computes it alone and all come to the same: ranges of
+shards, the cut of a replica, who pushes where by which route, and what each replica trains on at first. What does not fit together
+is refused here, before anything is written and before other ranks wait.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +17,7 @@ from typing import Any
 
 from dbnet.checkpoint.reader import Checkpoint, require_data
 from dbnet.comm.topology import Role, Topology
+from dbnet.comm.window import Window
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
@@ -18,9 +25,10 @@ from dbnet.core.registry import make
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import Share
 from dbnet.network.model import Model, footprint
-from dbnet.network.partition import Cut
+from dbnet.network.partition import Boxes, Cut
+from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.routes import Route, routes
-from dbnet.shards.store import Rings
+from dbnet.shards.store import Inbox, Rings, WindowStore
 
 EVALUATION_BATCH = 250
 
@@ -67,6 +75,19 @@ class Setup:
         longest = max((route.size for ways in self.routes for route in ways.values()), default=1)
         return Rings(self.ranges, self.users, self.model.dtype, min(method.slot, longest * item), method.slots)
 
+    def inbox(self, window: Window, shard: int, receiver: Receiver) -> Inbox:
+        """Return what takes the pushes to a shard out of the rings in its window."""
+        users = self.users[shard]
+        intakes = [Intake(receiver, self.config.guard.finite) for _ in users]
+        return Inbox(window, intakes, self.topology, users, [self.routes[origin][shard] for origin in users])
+
+    def store(self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None) -> WindowStore:
+        """Return how a working rank fetches and pushes over the window; within one process by `turns`, and not on a thread."""
+        replica, partition = self.topology.place(rank)
+        mine = footprint(self.model, boxes, leads=partition == 0)
+        overlap, clock = self.config.method.overlap and turns is None, turns or time.perf_counter
+        return WindowStore(window, self.topology, (replica, partition), mine, self.rings, overlap, clock)
+
     @property
     def turn(self) -> float:
         """What a round of turns in one process counts as: about the seconds of its arithmetic, but never measured."""
@@ -77,6 +98,13 @@ class Setup:
     def method(self) -> Any:
         return make("methods", {"kind": self.config.method.kind}, "method")
 
+    @property
+    def chain(self) -> list[dict[str, Any]]:
+        """Configurations of the runs that this one came from, oldest first."""
+        start = self.config.run.start
+        origin = self.checkpoint or (None if start is None else Checkpoint(start))
+        return [] if origin is None else [*origin.chain, json.loads(origin.config.text())]
+
     def check(self, rank: int | None) -> None:
         """Raise UserError where a run would go on with other data, or where this machine has not even the memory for its vectors.
 
@@ -85,7 +113,7 @@ class Setup:
         world, model = self.topology, self.model
         if self.checkpoint is not None and not rank:
             require_data(self.checkpoint, self.data)
-        held, needed, have = 1 + self.method.vectors(self.config), 0, memory() / 2**30
+        held, needed, have = 1 + self.method.receiver.vectors(self.config), 0, memory() / 2**30
         if rank is None:
             needed = (held + 2 * world.replicas) * model.layout.size
         elif world.role(rank) is Role.SERVE:
@@ -134,7 +162,7 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     checkpoint = None
     if resume is not None:
         checkpoint = Checkpoint(resume)
-        checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").rule_state(config))
+        checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").receiver.rule_state(config))
     if config.run.start is not None:
         Checkpoint(config.run.start).require(model)
     stop = config.stop
@@ -156,7 +184,7 @@ def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bo
     layers, loss, _ = config.members()
     if vectors and not loss.vectors:
         raise UserError(f"The data have vector targets, which the {loss.kind} loss cannot use; set model.loss = 'squared'.")
-    decay = make("methods", {"kind": config.method.kind}, "method").decay(config)
+    decay = make("methods", {"kind": config.method.kind}, "method").receiver.decay(config)
     return Model(layers, loss, shape, outputs, config.model.dtype, decay)
 
 

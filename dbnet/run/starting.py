@@ -2,7 +2,7 @@
 
 While MPI starts nobody can ask anybody, and Python itself cannot run in the call that waits: a child process, the `Guardian`, ends
 its rank where that takes longer than the deadline. Then a thread of each rank gives signs of life over a small window
-(`pulse`), while the rank itself reads, compiles, or waits in a collective call, which would wait for ever for a rank that has died.
+(`heartbeat`), while the rank itself reads, compiles, or waits in a collective call, which would wait for ever for one that died.
 The coordinator's thread ends the start when a rank gives none for the deadline, or when nobody has read or compiled anything for as
 long; those of the others end it when the coordinator gives none.
 """
@@ -182,9 +182,9 @@ class Starting:
         return True
 
     def _beat(self) -> None:
-        pulse = Heartbeat(self._window, self._world, self._comm.rank, self._bound, lambda: False)
+        heart = Heartbeat(self._window, self._world, self._comm.rank, self._bound, lambda: False)
         while not self._lifted.wait(PERIOD):
-            pulse.beat(self._reason)
+            heart.beat(self._reason)
 
 
 def look_after(

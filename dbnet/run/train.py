@@ -1,8 +1,12 @@
-"""TODO."""
+"""train(): load a run file, choose the checkpoint to go on from, prepare, play the roles, say what came of it.
+
+Under MPI every stage is done together: either all ranks have come through it, or all leave with the sentence of the one that
+failed. From the first collective call on, ranks give signs of life (`starting`), so that one that dies meanwhile hangs nobody.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,55 @@ from dbnet.run.outcome import Marker, Outcome
 from dbnet.run.process import train_here
 from dbnet.run.ranks import train_ranks
 from dbnet.run.setup import Setup, setup
+from dbnet.run.signals import hand_on
 from dbnet.run.starting import Guardian, Starting
 
 
+def train(
+    source: str | Path | Mapping[str, Any] | Config,
+    overrides: Iterable[str] = (),
+    *,
+    resume: str | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Train in this process, all roles taking turns: for notebooks and debuggers; repeatable to the bit.
+
+    A signal stops the run with a checkpoint, and is then handed on to whoever had it before: SIGINT raises KeyboardInterrupt,
+    SIGTERM ends the process, unless somebody takes it. Where this returns nevertheless the outcome is `stopped`.
+
+    Parameters
+    ----------
+    source
+        Path of a run file (TOML); nested tables like those of one, {"data": {"path": ...}, "model": {"layers": [...]}, ...};
+        or a configuration, such as `dbnet.open_run(...).config`.
+    overrides
+        Changes like "topology.replicas=4", in a list.
+    resume
+        Path of a checkpoint to go on from; "" for the newest of this name, "auto" for that or none.
+    quiet
+        Print nothing but warnings.
+
+    Returns
+    -------
+    Paths of the run file and the checkpoint, the last test accuracy (0 .. 1; NaN without a test set), the parameters
+    [parameters].
+
+    Raises
+    ------
+    UserError
+        Something in the run file or the data is to be mended: one sentence that says what. Nothing has been written.
+    Stopped
+        Too many gradients were not finite; the message is the diagnosis.
+    """
+    done = execute(source, overrides, resume=resume, quiet=quiet)
+    if done.stopped and not quiet:
+        print(f"Stopped by {done.signal}; checkpoint {done.checkpoint}. Go on with resume='auto'.", flush=True)
+    hand_on(done.signal)
+    return done
+
+
 def execute(
-    run_file: str | Path | Config,
+    source: str | Path | Mapping[str, Any] | Config,
     overrides: Iterable[str] = (),
     *,
     resume: str | None = None,
@@ -35,8 +83,8 @@ def execute(
 
     Parameters
     ----------
-    run_file
-        Path of a TOML file, or a configuration.
+    source
+        Path of a TOML file, nested tables, or a configuration.
     overrides
         Changes like "topology.replicas=4".
     resume
@@ -62,11 +110,12 @@ def execute(
 
     display = Display(quiet or (comm is not None and comm.rank > 0))
     say = display.warn if comm is None or comm.rank == 0 else lambda sentence: None
-    config = mpi.together(comm, lambda: configuration.load(run_file, overrides, say))
+    config = mpi.together(comm, lambda: configuration.load(source, overrides, say))
     marker, shared = marker or Marker(None), ()
     if comm is None:
-        done = train_here(_prepare(config, choose(config, resume, display), display), display, marker)
+        done = train_here(_prepare(config, choose(config, resume, display.warn), display), display, marker)
     else:
+        run_file = source if isinstance(source, str | Path) else "RUN.toml"
         launch = f"dbnet train {run_file} {' '.join(overrides)}".strip()
         mpi.together(comm, lambda: Topology.of(config.topology).check(comm.size, launch))
         starting = mpi.together(comm, lambda: Starting(comm, Topology.of(config.topology), config.run))
@@ -75,7 +124,7 @@ def execute(
     code = 0 if done is None else 2 if done.diagnosis else conclude(done)
     mpi.part(shared, config.run.deadline, code)
     if done is not None and done.diagnosis:
-        raise Stopped(done.diagnosis, bool(done.losses))
+        raise Stopped(done.diagnosis, bool(done.lost))
     return done
 
 
@@ -94,6 +143,6 @@ def _prepare(config: Config, point: str | None, display: Display, rank: int | No
 def _prepare_ranks(config: Config, comm: Any, resume: str | None, display: Display, starting: Starting) -> Setup:
     """Return the run; one rank reads the checkpoints through, and all take the same."""
     with starting.works():
-        point = mpi.together(comm, lambda: choose(config, resume, display) if comm.rank == 0 else None)
+        point = mpi.together(comm, lambda: choose(config, resume, display.warn) if comm.rank == 0 else None)
         point = comm.bcast(point)
         return mpi.together(comm, lambda: _prepare(config, point, display, comm.rank))

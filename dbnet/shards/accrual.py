@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.comm.channel import Channel
+from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.turns import Wait
 from dbnet.core import vector
-from dbnet.shards.push import Push, Refusal
-from dbnet.shards.shard import Shard
+from dbnet.core.config import Config
+from dbnet.shards.push import Push, Receiving, Refusal
+from dbnet.shards.shard import Front, Shard
 from dbnet.shards.space import Command, Registers, Space, perform
 
 
@@ -43,18 +44,16 @@ class ShardSpace(Space):
     Parameters
     ----------
     shards
-        How many there are.
-    channel
-        Carries questions.
+        To whom questions go.
     tick
         The coordinator's everyday work, which hands answers to `take`; returns something that changes when a shard was heard of.
     dtype
         Type of the registers.
     """
 
-    def __init__(self, shards: int, channel: Channel, tick: Callable[[], object], dtype: np.dtype | str) -> None:
+    def __init__(self, shards: Shards, tick: Callable[[], object], dtype: np.dtype | str) -> None:
         super().__init__(dtype)
-        self._shards, self._channel, self._tick = shards, channel, tick
+        self._shards, self._tick = shards, tick
         self._number = 0
         self._answers: dict[int, list[float]] = {}
 
@@ -74,33 +73,23 @@ class ShardSpace(Space):
         """Ask all shards and wait; return the sums of the scalars, or None where `give_up` said so."""
         self._number += 1
         self._answers = {}
-        for shard in range(self._shards):
-            self._channel.send(1 + shard, "ask", Question(self._number, tuple(commands), begin, tuple(counts), iterate))
+        self._shards.tell("ask", Question(self._number, tuple(commands), begin, tuple(counts), iterate))
         last = None
-        while len(self._answers) < self._shards:
+        while len(self._answers) < len(self._shards):
             if give_up():
                 return None
             news = self._tick()
-            if len(self._answers) < self._shards:
-                missing = [str(s) for s in range(self._shards) if s not in self._answers]
+            if len(self._answers) < len(self._shards):
+                missing = [str(s) for s in range(len(self._shards)) if s not in self._answers]
                 yield None if news != last else Wait(f"the coordinator waits for shard {', '.join(missing)} to answer")
             last = news
         yield None
         # In the order of the shards, so that a run can be repeated.
-        return [sum(column) for column in zip(*(self._answers[s] for s in range(self._shards)), strict=True)]
+        return [sum(column) for column in zip(*(self._answers[s] for s in range(len(self._shards))), strict=True)]
 
 
-class Accrual:
+class Accrual(Front):
     """The shard's half.
-
-    Parameters
-    ----------
-    shard
-        Its range, parameters, clock and events.
-    origins
-        The (replica, partition) pairs that use some of its parameters.
-    kept, constant
-        More registers: those of a checkpoint; those that no checkpoint needs, like masks.
 
     Attributes
     ----------
@@ -108,18 +97,34 @@ class Accrual:
         Slices that came too late.
     """
 
-    def __init__(self, shard: Shard, origins: Sequence[tuple[int, int]], kept: Registers, constant: Registers) -> None:
-        self.shard = shard
-        self.range, self.params, self.clock = shard.range, shard.params, shard.clock
+    def __init__(self, shard: Shard, receiving: Receiving) -> None:
+        super().__init__(shard, receiving)
+        shard.state.clear()
         self.largest = float(np.finfo(shard.params.dtype).max)
-        self._passing = {"gradient": np.zeros_like(shard.params), **constant}
-        self.vectors: Registers = {"params": shard.params, **kept, **self._passing}
-        self._arrived = dict.fromkeys(origins, 0)
+        # Registers that no checkpoint needs: the gradient, and the mask of the decay.
+        self._passing = {"gradient": np.zeros_like(shard.params)}
+        if _masked(receiving.config):
+            self._passing["weights"] = receiving.layout.weights(shard.range, shard.params.dtype)
+        self.held: Registers = {"params": shard.params, **receiving.saved(), **self._passing}
+        self._arrived = dict.fromkeys(receiving.origins, 0)
         self._number, self._iterate = 0, "params"
         self.dropped = 0
         self._asked: Question | None = None
         self._left: list[Command] = []
         self._scalars: list[float] = []
+
+    @classmethod
+    def rule_state(cls, config: Config) -> tuple[str, ...]:
+        return ()
+
+    @classmethod
+    def vectors(cls, config: Config) -> int:
+        return 1 + len(config.batch_method().registers()) + _masked(config)
+
+    @classmethod
+    def decay(cls, config: Config) -> float:
+        """The shards add it: once per pass, whatever the portions are."""
+        return 0.0
 
     # --- bundles --------------------------------------------------------------------------------------------------------------
 
@@ -130,7 +135,7 @@ class Accrual:
     def apply(self, lo: int, g: np.ndarray, t: int) -> None:
         """Add the slice `g` [n] of a bundle of pass `t` to the gradient from `lo` (counted within the shard) on."""
         if t == self._number:
-            vector.axpy(1.0, g, self.vectors["gradient"][lo : lo + g.size])
+            vector.axpy(1.0, g, self.held["gradient"][lo : lo + g.size])
         else:
             self.dropped += 1
 
@@ -151,6 +156,9 @@ class Accrual:
 
     # --- questions ------------------------------------------------------------------------------------------------------------
 
+    def heeds(self) -> dict[str, Callable[[Any], None]]:
+        return {"ask": self.heed}
+
     def heed(self, question: Question) -> None:
         """Take a question; an older one that was not answered yet is forgotten."""
         self._asked, self._left, self._scalars = question, list(question.commands), []
@@ -163,7 +171,7 @@ class Accrual:
         if asked.begin not in (None, self._number):
             self._begin(asked.begin, asked.iterate)
         if self._left:
-            self._scalars += perform(self.vectors, self._left.pop(0))
+            self._scalars += perform(self.held, self._left.pop(0))
             return True
         channel.send(0, "answer", (asked.number, self._scalars))
         self._asked = None
@@ -171,22 +179,21 @@ class Accrual:
 
     def _begin(self, number: int, iterate: str) -> None:
         self._number, self._iterate = number, iterate
-        vector.fill(self.vectors["gradient"], 0.0)
+        vector.fill(self.held["gradient"], 0.0)
         self._arrived = dict.fromkeys(self._arrived, 0)
         self.clock[:] = number
 
     # --- what a shard is asked for --------------------------------------------------------------------------------------------
 
-    def take_events(self) -> np.ndarray:
-        return self.shard.take_events()
-
-    def take_refused(self) -> list[Refusal]:
-        return self.shard.take_refused()
-
     def registers(self) -> Registers:
         """Return what a checkpoint must hold: the iterate as params, whatever is tried now; each restart restores the gradient."""
-        kept = {f"vector.{name}": x for name, x in self.vectors.items() if name != "params" and name not in self._passing}
-        return {"params": self.vectors[self._iterate], **kept}
+        kept = {f"vector.{name}": x for name, x in self.held.items() if name != "params" and name not in self._passing}
+        return {"params": self.held[self._iterate], **kept}
 
     def describe(self) -> dict[str, Any]:
-        return {"range": tuple(self.range), "registers": sorted(self.vectors), "clock": self.clock.tolist()}
+        return {"range": tuple(self.range), "registers": sorted(self.held), "clock": self.clock.tolist()}
+
+
+def _masked(config: Config) -> bool:
+    """Return whether weights are told from biases."""
+    return bool(config.model.decay or config.descent.get("mask"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dbnet.comm.turns import Turns
+from dbnet.comm.turns import Turns, Wait
 from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.store import Counts, WindowStore
 
@@ -84,6 +84,11 @@ class LocalStore:
         yield
 
     confirm = settle
+
+    def await_clock(self) -> Turns:
+        for index, (shard, fetched) in enumerate(zip(self._shards, self._clocks, strict=True)):
+            while int(shard.clock[0]) <= fetched:
+                yield Wait(f"a replica waits at shard {index} for the others' gradients")
 
     def close(self) -> None:
         """Nothing is under way here."""

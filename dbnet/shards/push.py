@@ -10,12 +10,15 @@ taken theirs. With the last slice every push has either been finished or refused
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dbnet.comm.channel import Channel
+from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.core.vector import first_bad
+from dbnet.network.parameters import FlatLayout
 
 
 class Intake:
@@ -93,14 +96,53 @@ class Refusal(NamedTuple):
     value: float
 
 
+class Receiving(NamedTuple):
+    """What a receiver may need to know of the run.
+
+    Attributes
+    ----------
+    config, layout
+        The run, and the names of its parameters.
+    origins
+        The (replica, partition) pairs that push to the shard.
+    saved
+        Reads the registers that a checkpoint holds beside the shard's own.
+    """
+
+    config: Config
+    layout: FlatLayout
+    origins: Sequence[tuple[int, int]]
+    saved: Callable[[], dict[str, np.ndarray]]
+
+
 class Receiver(Protocol):
-    """What takes pushes at a shard."""
+    """What takes pushes at a shard, and what else its coordinator asks for."""
 
     range: Range
+    params: np.ndarray
     clock: np.ndarray
+
+    @classmethod
+    def rule_state(cls, config: Config) -> tuple[str, ...]:
+        """Return the registers of the update rule that a checkpoint must hold."""
+
+    @classmethod
+    def vectors(cls, config: Config) -> int:
+        """Return how many registers a shard holds beside the parameters."""
+
+    @classmethod
+    def decay(cls, config: Config) -> float:
+        """Return the decay that the replicas add to their gradients."""
+
     largest: float  # of a gradient; what is beyond is refused as Inf is
 
     def begin(self, partition: int, fetched: int = 0) -> int: ...
     def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
     def finish(self, push: Push) -> None: ...
     def refuse(self, refusal: Refusal) -> None: ...
+    def leave(self, replica: int) -> None: ...
+    def heeds(self) -> dict[str, Callable[[Any], None]]: ...
+    def advance(self, channel: Channel) -> bool: ...
+    def take_events(self) -> np.ndarray: ...
+    def take_refused(self) -> list[Refusal]: ...
+    def registers(self) -> dict[str, np.ndarray]: ...

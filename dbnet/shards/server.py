@@ -1,23 +1,110 @@
-"""TODO."""
+"""One shard's rank: it takes what is pushed, does what the coordinator asks for, and writes its part of checkpoints.
+
+coordinator -> shard    "drain"                apply what is in the rings, then answer "drained"
+                        "close" replica        take nothing more of a lost replica; answer "closed" (replica, applied)
+                        "checkpoint" ...       see `checkpoint`
+                        "end"
+                        what a receiver heeds  a batch method's questions, see `accrual`
+shard -> coordinator    "events", "refused"    updates and refused pushes since the last time
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from dbnet.checkpoint.parts import PartWriter
+from dbnet.comm.channel import Channel
+from dbnet.comm.turns import IDLE, Turns
+from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox
 
 _REPORT = 0.1
 _ALONE = 1e-3
 
 
-# --- the shard's side ---------------------------------------------------------------------------------------------------------
+class NoInbox:
+    """Within one process pushes are applied where they are made."""
 
-
-def drain(inbox: Inbox | None, clock: Callable[[], float]) -> bool:
-    """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
-    if inbox is None or not inbox.drain():
+    def drain(self) -> bool:
         return False
-    until = clock() + _ALONE
-    while clock() < until and inbox.drain():
-        pass
-    return True
+
+    def close(self, replica: int) -> None:
+        return None
+
+
+class Server:
+    """The server of one shard, whatever the method.
+
+    Parameters
+    ----------
+    receiver
+        What pushes are applied to.
+    inbox
+        Takes them out of their rings.
+    channel
+        To the coordinator.
+    saver
+        Writes its part of a checkpoint.
+    clock
+        Seconds of the run.
+    """
+
+    def __init__(
+        self, receiver: Receiver, inbox: Inbox | NoInbox, channel: Channel, saver: PartWriter, clock: Callable[[], float]
+    ) -> None:
+        self._receiver, self._inbox, self._channel, self._saver, self._clock = receiver, inbox, channel, saver, clock
+        self._draining, self._next_report = False, 0.0
+        self._heed: dict[str, Callable[[Any], None]] = {
+            "drain": self._drain,
+            "close": self._close,
+            "checkpoint": lambda content: saver.begin(*content),
+            **receiver.heeds(),
+        }
+
+    def run(self) -> Turns:
+        while True:
+            # The message first: after "drain" the rings must be seen empty once more.
+            message, busy = self._channel.receive(), self._take()
+            # Before any answer: who hears that a pass has ended must have heard what was refused of it.
+            if refused := self._receiver.take_refused():
+                self._channel.send(0, "refused", refused)
+            if message is not None and message.kind == "end":
+                break
+            if message is not None:
+                self._heed[message.kind](message.content)
+            busy = self._receiver.advance(self._channel) or busy
+            self._report(busy)
+            busy = self._saver.advance() or busy
+            yield None if busy else IDLE
+        self._saver.close()
+        while self._channel.pending():
+            yield IDLE
+
+    def _take(self) -> bool:
+        """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
+        if not self._inbox.drain():
+            return False
+        until = self._clock() + _ALONE
+        while self._clock() < until and self._inbox.drain():
+            pass
+        return True
+
+    def _drain(self, _: Any) -> None:
+        self._draining = True
+
+    def _close(self, replica: int) -> None:
+        self._channel.send(0, "closed", (replica, self._inbox.close(replica)))
+        self._receiver.leave(replica)
+
+    def _report(self, busy: bool) -> None:
+        """Send events when it is time, or when all is drained; then say that it is."""
+        drained = self._draining and not busy
+        if self._clock() >= self._next_report or drained:
+            self._next_report = self._clock() + _REPORT
+            events = self._receiver.take_events()
+            if len(events):
+                self._channel.send(0, "events", events)
+        if drained:
+            self._draining = False
+            self._channel.send(0, "drained")

@@ -2,7 +2,7 @@
 
 Only `apply` changes parameters. A push may come in slices, between those of other pushes; when its last slice is applied the
 clock of its partition index goes up by one and the update becomes an event. Every replica pushes each partition index once per
-push, so clocks and staleness mean the same for any number of partitions. A push that is refused (`intake`) is neither.
+push, so clocks and staleness mean the same for any number of partitions. A push that is refused (`push`) is neither.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from dbnet.comm.channel import Channel
+from dbnet.core.config import Config
 from dbnet.core.ranges import Range
-from dbnet.shards.push import Push, Refusal
+from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.base import Rule
 
 EVENT = np.dtype(
@@ -54,6 +56,23 @@ class Shard:
         self._events = np.zeros(1024, EVENT)
         self._count = 0
 
+    @classmethod
+    def over(cls, shard: Shard, receiving: Receiving) -> Any:
+        """Return what takes the pushes at this shard: itself, or for a subclass of `Front` something in front of it."""
+        return shard
+
+    @classmethod
+    def rule_state(cls, config: Config) -> tuple[str, ...]:
+        return config.members()[2].state
+
+    @classmethod
+    def vectors(cls, config: Config) -> int:
+        return len(cls.rule_state(config))
+
+    @classmethod
+    def decay(cls, config: Config) -> float:
+        return config.model.decay
+
     def begin(self, partition: int, fetched: int = 0) -> int:
         """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
         self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
@@ -74,6 +93,17 @@ class Shard:
     def refuse(self, refusal: Refusal) -> None:
         """Note a push that was refused: the clock stays, and there is no event."""
         self._refused.append(refusal)
+
+    def leave(self, replica: int) -> None:
+        """A lost replica pushes no more."""
+
+    def heeds(self) -> dict[str, Callable[[Any], None]]:
+        """Return what else the coordinator may ask for, by kind of message."""
+        return {}
+
+    def advance(self, channel: Channel) -> bool:
+        """Go on with what was asked for; return whether there was something to do."""
+        return False
 
     def take_refused(self) -> list[Refusal]:
         """Return what was refused since the last call."""
@@ -99,3 +129,38 @@ class Shard:
 
     def describe(self) -> dict[str, Any]:
         return {"range": tuple(self.range), "rule": self.rule.kind, "clock": self.clock.tolist()}
+
+
+class Front:
+    """What stands in front of a shard and takes its pushes: base of a method's own way to update."""
+
+    def __init__(self, shard: Shard, receiving: Receiving) -> None:
+        self.shard = shard
+        self.range, self.params, self.clock, self.largest = shard.range, shard.params, shard.clock, shard.largest
+
+    @classmethod
+    def over(cls, shard: Shard, receiving: Receiving) -> Any:
+        return cls(shard, receiving)
+
+    rule_state, vectors, decay = Shard.rule_state, Shard.vectors, Shard.decay
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.shard.refuse(refusal)
+
+    def leave(self, replica: int) -> None:
+        """A lost replica pushes no more."""
+
+    def heeds(self) -> dict[str, Callable[[Any], None]]:
+        return {}
+
+    def advance(self, channel: Channel) -> bool:
+        return False
+
+    def take_events(self) -> np.ndarray:
+        return self.shard.take_events()
+
+    def take_refused(self) -> list[Refusal]:
+        return self.shard.take_refused()
+
+    def registers(self) -> dict[str, np.ndarray]:
+        return self.shard.registers()

@@ -17,13 +17,13 @@ The shard orders what it does by `Window.sync`: between head and slot, slot and 
 in pieces of `PIECE` bytes, since some MPI cannot move 2 GiB at once. Between pieces, and between slices of a push, the replica
 gives way when `MOMENT` seconds are over: a long transfer must not look like a dead replica.
 
-`direct.DirectStore` is the same interface in the process of the shards.
+`local_store.LocalStore` is the same interface in the process of the shards.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,18 +95,17 @@ class WindowStore:
         The window and who is where.
     origin
         (replica, partition) of this rank.
-    footprint
-        What this partition uses of the flat vector.
-    rings
-        The shards' ranges and rings.
-    overlap
-        Move data on a thread while the next gradient is computed.
+    footprint, rings
+        What this partition uses of the flat vector; the shards' ranges and rings.
+    overlap, clock
+        Move data on a thread while the next gradient is computed; seconds, by which long transfers give way.
     """
 
     def __init__(
-        self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Footprint, rings: Rings, overlap: bool = False
-    ) -> None:
-        self._window, self._topology, (self._replica, self._partition) = window, topology, origin
+        self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Footprint, rings: Rings,
+        overlap: bool = False, clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
+        self._clock, self._window, self._topology, (self._replica, self._partition) = clock, window, topology, origin
         self.sources, self.routes = routes(footprint.used, rings.ranges), routes(footprint.pushed, rings.ranges)
         size, dtype = footprint.size, rings.dtype
         self._origin = self._replica * topology.partitions + self._partition
@@ -191,6 +190,19 @@ class WindowStore:
                 self._window.flush(rank)
                 yield Wait(f"a replica waits for shard {route.shard} to apply its push")
 
+    def await_clock(self) -> Turns:
+        """Wait until every shard that was pushed to has made an update since the parameters were fetched."""
+        yield from self.settle()
+        now = np.zeros(1, np.int64)
+        for route in self.routes:
+            rank = self._topology.shard_rank(route.shard)
+            while True:
+                self._window.get(rank, "clock", now, self._partition)
+                self._window.flush(rank)
+                if now[0] > self.clocks[route.shard]:
+                    break
+                yield Wait(f"a replica waits at shard {route.shard} for the others' gradients")
+
     def close(self) -> None:
         if self._mover is not None:
             self._mover.stop()
@@ -209,43 +221,43 @@ class WindowStore:
             window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
         for rank in ranks:
             window.flush(rank)
-        began = time.perf_counter()
+        began = self._clock()
         for moves in self._moves:
             for rank, target, place in moves:
                 window.get(rank, "params", w[place], target)
             for rank in ranks:
                 window.flush(rank)
             # Others may run between a fetch and the gradient computed from it.
-            if moves is self._moves[-1] or time.perf_counter() - began >= MOMENT:
+            if moves is self._moves[-1] or self._clock() - began >= MOMENT:
                 yield None
-                began = time.perf_counter()
+                began = self._clock()
 
     def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
         todo = [(i, 0) for i in range(len(self.routes))]
-        since, began = 0.0, time.perf_counter()
+        since, began = 0.0, self._clock()
         while todo:
             left = []
             for i, at in todo:
                 end = self.routes[i].size
                 while at < end and self._room(i):
                     at = self._send_slice(i, g, at, (number, int(fetched[self.routes[i].shard]), *steps))
-                    if time.perf_counter() - began >= MOMENT:
+                    if self._clock() - began >= MOMENT:
                         break
                 if at < end:
                     left.append((i, at))
             if left and left == todo:
-                since = since or time.perf_counter()
+                since = since or self._clock()
                 me = self._topology.name(self._topology.origin_rank(self._replica, self._partition))
                 yield Wait(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
-                began = time.perf_counter()
-            elif since or (left and time.perf_counter() - began >= MOMENT):
-                self.counts.waited += time.perf_counter() - since if since else 0.0
+                began = self._clock()
+            elif since or (left and self._clock() - began >= MOMENT):
+                self.counts.waited += self._clock() - since if since else 0.0
                 since = 0.0
                 yield None
-                began = time.perf_counter()
+                began = self._clock()
             todo = left
-        self.counts.waited += time.perf_counter() - since if since else 0.0
+        self.counts.waited += self._clock() - since if since else 0.0
         self.counts.pushes += 1
         self.counts.bytes_pushed += g.nbytes
 
@@ -278,10 +290,8 @@ class Inbox:
 
     Parameters
     ----------
-    window
-        This shard's end of the window.
-    topology, users, routes
-        Who is where, which origins have a ring here, and each one's route to this shard.
+    window, topology, users, routes
+        This shard's end of the window, who is where, which origins have a ring here, and each one's route to this shard.
     intakes
         One for each of these origins.
     """
@@ -318,9 +328,7 @@ class Inbox:
     def close(self, replica: int) -> tuple[int, int] | None:
         """Apply what is complete in the rings of a lost replica and take nothing more from it, even if it only slept.
 
-        Returns
-        -------
-        How many of its gradients were applied here, of that of its partitions with the fewest and of that with the most; None if it
+        Return how many of its gradients were applied here, of its partition with the fewest and of that with the most; None if it
         has no ring here.
         """
         counts = []

@@ -394,15 +394,13 @@ def test_by_steps(run_file: Path, dbnet: Command) -> None:
 def test_when_one_is_due(resumed: bool, tmp_path: Path) -> None:
     config = build({**TREE, "run": {"folder": str(tmp_path)}, "checkpoint": {"steps": 10, "seconds": 5.0}})
     now, boxes = [0.0], Mailboxes(2)
-    said = texts(config, "run", MODEL, {}, None)
-    keeper = Checkpoints(boxes.at(0), Display(quiet=True), config, said, lambda: now[0])
-    if resumed:
-        keeper.resume()
+    said = texts(config, "run", MODEL.layout, {}, [])
+    checkpoints = Checkpoints(boxes.at(0), Display(quiet=True).warn, config, said, lambda: now[0], resumed=resumed)
     # Steps that a resumed run has behind it do not count.
-    assert not keeper.due(0) and keeper.due(47) is not resumed and keeper.due(51)
-    keeper.begin({"replicas": REPLICAS}, {}, 0.0, 51)
-    assert keeper.writing and not keeper.due(99) and boxes.at(1).receive().kind == "checkpoint"
-    keeper.writing = False
-    assert not keeper.due(59) and keeper.due(60)
+    assert not checkpoints.due(0) and checkpoints.due(47) is not resumed and checkpoints.due(51)
+    checkpoints.begin({"replicas": REPLICAS}, {}, 0.0, 51)
+    assert checkpoints.writing and not checkpoints.due(99) and boxes.at(1).receive().kind == "checkpoint"
+    checkpoints.writing = False
+    assert not checkpoints.due(59) and checkpoints.due(60)
     now[0] = 5.0
-    assert keeper.due(51)
+    assert checkpoints.due(51)

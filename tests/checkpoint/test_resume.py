@@ -12,23 +12,25 @@ import h5py
 import numpy as np
 import pytest
 from finished import Finished
-from points import TREE, write
+from leading import Led, Losses
+from points import MODEL, TREE, write
 
 from dbnet import open_run
-from dbnet.checkpoint.format import REPLICA, part_of
+from dbnet.checkpoint.format import part_of
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.resume import candidates, choose
 from dbnet.comm import mpi
 from dbnet.comm.channel import Mailboxes
 from dbnet.comm.topology import Topology
 from dbnet.comm.window import LocalWindow, WindowLayout
-from dbnet.coordinator.coordinator import Coordinator
-from dbnet.coordinator.orders import STATUS, OrderBook, coordinator_fields
-from dbnet.core.config import Config, build
+from dbnet.coordinator.orders import STATUS, coordinator_fields
+from dbnet.core.config import Config, build, load
 from dbnet.core.errors import UserError
 from dbnet.data.subsets import Share
-from dbnet.methods.downpour import inherit
+from dbnet.methods.downpour import DownpourCoordinator
 from dbnet.monitor.display import Display
+from dbnet.run.roles import coordinator, coordinator_layout
+from dbnet.run.setup import setup
 
 Command = Callable[..., Finished]
 
@@ -54,10 +56,10 @@ def test_the_newest_by_the_time_inside(tmp_path: Path, capsys: pytest.CaptureFix
     assert candidates(mine) == [tmp_path / "run.checkpoints" / f"00000{number}.h5" for number in (2, 1)]
     newest = tmp_path / "run.checkpoints" / "000002.h5"
     os.utime(newest, (0, 0))
-    assert choose(mine, "", Display(True)) == choose(mine, "auto", Display(True)) == str(newest)
-    assert choose(mine, None, Display(True)) is None and choose(config(tmp_path, "new"), "auto", Display(True)) is None
+    assert choose(mine, "", Display(True).warn) == choose(mine, "auto", Display(True).warn) == str(newest)
+    assert choose(mine, None, Display(True).warn) is None and choose(config(tmp_path, "new"), "auto", Display(True).warn) is None
     with pytest.raises(UserError, match="No checkpoint of a run named 'new'"):
-        choose(config(tmp_path, "new"), "", Display(True))
+        choose(config(tmp_path, "new"), "", Display(True).warn)
     assert capsys.readouterr() == ("", "")
 
 
@@ -67,22 +69,22 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixt
     masters = candidates(config(tmp_path))
     hurt(part_of(masters[0], 1), "state.sum")
     masters[1].write_bytes(masters[1].read_bytes()[:200])
-    assert choose(config(tmp_path), "auto", Display(True)) == str(masters[2])
+    assert choose(config(tmp_path), "auto", Display(True).warn) == str(masters[2])
     said = capsys.readouterr().err.splitlines()
     # A master that cannot say when it was written is dated as its file.
     assert sorted(line.split("'")[1] for line in said) == sorted(map(str, masters[:2]))
     assert any(f"'{part_of(masters[0], 1)}': /state.sum, elements 0 .. " in line for line in said)
     part_of(masters[2], 0).unlink()
     with pytest.raises(UserError, match=r"All 3 checkpoints of 'run' in .* are damaged"):
-        choose(config(tmp_path), "auto", Display(True))
+        choose(config(tmp_path), "auto", Display(True).warn)
 
 
 def test_a_given_one_is_read_through(tmp_path: Path) -> None:
     link = write(tmp_path)
-    assert choose(config(tmp_path), str(link), Display(True)) == str(link.resolve())
+    assert choose(config(tmp_path), str(link), Display(True).warn) == str(link.resolve())
     hurt(part_of(link.resolve(), 2), "clock")
     with pytest.raises(UserError, match=r"is damaged: .*000001.shard-2.h5': /clock"):
-        choose(config(tmp_path), str(link), Display(True))
+        choose(config(tmp_path), str(link), Display(True).warn)
 
 
 def test_auto_begins_and_goes_on(run_file: Path, dbnet: Command) -> None:
@@ -167,59 +169,60 @@ def test_a_run_goes_on_where_the_other_has_ended(run_file: Path, dbnet: Command)
 
 def test_what_spare_replicas_have_made_counts_for_whom_they_follow() -> None:
     world = Topology(shards=1, replicas=2, spares=2)
-    memory, quiet = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
+    memory = LocalWindow([WindowLayout(coordinator_fields(world))])
     wanted = build({**TREE, "topology": {"replicas": 2, "spares": 2}})
-    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
-    pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, None, lambda: 1.0, guard)  # type: ignore
-    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
-    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+    led = Led(DownpourCoordinator, wanted, 100, memory, world, Mailboxes(2).at(0), lambda: 1.0, MODEL.layout)
     at = {name: STATUS.index(name) for name in ("steps", "examples", "pushes", "epoch", "position")}
     for replica, counts in enumerate([(10, 100, 5, 1, 7), (11, 110, 6, 1, 8), (20, 200, 9, 2, 30), (5, 50, 2, 3, 40)]):
         memory.local["status"][replica, list(at.values())] = counts
-        pace._status = pace.desk.status()
         if replica in (0, 2):
-            pace.roll._give_up(replica, 0)
-    assert pace._cursors().tolist() == [(35, 350, 16, 3, 40), (11, 110, 6, 1, 8)]
+            led.losses.lose(replica)
+        led.coordinator.tick()
+    assert led.coordinator._cursors().tolist() == [(35, 350, 16, 3, 40), (11, 110, 6, 1, 8)]
     # What a spare one still has to do follows from the steps of all before it.
-    assert [pace.desk.made(replica) for replica in range(4)] == [0, 0, 10, 30]
+    assert [led.coordinator.replicas.made(replica) for replica in range(4)] == [0, 0, 10, 30]
+    assert led.coordinator.duties.membership.active == [1, 3]
     # No spare is left: one that took a place before is an heir like any other, with steps of its own to make.
-    pace.roll._give_up(1, 0)
-    assert pace.roll.active == [3] and pace.desk.made(3) == 30
+    led.losses.lose(1)
+    led.coordinator.tick()
+    assert led.coordinator.duties.membership.active == [3] and led.coordinator.replicas.made(3) == 30
 
 
-def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoint() -> None:
-    world = Topology(shards=1, replicas=2, spares=1)
-    memory, quiet = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(say=lambda *_: None)
-    wanted = build({**TREE, "topology": {"replicas": 2, "spares": 1}})
-    keeper = SimpleNamespace(resume=lambda: None)
-    guard, record = SimpleNamespace(take=None), SimpleNamespace(trouble="")
-    pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, 100, keeper, lambda: 1.0, guard)  # type: ignore
-    rows = np.array([(10, 100, 5, 1, 7), (20, 200, 9, 2, 30)], REPLICA)
-    pace.resume(SimpleNamespace(seconds=3.0, state={}, steps=30, replica=lambda r, n: rows[r]))  # type: ignore[arg-type]
-    assert pace.all_steps == 30 and pace.epochs == 3.0
-    pace.roll.inherit = lambda lost, heirs: inherit(pace, lost, heirs)
-    pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
-    pace.roll._give_up(0, 0)
-    kept = pace._cursors()[["steps", "examples", "pushes"]]
-    assert kept.tolist() == [(10, 100, 5), (20, 200, 9)] and pace.desk.made(2) == 10 and pace.roll.steps(0) == 0
+def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoint(
+    run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run in which nobody has reported yet: status, checkpoint and who takes a place know what was made before."""
+    assert dbnet("train", run_file, "stop.epochs=99", "stop.steps=15").code == 0
+    ready = setup(load(run_file, ["topology.spares=1"]), "out/run.checkpoint.h5")
+    memory = LocalWindow([coordinator_layout(ready), *(WindowLayout(()) for _ in range(1, ready.topology.size))])
+    losses, boxes = Losses(ready.topology), Mailboxes(1 + ready.topology.shards)
+    world = SimpleNamespace(
+        clock=lambda: 1.0, due=lambda: 1.0, watch=lambda: losses, asked=lambda: False, window=memory.at, channel=boxes.at
+    )
+    led = coordinator(ready, world, SimpleNamespace(trouble="", events=None), Display(True))  # type: ignore[arg-type]
+    assert led.steps == 30 and led.status.epochs(ready.data.sizes["train"]) > 0
+    before = led._cursors()[["steps", "examples", "pushes"]].tolist()
+    losses.lose(0)
+    led.duties.membership.act(led.replicas.status())
+    ((lost, heirs, _),) = led.duties.membership.departed()
+    led.inherit(lost, heirs)
+    assert led._cursors()[["steps", "examples", "pushes"]].tolist() == before and before[0][0] == 15
+    assert heirs == [2] and led.replicas.made(2) == 15 and led.made(led.status, led.facts, 0) == 0
 
 
 def test_as_many_replicas_may_be_lost_as_there_are_run_after_run() -> None:
     """What is cut and cut again, by a run and those that go on from it, has its place; each example stays with one replica."""
-    world, examples = Topology(shards=1, replicas=12), 240
-    wanted, quiet = build({**TREE, "topology": {"replicas": 12}}), SimpleNamespace(say=lambda *_: None)
+    world, wanted = Topology(shards=1, replicas=12), build({**TREE, "topology": {"replicas": 12}})
     first = [[Share(r, 0, 20)] for r in range(12)]
     for generation in range(3):
-        memory, record = LocalWindow([WindowLayout(coordinator_fields(world))]), SimpleNamespace(trouble="")
-        guard = SimpleNamespace(take=None)
-        pace = Coordinator(OrderBook(memory, world), Mailboxes(2).at(0), record, quiet, wanted, examples, None, lambda: 1.0, guard)  # type: ignore
-        pace.roll.inherit = lambda lost, heirs, pace=pace: inherit(pace, lost, heirs)
-        pace.roll._watch = SimpleNamespace(bound=1.0)  # type: ignore[assignment]
+        memory = LocalWindow([WindowLayout(coordinator_fields(world))])
+        led = Led(DownpourCoordinator, wanted, 240, memory, world, Mailboxes(2).at(0), lambda: 1.0, MODEL.layout)
         for replica, shares in enumerate(first):
-            pace.desk.give(replica, shares)
+            led.coordinator.replicas.give(replica, shares)
         for lost in np.random.default_rng(generation).permutation(12)[:11].tolist():
-            pace.roll._give_up(lost, 0)
-        left = [Share(*row) for row in pace._shares().tolist()]
+            led.losses.lose(lost)
+            led.coordinator.tick()
+        left = [Share(*row) for row in led.coordinator._shares().tolist()]
         assert sorted((s.subset, e) for s in left for e in range(s.lo, s.hi)) == [(r, e) for r in range(12) for e in range(20)]
         first = [[share for share in left if share.subset == replica] for replica in range(12)]
 

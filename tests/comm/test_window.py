@@ -145,17 +145,17 @@ def test_a_torn_clock_is_clipped() -> None:
 def test_the_coordinator_orders_offers_verdicts_spans_and_tasks() -> None:
     memory = LocalWindow([WindowLayout([*task_fields(1)])])
     mine = Traced(memory, 0)
-    ledger = WorkQueue(mine, 1, 1, False, 10.0, lambda: 0.0)
-    ledger.open(1, Range(0, 4), Blocks(2, 4).portions(Range(0, 4)))
-    ledger.turn()
+    queue = WorkQueue(mine, 1, 1, False, 10.0, lambda: 0.0)
+    queue.open(1, Range(0, 4), Blocks(2, 4).portions(Range(0, 4)))
+    queue.turn()
     tasks = Tasks(memory, 0, lambda: 0.0)
     for _ in range(2):
         tasks.look()
         first = tasks.index
         tasks.finish()
         tasks.offer(first, 1.0, 1)
-        ledger.turn()
-    assert ledger.complete
+        queue.turn()
+    assert queue.complete
     assert mine.ordered("store span", "store task")
     assert mine.ordered("load offered", "load offer") and mine.ordered("load offer", "store verdict")
 
@@ -164,14 +164,14 @@ def test_the_coordinator_orders_reports_and_shares() -> None:
     world = Topology(1, 1)
     memory = LocalWindow([WindowLayout(coordinator_fields(world))])
     mine = Traced(memory, 0)
-    desk, orders = OrderBook(mine, world), Orders(memory, world, 0, lambda: 0.0)
-    desk.give(0, [Share(0, 0, 5)], made=3)
+    book, orders = OrderBook(mine, world), Orders(memory, world, 0, lambda: 0.0)
+    book.give(0, [Share(0, 0, 5)], made=3)
     for _ in range(2):
-        desk.evaluate(0)
+        book.evaluate(0)
         orders.poll(now=True)
         orders.copied()
         orders.report(Score(1.0, 2.0, 3.0, 4.0))
-        assert desk.collect() == Score(1.0, 2.0, 3.0, 4.0)
+        assert book.collect() == Score(1.0, 2.0, 3.0, 4.0)
     assert mine.ordered("load reported", "load report") and mine.ordered("load report", f"store order {EVALUATE}")
     assert all(mine.ordered(first, f"store order {SHARES}") for first in ("store share", "store cursor", f"store order {MADE}"))
 
@@ -287,8 +287,8 @@ def test_what_is_put_lives_until_the_flush() -> None:
     world = Topology(1, 1)
     memory = LocalWindow([WindowLayout([*coordinator_fields(world), *heartbeat_fields(world)]), WindowLayout(()), WindowLayout(())])
     lazy = Lazy(memory)
-    pulse = Heartbeat(lazy, world, 2, 20.0, lambda: False)
-    pulse.beat("waits for shard 0 to make room in its ring")
+    heartbeat = Heartbeat(lazy, world, 2, 20.0, lambda: False)
+    heartbeat.beat("waits for shard 0 to make room in its ring")
     assert bytes(memory.local["waits"][2]).startswith(b"waits for shard 0")
     orders = Orders(lazy, world, 0, lambda: 0.0)
     orders.poll(now=True)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import dbnet as package
 from dbnet import open_run
-from dbnet.__main__ import main, parser
+from dbnet.__main__ import COMMANDS, main, parser
 from dbnet.core.config import load
 from dbnet.core.registry import family
 from dbnet.data.file import DataFile
@@ -45,15 +45,15 @@ def test_train(trained: Finished, run_file: Path) -> None:
 
 
 def test_train_from_python_gives_the_parameters(run_file: Path) -> None:
-    done = package.train(str(run_file), "stop.epochs=1")
+    done = package.train(run_file, ["stop.epochs=1"])
     with h5py.File(done.checkpoint) as file:
         assert np.array_equal(file["params"][:], done.params)
 
 
 def test_a_run_can_be_repeated_to_the_bit(run_file: Path) -> None:
-    one, two = (package.train(str(run_file), f"run.name={name}") for name in "ab")
+    one, two = (package.train(run_file, [f"run.name={name}"]) for name in "ab")
     assert np.array_equal(one.params, two.params)
-    assert not np.array_equal(one.params, package.train(str(run_file), "run.seed=2").params)
+    assert not np.array_equal(one.params, package.train(run_file, ["run.seed=2"]).params)
 
 
 def test_quiet_says_nothing(run_file: Path, dbnet: Command) -> None:
@@ -217,7 +217,8 @@ def test_drawing_leaves_a_notebook_its_backend(trained: Finished) -> None:
         "import matplotlib\n"
         "matplotlib.use('svg')\n"
         "from matplotlib import pyplot as plt\n"
-        "from dbnet import open_run, plot\n"
+        "from dbnet import open_run\n"
+        "from dbnet.monitor import plot\n"
         "mine = plt.figure()\n"
         "plot.draw(open_run('out/run.h5'), 'mine.png')\n"
         "print(matplotlib.get_backend(), plt.get_fignums() == [mine.number], plt.gcf() is mine)"
@@ -275,7 +276,7 @@ def commands(
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
-                yield from commands(inner, (*words, name))
+                yield from commands(inner.complete(), (*words, name))
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands(parser())], ids=" ".join)
@@ -302,6 +303,40 @@ def test_a_reader_that_has_seen_enough(run_file: Path) -> None:
         os.close(writer)
         assert (done.returncode, done.stderr) == (0, "")
     assert open_run("out/run.h5").finished
+
+
+LIGHT = {"dbnet.comm.mpi", "dbnet.comm.patience", "dbnet.core.errors", "dbnet.core.version", "dbnet.run.signals"}
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("--help", ""),
+        ("trian", ""),
+        ("data --help", "commands.data"),
+        ("inspect none.h5", "commands.inspect"),
+        ("train none.toml", "commands.train"),
+    ],
+)
+def test_a_command_imports_what_it_needs(words: str, more: str, place: Path) -> None:
+    code = (
+        "import sys\nfrom dbnet.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('\\n' + ' '.join(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    loaded = set(done.stdout.splitlines()[-1].split())
+    files = {name for name in loaded if name.startswith("dbnet.")}
+    assert "mpi4py" not in loaded and "matplotlib" not in loaded and "pandas" not in loaded
+    commands = {name for name in files if name.startswith("dbnet.commands.")} - {"dbnet.commands.base", "dbnet.commands.usage"}
+    assert len(commands) == (words.split()[0] in COMMANDS)
+    if not commands:
+        assert {name for name in files if name.count(".") > 1} - {"dbnet.commands.usage"} == LIGHT and "numpy" not in loaded
+    if more:
+        assert commands == {f"dbnet.{more}"} and ("dbnet.run.train" in loaded) == (more == "commands.train")
 
 
 def test_version(dbnet: Command) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_portions
+from batch_world import BatchWorld, Ones
 from harness import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,7 +78,7 @@ def test_a_nan_output_makes_the_loss_nan(kind: str, dtype: str, unit: int) -> No
 @pytest.mark.parametrize("unit", [0, 4, 9])
 @pytest.mark.parametrize("kind", ["logistic", "softmax"])
 def test_a_nan_output_makes_the_interpreted_loss_nan(kind: str, unit: int) -> None:
-    module = __import__(f"dbnet.losses.{kind}", fromlist=["reduce"])
+    module = __import__(f"dbnet.network.losses.{kind}", fromlist=["reduce"])
     width, y = family("network.losses")[kind].width, np.zeros((10, 4))
     y[unit, 2] = np.nan
     stats = np.zeros((width, 4))
@@ -356,7 +356,7 @@ def test_a_batch_method_whose_step_is_too_long_is_told_so(data: Path) -> None:
 
 
 def test_a_pass_with_a_refused_bundle_has_an_infinite_loss_and_the_next_one_is_whole() -> None:
-    class Once(test_portions.Ones):
+    class Once(Ones):
         """The gradient of example 3 is not finite in pass 1, where w[0] = 1."""
 
         def accrue_share(self, w, g, fresh):
@@ -365,14 +365,14 @@ def test_a_pass_with_a_refused_bundle_has_an_infinite_loss_and_the_next_one_is_w
                 g[3] = np.nan
             return out
 
-    world = test_portions.World(12, 2, 2, 2, [Range(0, 12), Range(0, 12)])
+    world = BatchWorld(12, 2, 2, 2, [Range(0, 12), Range(0, 12)])
     for worker in world.workers:
         worker.replica.__class__ = Once
     world.finish()
     (first, _), (second, gradient) = world.results
     assert first == np.inf and second == sum(range(1, 13)) / 12
     np.testing.assert_allclose(gradient, np.full(12, 2 / 12))
-    assert world.pace.guard.keys == {1}
+    assert world.coordinator.duties.guard.keys == {1}
 
 
 def test_a_line_search_comes_back_from_where_nothing_is_finite(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from dbnet.comm.channel import Mailboxes
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait, drive
 from dbnet.comm.window import LocalWindow, WindowLayout
+from dbnet.coordinator.duty import RunTime
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, heartbeat_fields
 from dbnet.coordinator.membership import LostReplica, Membership
 from dbnet.coordinator.orders import OrderBook, coordinator_fields
@@ -32,7 +33,7 @@ class Job:
             ]
         )
         self.watch = HeartbeatWatch(self.memory, world, BOUND, self.clock)
-        self.desk = OrderBook(self.memory, world)
+        self.replicas = OrderBook(self.memory, world)
         self.pulses = {
             rank: Heartbeat(self.memory, world, rank, BOUND, lambda rank=rank: rank in self.asked, self.clock)
             for rank in range(1, world.size)
@@ -87,7 +88,7 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on() -> None:
 def test_one_that_was_given_up_learns_it() -> None:
     job = Job()
     job.live(1)
-    job.desk.give_up(1)
+    job.replicas.give_up(1)
     job.now += 0.1
     for rank in WORLD.replica_ranks(1):
         with pytest.raises(GivenUp):
@@ -155,15 +156,19 @@ def test_a_call_that_does_not_return_ends_the_rank_and_names_the_peer() -> None:
 
 
 class Called(Job):
-    """A roll over signs of life."""
+    """Membership over signs of life; a round of the coordinator is `act`."""
 
     def __init__(self, world: Topology = WORLD) -> None:
         super().__init__(world)
         self.boxes, self.said, self.recorded, self.handed = Mailboxes(1 + world.shards), [], [], []
-        self.roll = Membership(
-            self.desk, self.boxes.at(0), self.watch, lambda replica: 10, self.clock, self.said.append, self.recorded.append
-        )
-        self.roll.inherit = lambda lost, heirs: self.handed.append((lost, heirs))
+        self.members = Membership(
+            self.replicas, self.boxes.at(0), self.watch, lambda status, replica: 10, RunTime(self.clock), self.said.append,
+            self.recorded.append,
+        )  # fmt: skip
+
+    def act(self) -> None:
+        self.members.act(self.replicas.status())
+        self.handed += [(gone.replica, gone.heirs) for gone in self.members.departed()]
 
 
 def test_a_spare_replica_takes_the_place_of_a_lost_one_and_then_all_that_are_left() -> None:
@@ -171,25 +176,26 @@ def test_a_spare_replica_takes_the_place_of_a_lost_one_and_then_all_that_are_lef
     job.live(1)
     for lost, heirs, active in ((0, [2], [1, 2]), (2, [1], [1])):
         job.live(1.5, without=(WORLD.origin_rank(lost, 1),))
-        job.roll.call()
-        job.roll.call()
-        assert job.handed[-1] == (lost, heirs) and job.roll.active == active
+        job.act()
+        job.act()
+        assert job.handed[-1] == (lost, heirs) and job.members.active == active
         assert job.boxes.at(1).receive().content == lost
         job.pulses = {rank: pulse for rank, pulse in job.pulses.items() if rank not in WORLD.replica_ranks(lost)}
-    assert len(job.handed) == 2 and len(job.said) == 2 and job.roll.broken
-    job.roll.closed(0, (0, (8, 9)))
-    job.roll.closed(0, (2, (12, 12)))
+    assert len(job.handed) == 2 and len(job.said) == 2 and job.members.broken
+    job.members.closed(0, (0, (8, 9)))
+    job.members.closed(0, (2, (12, 12)))
     assert [loss[0] for loss in job.recorded] == [0, 2]
     assert [(loss.steps, loss.applied) for loss in job.recorded] == [(10, 8), (12, 12)]
-    assert "Lost: replica 0" in job.roll.summary() and "of its 10 gradients 8 were applied, 2 went with it" in job.roll.summary()
+    said = job.members.summary()
+    assert "Lost: replica 0" in said and "of its 10 gradients 8 were applied, 2 went with it" in said
 
 
 def test_a_lost_spare_is_nobodys_loss() -> None:
     job = Called()
     job.live(1)
     job.live(1.5, without=(6,))
-    job.roll.call()
-    assert job.roll.spares == [] and job.roll.active == [0, 1] and not job.handed
+    job.act()
+    assert job.members.spares == [] and job.members.active == [0, 1] and not job.handed
 
 
 def test_a_lost_shard_ends_the_run() -> None:
@@ -197,7 +203,7 @@ def test_a_lost_shard_ends_the_run() -> None:
     job.live(1)
     job.live(1.5, without=(1,))
     with pytest.raises(UserError, match=r"shard 0 is lost.*--resume auto"):
-        job.roll.call()
+        job.act()
 
 
 def test_gradients_that_some_shard_did_not_apply_went_with_the_replica() -> None:
@@ -205,7 +211,7 @@ def test_gradients_that_some_shard_did_not_apply_went_with_the_replica() -> None
     job = Called(world)
     job.live(1)
     job.live(1.5, without=(world.origin_rank(1, 0),))
-    job.roll.call()
+    job.act()
     for shard, applied in ((0, (9, 9)), (1, None), (2, (7, 11))):
-        job.roll.closed(shard, (1, applied))
-    assert job.recorded == [LostReplica(1, job.roll.lost[1], 11, 7)]
+        job.members.closed(shard, (1, applied))
+    assert job.recorded == [LostReplica(1, job.members.lost[1], 11, 7)]

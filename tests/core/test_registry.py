@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 from typing import ClassVar
 
@@ -24,9 +25,17 @@ def test_every_member_is_found_under_its_kind(name: str) -> None:
         assert member.__doc__ and member.model_config["frozen"] and member.model_config["extra"] == "forbid"
 
 
-def test_every_package_is_a_family() -> None:
-    packages = {module.name for module in pkgutil.iter_modules(dbnet.__path__) if module.ispkg}
-    assert packages == set(NAMES)
+def test_what_calls_itself_a_family_is_one() -> None:
+    """Its first line says so, its `base` defines what a member is, and no other folder has a base like that."""
+    named, based = set(), set()
+    for module in pkgutil.walk_packages(dbnet.__path__, "dbnet."):
+        name = module.name.removeprefix("dbnet.")
+        if module.ispkg and "family" in (importlib.import_module(module.name).__doc__ or "").split("\n")[0]:
+            named.add(name)
+        if name.endswith(".base"):
+            here = vars(importlib.import_module(module.name)).values()
+            based |= {kind.family for kind in here if isinstance(kind, type) and issubclass(kind, Member) and kind.family}
+    assert named == based == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

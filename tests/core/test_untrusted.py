@@ -17,15 +17,15 @@ import pytest
 from finished import ROOT, Finished
 from points import SIZE, VALUES, write
 
-from dbnet.checkpoint import damage, format
+from dbnet.checkpoint import format
 from dbnet.checkpoint.format import create, part_of, store
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.verify import damage
 from dbnet.core.errors import UserError
-from dbnet.core.untrusted import opened
+from dbnet.core.untrusted.mappings import checksum
+from dbnet.core.untrusted.opening import opened
 from dbnet.data.file import DataFile, read_inputs
 from dbnet.data.subsets import SHARE
-from dbnet.mappings import checksum
 from dbnet.monitor.results import Run
 
 Command = Callable[..., Finished]
@@ -142,7 +142,7 @@ def test_a_flipped_byte_in_a_run_file_that_was_not_closed(place: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT)
     raw = Path("killed.h5").read_bytes()
     look = (
-        "import sys\nfrom dbnet.untrusted import opened\nfound = 0\nfor at in range(12, 400, 7):\n"
+        "import sys\nfrom dbnet.core.untrusted.opening import opened\nfound = 0\nfor at in range(12, 400, 7):\n"
         "    raw = bytearray(open('killed.h5', 'rb').read()); raw[at] ^= 4; open('flipped.h5', 'wb').write(raw)\n"
         "    try:\n        with opened('flipped.h5', growing=True) as file: file['progress'][:]\n"
         "    except Exception: found += 1\nprint(found)\n"
@@ -253,7 +253,8 @@ def test_any_flipped_byte_of_the_mappings(tmp_path: Path) -> None:
     heap = raw.index(b"GCOL")
     size = int.from_bytes(raw[heap + 24 : heap + 32], "little")
     look = (
-        "import sys\nfrom dbnet.errors import UNREADABLE, UserError\nfrom dbnet.untrusted import opened\n"
+        "import sys\nfrom dbnet.core.errors import UserError\nfrom dbnet.core.files import UNREADABLE\n"
+        "from dbnet.core.untrusted.opening import opened\n"
         "path, lo, hi = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "raw = open(path, 'rb').read()\n"
         "for at in range(lo, hi):\n"

@@ -232,8 +232,8 @@ def test_only_what_holds_wanted_rows_is_read(place: Path, layout: str, monkeypat
         file.create_dataset("train/x", data=x, **LAYOUTS[layout])
         file["train/y"] = y
     data, spans, read = DataFile("rows.h5"), [], h5py.Dataset.__getitem__
-    monkeypatch.setattr(file, "_BLOCK", 1 << 12)
-    monkeypatch.setattr(file, "_GAP", 1 << 10)
+    monkeypatch.setattr("dbnet.data.file._BLOCK", 1 << 12)
+    monkeypatch.setattr("dbnet.data.file._GAP", 1 << 10)
 
     def noting(source: h5py.Dataset, index: Any) -> Any:
         spans.append((source.name, index.stop - index.start))

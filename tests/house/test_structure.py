@@ -1,8 +1,9 @@
-"""The shape of the source: imports go strictly downward, few modules know MPI, Numba and HDF5, files and functions stay short."""
+"""The house: rooms in a strict order, no circles, small rooms that name their files; few know MPI, Numba, HDF5; short files."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,40 +12,30 @@ from pathlib import Path
 
 import pytest
 
+import dbnet
+
 PACKAGE = Path(__file__).resolve().parents[2] / "dbnet"
-FAMILIES = ("layers", "losses", "rules", "methods", "data", "descent", "benches")
-# A family stands for its members; these may import their family's base and members that come before them in MEMBERS.
-TIERS = (
-    ("errors", "ranges", "gemm", "linesearch", "channel", "interrupt", "disk", "rows", "patience", "mappings"),
-    ("jit", "registry", "mpi", "waiting", "topology", "link", "parameters", "patches", "table", "untrusted"),
-    ("config", "vector", "activations", "filters", "losses", "rules", "data", "mover", "marker", "usage", "window"),
-    ("layers", "batches", "shard", "space", "monitor"),
-    ("model", "accrual", "history", "portions", "plot", "shares", "intake"),
-    ("network", "partition", "checkpoint", "routes", "tasks", "descent", "orders"),
-    ("exchange", "store", "display", "pulse", "saving", "verify"),
-    ("direct", "roll", "guard", "keeper", "resume", "inspect", "starting"),
-    ("replica", "pace", "predictions"),
-    ("driver",),
-    ("build", "methods", "benches"),
-    ("outcome",),
-    ("run", "infer", "plan", "bench"),
-    ("slurm",),
-    ("__init__", "__main__"),
-)
+# Ground floor first: a room imports rooms before it. The door stands for __init__ and __main__.
+ROOMS = ("core", "comm", "data", "network", "checkpoint", "shards", "monitor", "coordinator", "methods", "run", "commands")
+MOST = 10
 LIBRARIES = {
-    "mpi4py": {"mpi", "topology", "window", "link"},
-    "numba": {"jit"},
-    "llvmlite": {"jit"},
-    "h5py": {"disk", "checkpoint", "saving", "verify", "monitor", "data.base", "table", "untrusted"},
-    "torch": {"benches.layers", "benches.step"},
+    "mpi4py": {"comm.mpi", "comm.communicators", "comm.window", "comm.link"},
+    "numba": {"core.jit"},
+    "llvmlite": {"core.jit"},
+    "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor"},
+    "pandas": {"monitor"},
+    "matplotlib": {"monitor"},
+    "torch": {"commands.bench.layers", "commands.bench.step"},
 }
+FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "tools"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in MODULES} - {PACKAGE})
 
 
 def name(path: Path) -> str:
-    """Return a module's name within the package; a family's __init__ is the family."""
+    """Return a module's name within the package; the __init__ of a folder is the folder."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 @cache
@@ -72,31 +63,64 @@ def imports(path: Path) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}" if inner.with_suffix(".py").exists() or inner.is_dir() else str(node.module)
 
 
-def tier(module: str) -> int:
-    family = module.split(".")[0]
-    found = [i for i, members in enumerate(TIERS) if family in members]
-    assert len(found) == 1, f"dbnet/{module.replace('.', '/')}.py has no tier, or several; give it one in this test"
-    return found[0]
+def within(path: Path) -> set[str]:
+    """Return the modules of dbnet that a module imports, as names within the package."""
+    return {target.removeprefix("dbnet.") for target in imports(path) if target.startswith("dbnet.")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def floor(module: str) -> int:
+    return len(ROOMS) if room(module) in ("__init__", "__main__") else ROOMS.index(room(module))
+
+
+def things(folder: Path) -> list[str]:
+    """Return the files and folders of a room by name."""
+    return sorted(
+        path.stem
+        for path in folder.iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.stem != "__init__"
+    )
+
+
+def test_the_first_floor_is_the_rooms_and_the_door() -> None:
+    assert set(things(PACKAGE)) == {*ROOMS, "__main__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_imports_go_downward(path: Path) -> None:
     me = name(path)
-    wrong = []
-    for target in imports(path):
-        if target == "dbnet" or not target.startswith("dbnet."):
-            continue
-        other = target.removeprefix("dbnet.")
-        if me.split(".")[0] in FAMILIES and me.split(".")[0] == other.split(".")[0]:
-            # Within a family: its base, or (a variant of a method or layer) one other member, never in a circle.
-            back = [t for t in imports(PACKAGE / (other.replace(".", "/") + ".py")) if t == f"dbnet.{me}"]
-            wrong += back
-        elif tier(other) >= tier(me):
-            wrong.append(f"{me} (tier {tier(me)}) imports {other} (tier {tier(other)})")
-    assert not wrong
+    assert [other for other in within(path) if floor(other) > floor(me)] == []
+    # Nobody takes something from the door, and the rooms of methods and runs meet through the registry alone.
+    assert "dbnet" not in set(imports(path))
+    assert not (room(me) == "run" and any(room(other) == "methods" for other in within(path)))
 
 
-def test_only_the_command_line_and_the_registry_import_late() -> None:
+def test_no_circle_inside_a_room() -> None:
+    arrows = {name(path): {other for other in within(path) if room(other) == room(name(path))} for path in MODULES}
+    free: set[str] = set()
+    while ready := {me for me, others in arrows.items() if me not in free and others <= free}:
+        free |= ready
+    assert set(arrows) - free == set()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: ".".join(folder.relative_to(PACKAGE).parts))
+def test_rooms_are_small_and_say_what_is_in_them(folder: Path) -> None:
+    found = things(folder)
+    assert len(found) <= MOST + (folder.parent != PACKAGE)
+    assert not FORBIDDEN & set(found)
+    face = tree(folder / "__init__.py")
+    assert len(face.body) == 1, "a room's __init__ holds its docstring and nothing else: no re-exports"
+    text = ast.get_docstring(face)
+    assert text and re.fullmatch(r"[^\n]{10,}[.:]?", text.split("\n")[0])
+    family = "family" in text.split("\n")[0]
+    missing = [thing for thing in found if not re.search(rf"\b{thing}\b", text)]
+    assert missing == [] or (family and "base" not in missing)
+
+
+def test_only_the_door_and_the_registry_import_late() -> None:
     """An import within a function hides a dependency; libraries that are slow to load, and starting MPI, are the exceptions."""
     late = set()
     for path in MODULES:
@@ -105,13 +129,13 @@ def test_only_the_command_line_and_the_registry_import_late() -> None:
                 for node in ast.walk(function):
                     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dbnet"):
                         late.add(name(path))
-    assert late <= {"__init__", "__main__"}
+    assert late <= {"__init__"}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_only_a_few_modules_know(library: str) -> None:
     users = {name(path) for path in MODULES for target in imports(path) if target.split(".")[0] == library}
-    assert users <= LIBRARIES[library]
+    assert {user for user in users if not {user, room(user)} & LIBRARIES[library]} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -121,15 +145,51 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > 60} == {}
 
 
+def test_one_name_means_one_thing() -> None:
+    """A public class or type alias has a name that nothing else of the house has, whatever room or family it is in."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for what in kinds(path):
+            homes.setdefault(what, []).append(name(path))
+    assert len(homes) > 100
+    assert {what: where for what, where in homes.items() if len(where) > 1} == {}
+
+
+def kinds(path: Path) -> Iterator[str]:
+    """Yield the public classes and type aliases that a module defines: an alias is a name in capitals and small letters."""
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        else:
+            names = [ast.unparse(node.target)] if isinstance(node, ast.AnnAssign) else []
+        yield from (what for what in names if re.fullmatch(r"[A-Z]\w*[a-z]\w*", what))
+
+
 def test_importing_the_package_starts_nothing() -> None:
-    code = "import dbnet, sys; print([m for m in ('mpi4py', 'numba', 'h5py', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys; before = set(sys.modules); import dbnet; new = set(sys.modules) - before\n"
+        "print(sorted(name for name in new if name.split('.')[0] not in sys.stdlib_module_names))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "['dbnet']"
+
+
+def test_public_names_are_found_and_described() -> None:
+    for what in set(dbnet.__all__) - {"__version__"}:
+        text = getattr(dbnet, what).__doc__
+        assert text and len(text.split("\n")[0]) > 15, what
+        if what not in ("Layer", "Loss", "Method", "Rule"):
+            assert "Parameters\n" in text or "Attributes\n" in text, what
+    assert set(dbnet.__all__) <= set(dir(dbnet))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = dbnet.trian
 
 
 def test_importing_everything_compiles_nothing_and_starts_no_mpi() -> None:
     code = (
-        "import sys, dbnet.run, dbnet.jit as jit\n"
+        "import sys, dbnet.run.train, dbnet.core.jit as jit\n"
         "print(len(jit.KERNELS) > 0, sum(len(k.signatures) for _, k in jit.KERNELS), 'mpi4py' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=PACKAGE.parent)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import optimize, sparse
-from test_space import SplitSpace
+from split_space import SplitSpace
 
 from dbnet.core.ranges import Range
 from dbnet.core.registry import family

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from partitioned import run
 
-from dbnet import open_run
+from dbnet import load, open_run
 from dbnet import train as run_here
 from dbnet.__main__ import main
 from dbnet.checkpoint.format import store, text
@@ -23,7 +23,7 @@ from dbnet.core.errors import OWN, UserError
 from dbnet.core.registry import family, load_file, make
 from dbnet.network.model import Model
 
-FILE = Path(__file__).with_name("gain.py")
+FILE = Path(__file__).parents[1] / "support" / "gain.py"
 
 
 def model() -> Model:
@@ -121,6 +121,12 @@ def test_own_modules_of_a_checkpoint_want_trust(sent: Path, digits: Path, dbnet:
     assert Path("ran").exists()
     # What this process runs already needs no leave.
     assert dbnet("predict", point, digits, "p.csv").code == 0
+    forget()
+    Path("ran").unlink()
+    with pytest.raises(UserError, match=r"Python code that would be run: trap.py .* and trust_modules=True runs it\.$"):
+        load(point)
+    assert not Path("ran").exists()
+    assert f"{load(point, trust_modules=True).evaluate().test_accuracy:.4f}" == done.out.split()[-1] and Path("ran").exists()
 
 
 def test_a_module_that_is_not_what_it_says(sent: Path, dbnet: Callable) -> None:
@@ -183,7 +189,7 @@ def test_ones_own_line_comes_first(case: str, ranks: int, run_file: Path, capsys
     else:
         ended = SimpleNamespace(rank=1, size=ranks, Abort=sys.exit)
         with pytest.raises(SystemExit), mpi.abort_on_error(ended):
-            run_here(str(run_file), *words[2:4])
+            run_here(str(run_file), words[2:4])
     err = capsys.readouterr().err
     assert err.startswith(f"dbnet: '{Path('bad.py').resolve()}', line {line}, {said}"), err
     assert (ranks == 1) == ("Traceback" not in err)

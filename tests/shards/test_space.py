@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Generator
 
 import numpy as np
 import pytest
+from split_space import SplitSpace
 
-from dbnet.comm.channel import Mailboxes
+from dbnet.comm.channel import Mailboxes, Shards
+from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Wait
 from dbnet.core import vector
-from dbnet.core.ranges import Range, split
+from dbnet.core.config import build
+from dbnet.core.ranges import Range
+from dbnet.network.parameters import FlatLayout
 from dbnet.shards import space
 from dbnet.shards.accrual import Accrual, Question, ShardSpace
-from dbnet.shards.push import Push, Refusal
+from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.sgd import Sgd
 from dbnet.shards.shard import Shard
 from dbnet.shards.space import LocalSpace, Space, perform
 
 DTYPES = ["float32", "float64"]
 MASKS = ["everywhere", "some"]
-
-
-class SplitSpace(Space):
-    """Registers cut into ranges, commands performed range by range, scalars summed: what shards do."""
-
-    def __init__(self, registers: space.Registers, parts: int) -> None:
-        super().__init__()
-        ranges = split(registers["params"].size, parts)
-        self.parts = [{name: v[r.slice] for name, v in registers.items()} for r in ranges]
-
-    def totals(self, commands: list[space.Command]) -> Generator[None, None, list[float]]:
-        # Through pickle, as a command that is sent would go.
-        commands = pickle.loads(pickle.dumps(commands))
-        answers = [[x for command in commands for x in perform(part, command)] for part in self.parts]
-        yield Wait("the answers of the other ranges")
-        return [sum(column) for column in zip(*answers, strict=True)]
-
-    def whole(self, name: str) -> np.ndarray:
-        return np.concatenate([part[name] for part in self.parts])
 
 
 def run(space: Space, commands: list[space.Command]) -> list[list[float]]:
@@ -231,7 +215,7 @@ def test_create_keeps_what_exists() -> None:
 
 def test_answers_of_shards_are_summed_in_their_order_and_late_ones_forgotten() -> None:
     boxes = Mailboxes(4)
-    asking = ShardSpace(3, boxes.at(0), lambda: None, "f8")
+    asking = ShardSpace(Shards(boxes.at(0), Topology(3, 1)), lambda: None, "f8")
     given_up = asking.ask(give_up=lambda: len(asking._answers) == 1)
     next(given_up)
     asking.take(0, (1, [5.0]))
@@ -255,9 +239,16 @@ def test_answers_of_shards_are_summed_in_their_order_and_late_ones_forgotten() -
     assert [boxes.at(3).receive().content.number for _ in range(2)] == [1, 2]
 
 
+def accrual_over(shard: Shard, origins: list[tuple[int, int]], decay: float = 0.0, **saved: np.ndarray) -> Accrual:
+    config = build(
+        {"data": {"path": "none"}, "model": {"layers": [{"kind": "dense", "units": 1}], "decay": decay}, "stop": {"steps": 1}}
+    )
+    return Accrual(shard, Receiving(config, FlatLayout([("0.dense.W", (2,), 1.0, True)]), origins, lambda: saved))
+
+
 def test_a_shard_counts_what_is_of_its_pass_and_answers_what_it_was_asked() -> None:
     boxes, params = Mailboxes(2), np.zeros(2)
-    accrual = Accrual(Shard(Range(0, 2), Sgd(), params, np.zeros(1, np.int64), lambda: 0.0), [(0, 0), (1, 0)], {}, {})
+    accrual = accrual_over(Shard(Range(0, 2), Sgd(), params, np.zeros(1, np.int64), lambda: 0.0), [(0, 0), (1, 0)])
 
     def asked(*question: object) -> list[float] | None:
         accrual.heed(Question(*question))
@@ -300,7 +291,8 @@ def test_a_checkpoint_takes_the_iterate_for_the_parameters() -> None:
     """While params is a trial point; masks and the gradient come anew with each run."""
     base, boxes = np.full(2, 7.0), Mailboxes(2)
     shard = Shard(Range(0, 2), Sgd(), np.zeros(2), np.zeros(1, np.int64), lambda: 0.0)
-    accrual = Accrual(shard, [], {"base": base}, {"weights": np.ones(2)})
+    accrual = accrual_over(shard, [], decay=0.1, base=base)
+    assert "weights" in accrual.held
     for number, iterate, expected in ((1, "base", base), (2, "params", shard.params)):
         accrual.heed(Question(number, (), number, (), iterate))
         assert accrual.advance(boxes.at(1))

@@ -83,10 +83,17 @@ def sound(done: Finished, *context: object) -> None:
 
 # --- run files ----------------------------------------------------------------------------------------------------------------
 
+FAMILIES = ("network.layers", "network.losses", "shards.rules", "methods", "methods.descent")
 WORDS = st.one_of(
     st.text(max_size=8).filter(lambda text: "/" not in text and ".." not in text),
     st.sampled_from(["", "none", "run.toml", "data.h5", "Zürich", "模型", "a" * 300, "nan", "float16", "0\x00", "\n"]),
-    st.sampled_from([kind for name in ("layers", "losses", "rules", "methods", "descent") for kind in sorted(family(name))]),
+    st.sampled_from(
+        [
+            kind
+            for name in ("network.layers", "network.losses", "shards.rules", "methods", "methods.descent")
+            for kind in sorted(family(name))
+        ]
+    ),
 )
 # Neither cheap nor absurd sizes would only take long.
 NUMBERS = st.one_of(

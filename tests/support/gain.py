@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from dbnet.core.jit import kernel
+from dbnet import Layer, Parameter, kernel
 from dbnet.core.ranges import Region
-from dbnet.network.layers.base import Cell, Layer, Parameter, Shape
+from dbnet.network.layers.base import Cell, Shape
 
 
 @kernel("T[:,:];T[:,:];T[:]")

@@ -13,7 +13,7 @@ from dbnet.coordinator.orders import GO, Orders, coordinator_fields
 from dbnet.core import config
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
-from dbnet.methods.downpour import Downpour
+from dbnet.methods.downpour import DownpourWorker
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.push import Intake
 from dbnet.shards.routes import routes
@@ -157,9 +157,8 @@ class World:
             WindowStore(self.memory, self.world, (r, 0), Footprint(footprint, footprint, size), rings, table.overlap)
             for r in range(replicas)
         ]
-        downpour = Downpour()
         self.turns = [
-            downpour.work(replica, store, Orders(self.memory, self.world, r, lambda: 0.0), self.config)
+            DownpourWorker(replica, store, Orders(self.memory, self.world, r, lambda: 0.0), self.config).run()
             for r, (replica, store) in enumerate(zip(self.replicas, self.stores, strict=True))
         ]
 

@@ -53,8 +53,8 @@ def jobs(folder: Path, number: int = 1, shards: int = 3, keep: int = 2, name: st
         yield partial(writer.commit, part, clock)
         digests = {n: hashlib.sha256((number * x[part.slice]).tobytes()).hexdigest() for n, x in REGISTERS.items() if part.size}
         saved.append(Saved(identity, "", True, part, clock, {n: x.dtype.name for n, x in REGISTERS.items()}, digests))
-    said = texts(config, name, MODEL, {"shape": [3], "outputs": 2, "vectors": False, "examples": 8, "labels": ""}, None)
-    about = {"id": identity, "name": name, "seconds": 12.5, "size": said.pop("size"), "steps": 7}
+    said = texts(config, name, MODEL.layout, {"shape": [3], "outputs": 2, "vectors": False, "examples": 8, "labels": ""}, [])
+    about = {"id": identity, "name": name, "seconds": 12.5, "size": said.pop("size"), "scale": said.pop("scale"), "steps": 7}
     said.pop("name")
     content = {**said, "about": about, "method": {"k": number}}
     yield from seal(path, folder / f"{name}.checkpoint.h5", keep, content, {"replicas": REPLICAS, "table.cursors": ROWS}, saved)

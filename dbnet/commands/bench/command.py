@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from dbnet.commands.base import _command
 from dbnet.commands.bench.base import Row
 from dbnet.core import jit
 from dbnet.core.errors import UserError, nearest
@@ -52,18 +50,13 @@ def holds(row: Row) -> bool:
     return row.ratio <= float(bound) if sign == "<=" else row.ratio >= float(bound)
 
 
-def _bench(commands: Any) -> None:
-    made = _command(
-        commands, "bench", command, "measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed"
-    )
-    made.add_argument(
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "parts", nargs="*", metavar="PART", help="any of apply, layers, overhead, partitions, space, step, wire (default: all)"
     )
-    made.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
-    made.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")
+    parser.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
+    parser.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")
 
 
-def bench(options: argparse.Namespace) -> None:
-    from dbnet.commands.bench import command
-
-    command.run(options.parts, Path(options.out), options.repeat)
+def run_bench(options: argparse.Namespace) -> None:
+    run(options.parts, Path(options.out), options.repeat)

@@ -19,7 +19,7 @@ def plain_copy(x: np.ndarray, y: np.ndarray) -> None:
         y[i] = x[i]
 
 
-class Space(Bench):
+class ShardCommands(Bench):
     """Commands on registers of 16 million parameters with a history of ten pairs, against the rate of a plain copy loop."""
 
     kind: ClassVar[str] = "space"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a format is: options of `dbnet data KIND`, and arrays named as in the data file that is written from them."""
 
 from __future__ import annotations
 

@@ -1,59 +1,99 @@
 """The coordinator of a batch method: it answers the method's questions by passes over the data, and owns no vector.
 
-For each loss and gradient it hands out portions of the batch until all have a result (algorithm 7.2 of Dean et al. 2012, `tasks`);
-the shards add up what the replicas push (`accrual`). The history's state is that of a pass under way, so a checkpoint is taken
-while one is.
+For each loss and gradient it hands out portions of the batch until all have a result (algorithm 7.2 of Dean et al. 2012,
+`work_queue`); the shards add up what the replicas push (`accrual`). The history's state is that of a pass under way, so a
+checkpoint is taken while one is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import numpy as np
 
+from dbnet.comm.topology import Topology
 from dbnet.comm.turns import IDLE, Turns, Wait
+from dbnet.comm.window import Field
 from dbnet.coordinator.coordinator import Coordinator
+from dbnet.coordinator.duty import Facts
+from dbnet.coordinator.orders import Status
 from dbnet.core.ranges import Range
 from dbnet.data.portions import Blocks
-from dbnet.methods.descent.base import NOT_FINITE, Pass, Requests, resumed
-from dbnet.methods.sandblaster.work_queue import WorkQueue
+from dbnet.methods.descent.base import NOT_FINITE, Pass, Requests, minimize, resumed
+from dbnet.methods.sandblaster.work_queue import WorkQueue, task_fields
 from dbnet.shards.accrual import ShardSpace
 from dbnet.shards.space import Command, Copy, Decay, Scale
 
 
-class Driver:
+class SandblasterCoordinator(Coordinator):
     """Runs a batch method: answers its passes, records its iterations, says when to end."""
 
-    def __init__(self, pace: Coordinator) -> None:
-        self.pace, table = pace, pace.config.sandblaster
-        options, limit = pace.config.batch_method(), pace.config.stop.iterations
+    by_pass: ClassVar[bool] = True
+    rows: ClassVar[bool] = False
+
+    def __init__(self, facts: Facts, *parts: Any) -> None:
+        config = facts.config
+        options, limit = config.batch_method(), config.stop.iterations
         self.options = options if limit is None else options.model_copy(update={"iterations": limit})
-        self.state = resumed(pace.resumed, self.options)
-        self.space = ShardSpace(pace.shards, pace.channel, self._hear, pace.config.model.dtype)
-        self.blocks = Blocks(table.portion, pace.examples)
-        self.ledger = WorkQueue(
-            pace.desk.window, pace.desk.topology.copies, table.push_every, table.backups, table.patience, pace.due
-        )
-        self.ledger.absent = set(pace.roll.spares)
-        pace.roll.inherit, pace.roll.steps = self.inherit, pace.counted
-        self._end = [Decay(pace.config.model.decay, "params", "gradient", "weights")] if pace.config.model.decay else []
-        self._before, self._owed = self._counts(), False
-        pace.roll.evaluation_lost = self._owe
-        pace.handlers["answer"], pace.rows = self.space.take, False
-        pace.guard.by_pass()
-        pace.state = lambda: {"descent": self.options.options(), "state": self.state.saved()}
+        self.descent = resumed(facts.state, self.options)
+        super().__init__(facts, *parts)
+        table = config.sandblaster
+        self.blocks = Blocks(table.portion, facts.examples)
+        copies, window = self.replicas.topology.copies, self.replicas.window
+        self.queue = WorkQueue(window, copies, table.push_every, table.backups, table.patience, self.time.due)
+        self.queue.absent = set(self.duties.membership.spares)
+        self._end = [Decay(config.model.decay, "params", "gradient", "weights")] if config.model.decay else []
+        self._before, self._owed, self._ending = self._counts(), False, False
+
+    def messages(self) -> dict[str, Callable[[int, Any], None]]:
+        self.space = ShardSpace(self.shards, self._hear, self.facts.config.model.dtype)
+        return {"answer": self.space.take}
+
+    @classmethod
+    def fields(cls, topology: Topology) -> list[Field]:
+        return task_fields(topology.copies)
+
+    @staticmethod
+    def made(status: Status, facts: Facts, replica: int) -> int:
+        """Return the portions that a replica has computed and not dropped."""
+        return int(status["computed"][replica] - status["dropped"][replica])
+
+    def state(self) -> dict[str, Any]:
+        return {"descent": self.options.options(), "state": self.descent.saved()}
+
+    def inherit(self, lost: int, heirs: list[int]) -> None:
+        """A lost replica's portions go to the others; a spare one joins them."""
+        self.queue.absent.add(lost)
+        self.queue.absent.difference_update(heirs)
+        self.replicas.go(heirs)
+
+    def evaluation_lost(self) -> None:
+        """Params may be a trial point now: it is made up for at the next iterate, or when all is over."""
+        if self._ending:
+            self.duties.evaluation.ask()
+        self._owed = not self._ending
+
+    def run(self) -> Turns:
+        self.replicas.go(self.duties.membership.active)
+        yield from self.evaluate()
+        yield from self.drive(minimize(self.space, self.options, self.descent))
+        yield from self.dismiss()
+        yield from self.finish()
 
     def _hear(self) -> int:
-        self.pace.tick()
-        return self.pace.news
+        self.tick()
+        return self.news
 
     def drive(self, run: Requests) -> Turns:
         """Answer the batch method until it ends."""
         answer: float | None = None
-        while not self.pace.guard.stops:
+        while not self.duties.guard.stops:
             try:
                 request = run.send(answer)
             except StopIteration as end:
-                self.pace.display.say(f"The batch method ended by {end.value}.")
-                self.pace.guard.stopped = end.value == NOT_FINITE
+                self.duties.progress.say(f"The batch method ended by {end.value}.")
+                self.duties.guard.stopped = end.value == NOT_FINITE
                 return
             answer = None
             if isinstance(request, Pass):
@@ -69,41 +109,41 @@ class Driver:
     def sum_up(self, request: Pass) -> Turns:
         """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss, or None if the run is to stop."""
         span = request.examples or Range(0, self.blocks.examples)
-        pace, ledger = self.pace, self.ledger
-        patience, scalars = pace.config.sandblaster.patience, None
-        minibatch = min(pace.config.method.minibatch, self.blocks.size, self.blocks.examples)
+        queue, config = self.queue, self.facts.config
+        patience, scalars = config.sandblaster.patience, None
+        minibatch = min(config.method.minibatch, self.blocks.size, self.blocks.examples)
         end: list[Command] = [Scale("gradient", minibatch / span.size), *self._end]
 
         def lost() -> bool:
-            ledger.hear(pace.beats)
-            ledger.turn()
-            return pace.halted or ledger.lost(patience)
+            queue.hear(self.beats)
+            queue.turn()
+            return self.ending.halted or queue.lost(patience)
 
         while scalars is None:
-            yield from self.space.ask(begin=ledger.number + 1, iterate=request.iterate)
-            ledger.open(ledger.number + 1, span, self.blocks.portions(span))
-            if pace.checkpoint_due():
-                pace.checkpoint()
+            yield from self.space.ask(begin=queue.number + 1, iterate=request.iterate)
+            queue.open(queue.number + 1, span, self.blocks.portions(span))
+            if self.checkpoint_due:
+                self.checkpoint()
             yield from self._hand_out()
-            scalars = yield from self.space.ask(end, counts=ledger.bundles, give_up=lost)
-            if pace.halted:
+            scalars = yield from self.space.ask(end, counts=queue.bundles, give_up=lost)
+            if self.ending.halted:
                 return None  # What is saved while a pass is under way is the state of the last iterate.
             if scalars is None:
                 # A replica fell silent with an accepted bundle: once more, with more patience.
-                ledger.tally.restarts += 1
+                queue.tally.restarts += 1
                 patience *= 2
         yield from self._written()
-        self.state.examples += span.size
-        return pace.guard.loss(ledger.number, ledger.loss / span.size + sum(scalars))
+        self.descent.examples += span.size
+        return self.duties.guard.loss(queue.number, queue.loss / span.size + sum(scalars))
 
     def _hand_out(self) -> Turns:
-        pace, ledger = self.pace, self.ledger
-        while not ledger.complete and not pace.halted:
-            pace.tick()
-            ledger.hear(pace.beats)
-            if ledger.turn(() if pace.desk.evaluating is None else (pace.desk.evaluating,)):
+        queue = self.queue
+        while not queue.complete and not self.ending.halted:
+            self.tick()
+            queue.hear(self.beats)
+            if queue.turn(() if self.replicas.evaluating is None else (self.replicas.evaluating,)):
                 yield None
-            elif all(ledger.silent(r) for r in range(ledger.replicas)):
+            elif all(queue.silent(r) for r in range(queue.replicas)):
                 yield Wait("the coordinator waits for any replica to compute")
             else:
                 yield IDLE
@@ -111,65 +151,55 @@ class Driver:
     def _written(self) -> Turns:
         """Wait until a checkpoint is written: the parameters must not change before."""
         heard = -1
-        while self.pace.writing:
-            self.pace.tick()
-            yield None if self.pace.news != heard else Wait("the coordinator waits for the shards to send a checkpoint")
-            heard = self.pace.news
+        while self.writing:
+            self.tick()
+            yield None if self.news != heard else Wait("the coordinator waits for the shards to send a checkpoint")
+            heard = self.news
 
     def dismiss(self) -> Turns:
         """Have all replicas end; one may still be evaluating."""
-        self.pace.roll.evaluation_lost = self.pace.evaluate
-        self.pace.desk.stop(self.pace.guard.stops)
-        while not self.pace.all_done:
-            heard = self.pace.tick()
-            self.ledger.turn()
+        self._ending = True
+        self.replicas.stop(self.duties.guard.stops)
+        while not self.all_done:
+            heard = self.tick()
+            self.queue.turn()
             yield None if heard else Wait("the coordinator waits for the replicas to end")
-
-    def inherit(self, lost: int, heirs: list[int]) -> None:
-        """A lost replica's portions go to the others; a spare one joins them."""
-        self.ledger.absent.add(lost)
-        self.ledger.absent.difference_update(heirs)
-        self.pace.desk.go(heirs)
 
     def iteration(self) -> Turns:
         """Record an iterate, have it evaluated if that is due, and see whether it is the last."""
-        pace, state, now = self.pace, self.state, self._counts()
+        state, now = self.descent, self._counts()
         since = [int(b - a) for a, b in zip(self._before, now, strict=True)]
         self._before = now
-        values = (pace.seconds, state.iteration, state.loss, float(np.sqrt(state.square)), state.step, *since)
-        pace.record.iteration(*values)
-        pace.display.iteration(values, pace.last_score)
-        if self._owed or pace.evaluation_due():
-            yield from self.evaluation()
-        stop = pace.config.stop
-        if pace.reached:
+        norm = float(np.sqrt(state.square))
+        self.duties.progress.iteration(self.time.seconds, state.iteration, state.loss, norm, state.step, *since)
+        if self._owed or self.duties.evaluation.due:
+            yield from self.evaluate()
+        stop = self.facts.config.stop
+        if self.ending.reached:
             state.ending = "the run's time or accuracy"
         elif stop.epochs is not None and state.examples >= stop.epochs * self.blocks.examples:
             state.ending = "the run's epochs"
 
     def _counts(self) -> tuple[int, ...]:
-        return self.state.passes, self.space.rounds, self.ledger.tally.backups, self.pace.dropped
+        dropped = int(self.status["dropped"].sum())
+        return self.descent.passes, self.space.rounds, self.queue.tally.backups, dropped
 
-    def _owe(self) -> None:
-        """An evaluation was lost with its replica: params may be a trial point now, so it is made up for at the next iterate."""
-        self._owed = True
-
-    def evaluation(self) -> Turns:
+    def evaluate(self) -> Turns:
         """Have the parameters evaluated; go on when a replica has its copy of them."""
-        pace, ledger, self._owed = self.pace, self.ledger, True
+        queue, replicas, evaluation, self._owed = self.queue, self.replicas, self.duties.evaluation, True
         # Since the shards worked on the last step nobody has listened.
-        ledger.hear(pace.beats)
-        while self._owed and (living := [r for r in pace.roll.active if not ledger.silent(r)]):
-            self._owed, turn = False, pace.turn + 1
-            chosen = min(living, key=lambda r: (r - turn) % ledger.replicas)
-            pace.evaluate(chosen)
+        queue.hear(self.beats)
+        while self._owed and (living := [r for r in self.duties.membership.active if not queue.silent(r)]):
+            self._owed, turn = False, evaluation.turn + 1
+            chosen = min(living, key=lambda r: (r - turn) % queue.replicas)
+            evaluation.ask(chosen)
             while True:
-                heard = pace.tick()
-                ledger.hear(pace.beats)
-                if pace.desk.snapshot_taken or ledger.silent(chosen):
+                heard = self.tick()
+                queue.hear(self.beats)
+                if replicas.snapshot_taken or queue.silent(chosen):
                     break
                 yield None if heard else Wait(f"the coordinator waits for replica {chosen} to fetch what it evaluates")
-            if not pace.desk.snapshot_taken:
+            if not replicas.snapshot_taken:
                 # It would fetch whatever is tried by then.
-                pace.desk.withdraw()
+                replicas.withdraw()
                 self._owed = True

@@ -1,8 +1,8 @@
 """Sandblaster: batch optimisation on the shards (Dean et al. 2012, section 4.2 and algorithm 7.2).
 
 The coordinator runs a batch method, by default L-BFGS, without access to a vector: parameters, gradient and history are registers
-on the shards. For each loss and gradient it hands out portions of the batch until all have a result (`tasks`); replicas fetch the
-parameters once per pass, sum the gradients of a few portions and push the sums; shards add them up (`accrual`).
+on the shards. For each loss and gradient it hands out portions of the batch until all have a result (`work_queue`); replicas fetch
+the parameters once per pass, sum the gradients of a few portions and push the sums; shards add them up (`accrual`).
 
 Where the paper is silent: a bundle of portions is pushed when the coordinator has accepted it, so a portion counts once whatever
 backups, silence and return do. The loss is the mean over the batch, plus model.decay / 2 |w|^2 over the weights (not the biases),
@@ -11,6 +11,7 @@ which the shards add. The history's state is that of a pass under way, so a chec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,13 @@ import numpy as np
 from dbnet.comm.turns import IDLE, Turns
 from dbnet.coordinator.orders import Orders
 from dbnet.core.config import Config
-from dbnet.data.portions import Blocks, Portion
-from dbnet.methods.sandblaster.work_queue import Task, Tasks
-from dbnet.methods.worker import report
+from dbnet.core.errors import UserError
+from dbnet.core.ranges import Range
+from dbnet.data.file import DataFile, Examples
+from dbnet.data.portions import Blocks, Portion, Reader
+from dbnet.data.subsets import Share
+from dbnet.methods.sandblaster.work_queue import LIMIT, Task, Tasks
+from dbnet.methods.worker import Worker
 from dbnet.network.replica import Replica
 from dbnet.shards.local_store import Store
 
@@ -44,14 +49,14 @@ class Bundle(NamedTuple):
     right: int = 0
 
 
-class Worker:
+class SandblasterWorker(Worker):
     """Computes the portions that one replica is given.
 
     The gradient accrues in `store.g`; a second buffer holds the bundle that was offered until the verdict.
     """
 
-    def __init__(self, replica: Replica, store: Store, orders: Orders) -> None:
-        self.replica, self.store, self.orders = replica, store, orders
+    def __init__(self, replica: Replica, store: Store, orders: Orders, config: Config) -> None:
+        super().__init__(replica, store, orders, config)
         self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, orders.period)
         self._spare = np.zeros_like(store.g)
         self._batch: list[Portion] = []
@@ -59,7 +64,39 @@ class Worker:
         self._ends = False
         self.computed = self.dropped = 0
 
-    def work(self) -> Turns:
+    @classmethod
+    def intervals(cls, config: Config, examples: int) -> tuple[int, int]:
+        table, minibatch = config.sandblaster, config.method.minibatch
+        share = -(-examples // config.topology.replicas)
+        return -(-share // minibatch), table.push_every * -(-table.portion // minibatch)
+
+    @classmethod
+    def examples(cls, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Reader:
+        blocks = Blocks(config.sandblaster.portion, data.sizes["train"])
+        count = -(-blocks.examples // blocks.size)
+        if count > LIMIT:
+            raise UserError(f"sandblaster.portion = {blocks.size} makes {count} portions; {LIMIT} are the most.")
+
+        def read(rows: Range) -> Examples:
+            return data.read("train", np.arange(*rows), columns)
+
+        batch = cls.batch(config, blocks.examples)
+        return Reader(read, blocks, batch, data.scale, config.model.dtype, _kept(blocks, config))
+
+    @classmethod
+    def batch(cls, config: Config, examples: int) -> int:
+        return max(1, min(config.method.minibatch, config.sandblaster.portion, examples))
+
+    @classmethod
+    def kept(cls, config: Config, examples: int, own: int) -> int:
+        return min(examples, _kept(Blocks(config.sandblaster.portion, examples), config) * config.sandblaster.portion)
+
+    @classmethod
+    def copies(cls, config: Config) -> int:
+        """Besides parameters and gradient: the bundle that was offered, and a minibatch that is not full."""
+        return 4 + 2 * config.method.overlap
+
+    def train(self) -> Turns:
         """Algorithm 7.2, the replica: fetch once per pass, accrue the gradients of portions, push every few portions."""
         while not self.orders.stop:
             self.tasks.look()
@@ -73,9 +110,9 @@ class Worker:
                 yield from self._compute(task)
             else:
                 yield IDLE
-            yield from self._report()
+            yield from self.report()
         self.dropped += self._bundle.count + self._offered.count
-        yield from self._report()
+        yield from self.report()
 
     def _begin(self) -> Turns:
         """A new pass: what was not pushed comes too late. Fetch its parameters."""
@@ -101,7 +138,7 @@ class Worker:
                 break
             loss, right, fresh = loss + more, right + good, False
             yield None
-            yield from self._report()
+            yield from self.report()
             self.tasks.look(now=False)
             if self.tasks.number != bundle.number:
                 return
@@ -132,6 +169,10 @@ class Worker:
             self.dropped += self._offered.count
         self._offered = Bundle()
 
-    def _report(self) -> Turns:
+    def report(self, now: bool = False) -> Turns:
         self.orders.note(computed=self.computed, dropped=self.dropped)
-        yield from report(self.replica, self.store, self.orders)
+        yield from super().report(now)
+
+    def close(self) -> None:
+        self.replica.train.close()
+        super().close()

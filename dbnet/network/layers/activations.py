@@ -108,16 +108,16 @@ def relu_delta(y: np.ndarray, dy: np.ndarray, db: np.ndarray, accumulate: bool) 
         db[u % db.size] += total
 
 
-class Pair(NamedTuple):
+class ActivationKernels(NamedTuple):
     """An activation's two kernels."""
 
     forward: Callable[[np.ndarray, np.ndarray], None]
     delta: Callable[[np.ndarray, np.ndarray, np.ndarray, bool], None]
 
 
-ACTIVATIONS: dict[str, Pair] = {
-    "identity": Pair(identity, identity_delta),
-    "sigmoid": Pair(sigmoid, sigmoid_delta),
-    "tanh": Pair(tanh, tanh_delta),
-    "relu": Pair(relu, relu_delta),
+ACTIVATIONS: dict[str, ActivationKernels] = {
+    "identity": ActivationKernels(identity, identity_delta),
+    "sigmoid": ActivationKernels(sigmoid, sigmoid_delta),
+    "tanh": ActivationKernels(tanh, tanh_delta),
+    "relu": ActivationKernels(relu, relu_delta),
 }

@@ -202,7 +202,7 @@ def _product(c, c_at, a, a_at, b, b_at, size, add, ahead):  # type: ignore[no-un
 #
 # x [rows, cols, in_maps, batch] and y [rows, cols, maps, batch] hold just the boxes at hand; xt is x with its batch outside, as
 # [rows, batch, cols, in_maps]. W is [rows, cols, maps, patch], or [1, 1, maps, patch] where it is shared; `width` is the field's.
-# The tables `rows` and `cols` say which inputs an output sees, see `dbnet.patches.Patches.tables`.
+# The tables `rows` and `cols` say which inputs an output sees, see `patches.Patches.tables`.
 
 
 @kernel("T[:,:,:,:];T[:,:,:,:];T[:,:,:,:];i8[:,:];i8[:,:];i8;i8;i8;i8;i8;i8;i8", parallel=True)

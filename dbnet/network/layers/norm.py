@@ -28,7 +28,7 @@ from dbnet.core.ranges import Range, Region
 from dbnet.network.layers.base import Cell, Layer, Shape
 from dbnet.network.layers.patches import Patches, bounds, image_shape, selection
 
-# Planes are [rows, cols, batch]. Tables as in `dbnet.patches.Patches.tables`, with one row of weights per row of the table.
+# Planes are [rows, cols, batch]. Tables as in `patches.Patches.tables`, with one row of weights per row of the table.
 
 
 @kernel("T[:,:,:];T[:,:,:];T[:,:,:];i8[:,:];T[:,:];i8[:,:];T[:,:];i8;i8;i8;i8")

@@ -15,7 +15,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, Region, overlap, size_of
 
 Pair = tuple[int, int]
-Box = tuple[slice, slice, slice]
+Slices = tuple[slice, slice, slice]
 
 
 class Patches(NamedTuple):
@@ -84,19 +84,19 @@ def image_shape(x: tuple[int, ...], kind: str) -> None:
         )
 
 
-def selection(part: Region | None, box: Region) -> Box:
+def selection(part: Region | None, box: Region) -> Slices:
     """Return the slices that select `part` (None: all) in an array that holds just the box `box`."""
     rows, cols, maps = (Range(p.lo - b.lo, p.hi - b.lo).slice for p, b in zip(part or box, box, strict=True))
     return rows, cols, maps
 
 
-def bounds(box: Box) -> tuple[int, int, int, int, int, int]:
+def bounds(box: Slices) -> tuple[int, int, int, int, int, int]:
     """Return the slices' ends as six numbers, for a kernel."""
     rows, cols, maps = box
     return rows.start, rows.stop, cols.start, cols.stop, maps.start, maps.stop
 
 
-def runs(box: Box, shape: tuple[int, ...]) -> Iterator[Box]:
+def runs(box: Slices, shape: tuple[int, ...]) -> Iterator[Slices]:
     """Cut a box of an array of this shape into boxes that are contiguous in memory."""
     rows, cols, maps = box
     whole_maps = maps.stop - maps.start == shape[2]

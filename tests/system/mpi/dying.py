@@ -7,11 +7,11 @@ import sys
 from dbnet.__main__ import main
 from dbnet.comm import mpi
 from dbnet.comm.window import MpiWindow
-from dbnet.run import ranks
+from dbnet.run import roles
 
 PLACES = {
     "before MPI is up": (mpi, "world"),
-    "compiling": (ranks, "use"),
+    "compiling": (roles, "use"),
     "having ended": (MpiWindow, "free"),
 }
 

@@ -4,11 +4,11 @@ import sys
 import time
 from pathlib import Path
 
-import dbnet.window
 import numpy as np
 from mpi4py import MPI
 
 from dbnet.comm import communicators, mpi
+from dbnet.comm import window as windows
 from dbnet.comm.channel import MpiChannel
 from dbnet.comm.topology import Topology
 from dbnet.comm.window import Field, MpiWindow, WindowLayout
@@ -51,7 +51,7 @@ def window(comm: MPI.Comm) -> None:
 def room(comm: MPI.Comm) -> None:
     """A window that a host's shared memory cannot hold is refused before it is made, on every rank with the same sentence."""
     layouts = [WindowLayout([Field("big", "uint8", (1 << 20,))])] * comm.size
-    dbnet.window.shared_memory, before = lambda: (2 * comm.size << 20) - 1, dbnet.window.shared_memory
+    windows.shared_memory, before = lambda: (2 * comm.size << 20) - 1, windows.shared_memory
     try:
         MpiWindow(comm, layouts)
     except UserError as error:
@@ -59,9 +59,9 @@ def room(comm: MPI.Comm) -> None:
         assert len(set(said)) == 1 and f"take {comm.size}.0 MiB of shared memory, but /dev/shm has" in said[0], said
     else:
         raise AssertionError("a window that does not fit was made")
-    dbnet.window.shared_memory = lambda: 2 * comm.size << 20
+    windows.shared_memory = lambda: 2 * comm.size << 20
     MpiWindow(comm, layouts).free()
-    dbnet.window.shared_memory = before
+    windows.shared_memory = before
 
 
 def until(seconds: float, poll):

@@ -10,11 +10,11 @@ import time
 
 from dbnet.__main__ import main
 from dbnet.comm import mpi
-from dbnet.methods.sandblaster.worker import Worker
+from dbnet.methods.sandblaster.worker import SandblasterWorker
 from dbnet.network.replica import Replica
 
 seconds, factor, silence = map(float, sys.argv[1:4])
-compute, accrue = Worker._compute, Replica.accrue_share
+compute, accrue = SandblasterWorker._compute, Replica.accrue_share
 slow: set[int] = set()
 
 
@@ -25,7 +25,7 @@ def accrue_slowly(self: Replica, w: object, g: object, fresh: bool) -> tuple[int
     return done
 
 
-def compute_slowly(self: Worker, task: object) -> object:
+def compute_slowly(self: SandblasterWorker, task: object) -> object:
     if self.orders.replica == 0:
         slow.add(id(self.replica))
         if self.computed == 3:
@@ -33,7 +33,7 @@ def compute_slowly(self: Worker, task: object) -> object:
     yield from compute(self, task)
 
 
-Replica.accrue_share, Worker._compute = accrue_slowly, compute_slowly
+Replica.accrue_share, SandblasterWorker._compute = accrue_slowly, compute_slowly
 code = main(sys.argv[sys.argv.index("--") + 1 :])
 if mpi.launched_rank() == 0:
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}")

@@ -86,7 +86,7 @@ def test_a_job_that_is_stopped_and_continued_as_a_whole_goes_on(tmp_path: Path, 
     COUNTS["jobs stopped and continued as a whole"] += 1
     job.end()
     assert job.code == 85 and Run(tmp_path / "out" / "run.h5").stopped, job.err
-    assert not len(Run(tmp_path / "out" / "run.h5").losses)
+    assert not len(Run(tmp_path / "out" / "run.h5").lost)
 
 
 def progress(folder: Path) -> int:

@@ -59,7 +59,7 @@ def the_ledger_balances(run: Run) -> None:
     ledger.staleness_is_that_of_the_events(run)
     for _, mine in run.events.groupby(["shard", "partition"]):
         assert mine.applied.tolist() == list(range(len(mine)))
-    lost = {int(row.replica): row for row in run.losses.itertuples()}
+    lost = {int(row.replica): row for row in run.lost.itertuples()}
     for (*_, replica), mine in run.events.groupby(["shard", "partition", "replica"]):
         assert mine.push.tolist() == list(range(len(mine)))
         applied = int(mine.steps.sum())
@@ -90,7 +90,7 @@ def test_killed_replicas_cost_only_themselves(folder: Path) -> None:
     job.end().good()
     assert job.out.count("is lost: no sign of life") == 2 and job.out.count("Lost: replica") == 2
     run = opened(folder)
-    assert len(run.losses) == 2
+    assert len(run.lost) == 2
     the_ledger_balances(run)
     every_example_is_trained_on(run, 150)
 
@@ -122,7 +122,7 @@ def test_a_replica_that_only_slept_is_told_and_leaves(folder: Path) -> None:
     job = Hurt(folder, "stop.epochs=1000000", "stop.seconds=8").training()
     until((folder / "out" / "run.h5").exists, "the run file is there")
     asleep = job.hurt(1 + SHARDS + 1, signal.SIGSTOP)
-    until(lambda: len(Run(folder / "out" / "run.h5").losses) == 1, "the replica is given up", 30)
+    until(lambda: len(Run(folder / "out" / "run.h5").lost) == 1, "the replica is given up", 30)
     job.hurt(1 + SHARDS + 1, signal.SIGCONT)
     until(lambda: gone(asleep), "it has left", 20)
     COUNTS["replicas stopped and continued"] += 1
@@ -207,7 +207,7 @@ def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, fol
         out = job.communicate(timeout=20)[0]
     assert (folder / "marker").read_text() == "ended 0\n" and "Lost: replica 1" in out
     run = opened(folder)
-    assert list(run.losses.replica) == [1]
+    assert list(run.lost.replica) == [1]
     if method != BATCH:
         the_ledger_balances(run)
 

@@ -33,9 +33,10 @@ def runs(trainings: Callable[..., Path], hosts) -> Path:
 
 
 def alone(run: Run, folder: Path) -> Run:
-    """Return the same run in one process."""
+    """Return the same run in one process, of the uncut network."""
     moved = run.config.run.model_copy(update={"folder": str(folder)})
-    return Run(train(run.config.model_copy(update={"run": moved})).run_file)
+    uncut = run.config.topology.model_copy(update={"partitions": 1})
+    return Run(train(run.config.model_copy(update={"run": moved, "topology": uncut})).run_file)
 
 
 def params(run: Run) -> np.ndarray:
@@ -45,7 +46,7 @@ def params(run: Run) -> np.ndarray:
 
 def test_the_hosts_share_no_memory(hosts) -> None:
     code = (
-        "import socket\nfrom mpi4py import MPI\nfrom dbnet.topology import node_of\n"
+        "import socket\nfrom mpi4py import MPI\nfrom dbnet.comm.communicators import node_of\n"
         "print(f'{socket.gethostname()} {MPI.COMM_WORLD.rank} {node_of(MPI.COMM_WORLD).size}\\n', end='', flush=True)"
     )
     for ranks, wanted in ((3, ["h1 0 2", "h1 2 2", "h2 1 1"]), ((2, 1), ["h1 0 2", "h1 1 2", "h2 2 1"])):

@@ -63,7 +63,8 @@ def test_a_cut_replica_trains_to_the_same_parameters(cut: str, name: str, reques
     folder = request.getfixturevalue(cut)
     run = Run(folder / f"{name}.h5")
     assert run.finished
-    alone = train(run.config.model_copy(update={"run": run.config.run.model_copy(update={"folder": str(tmp_path)})}))
+    config, uncut = run.config, run.config.topology.model_copy(update={"partitions": 1})
+    alone = train(config.model_copy(update={"run": config.run.model_copy(update={"folder": str(tmp_path)}), "topology": uncut}))
     with h5py.File(folder / f"{name}.checkpoint.h5") as file:
         np.testing.assert_allclose(file["params"][:], alone.params, rtol=0, atol=1e-11)
 

@@ -58,7 +58,7 @@ def test_wrong_number_of_ranks(folder: Path, mpirun: Callable) -> None:
         (["run.toml", "data.path=no.h5"], "No data file 'no.h5'"),
         (["run.toml", "run.folder=run.toml"], "Cannot make the output folder"),
         (["run.toml", "--resume"], "No checkpoint"),
-        (["run.toml", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["run.toml", "--nonsense"], "'dbnet train' does not take '--nonsense'"),
     ],
 )
 def test_one_rank_says_what_is_wrong(words: list[str], said: str, folder: Path, mpirun: Callable) -> None:
@@ -95,7 +95,7 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
     probe = folder / "probe.py"
     probe.write_text(
         "import sys\n"
-        "from dbnet import jit, mpi\n"
+        "from dbnet.core import jit\n"
         "from dbnet.__main__ import main\n"
         "warm, counts = jit.warm, []\n"
         "jit.warm = lambda *a: counts.append(warm(*a))\n"

@@ -15,6 +15,7 @@ from dbnet import train
 from dbnet.data.file import write
 from dbnet.monitor.results import Run
 
+TOGETHER = ["method.kind=synchronous", "rule={kind='sgd', rate=0.05}", "model.dtype=float64", "stop.epochs=99", "stop.steps=12"]
 TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
 
 
@@ -75,6 +76,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
 @pytest.fixture(scope="module")
 def on6(trainings: Callable[..., Path], small: Path) -> Path:
     shape, tall = ["topology.shards=2", "topology.replicas=3"], ["topology.shards=3", "topology.replicas=2"]
+    halves = ["topology.shards=1", "topology.replicas=2", "topology.partitions=2"]
     return trainings(
         6,
         {
@@ -86,6 +88,8 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", *shape],
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
+            "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],
+            "cut-together": [*TOGETHER, "rule.rate=0.3", "method.minibatch=999", *halves],
         },
         timeout=110,
     )
@@ -95,6 +99,7 @@ ALL = [
     *(("on3", name) for name in ("sgd", "plain", "decay")),
     *(("on4", name) for name in ("sgd", "sgd-momentum", "shards", "replicas", "overlap", "tally-overlap", "overlap-seldom")),
     *(("on6", name) for name in ("sgd", "wide", "rings", "tally", "tally-seldom", "float64", "empty-shard", "idle-replica")),
+    *(("on6", name) for name in ("together", "cut-together")),
 ]
 
 
@@ -108,7 +113,7 @@ def every(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("run", cases, ids=["/".join(case) for case in cases], indirect=True)
 
 
-@every([case for case in ALL if case[1].split("-")[0] not in ("empty", "idle", "rings", "tally")])
+@every([case for case in ALL if case[1].split("-")[0] not in ("empty", "idle", "rings", "tally", "together", "cut")])
 def test_it_learns(run: Run) -> None:
     assert run.accuracy >= 0.85
     assert run.evaluation.test_accuracy.iloc[0] < 0.4
@@ -162,6 +167,21 @@ def test_sgd_equals_the_run_in_one_process_to_the_bit(run: Run, tmp_path: Path) 
         # The others name the run, its folder and its time.
         for name in set(file) - {"about", "config", "chain"}:
             assert np.array_equal(file[name][:], other[name][:]), name
+
+
+@every([("on6", "together"), ("on6", "cut-together")])
+def test_synchronous_replicas_equal_one_with_their_batches_together(run: Run, tmp_path: Path) -> None:
+    assert (run.events.applied == run.events.fetched).all()
+    config = run.config
+    # Every step looks at all of the data.
+    changes = {
+        "run": config.run.model_copy(update={"folder": str(tmp_path)}),
+        "topology": config.topology.model_copy(update={"replicas": 1, "partitions": 1}),
+        "method": config.method.model_copy(update={"minibatch": 10**6}),
+    }
+    alone = train(config.model_copy(update=changes))
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file, h5py.File(alone.checkpoint) as other:
+        np.testing.assert_allclose(file["params"][:], other["params"][:], rtol=0, atol=1e-12)
 
 
 @every([("on6", "rings")])

@@ -21,7 +21,7 @@ import h5py
 
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, words
-from dbnet.mappings import Raw, intact
+from dbnet.core.untrusted.mappings import Raw, intact
 
 _PART = re.compile(r"[^/]+\.shard-\d+\.h5")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}

@@ -82,11 +82,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, ticks: int, number: signal.Sign
     """Let a signal come at the coordinator's tick of this number, once."""
     tick, left = Coordinator.tick, [ticks]
 
-    def counted(pace: Coordinator) -> bool:
+    def counted(coordinator: Coordinator) -> bool:
         left[0] -= 1
         if left[0] == 0:
             signal.raise_signal(number)
-        return tick(pace)
+        return tick(coordinator)
 
     monkeypatch.setattr(Coordinator, "tick", counted)
 
@@ -135,10 +135,10 @@ def test_a_notebook_is_told_of_the_signal_that_stopped_its_run(
     before = signal.signal(number, lambda number, _: seen.append((number, Path("out/run.checkpoint.h5").exists())))
     try:
         interrupted(monkeypatch, 40, number)
-        done = dbnet.train(str(run_file), "stop.epochs=8")
+        done = dbnet.train(str(run_file), ["stop.epochs=8"])
         assert done.stopped and done.signal == number.name and seen == [(number, True)]
         assert f"Stopped by {number.name}; checkpoint out/run.checkpoint.h5" in capsys.readouterr().out
-        rest = dbnet.train(str(run_file), "stop.epochs=8", resume="auto")
+        rest = dbnet.train(str(run_file), ["stop.epochs=8"], resume="auto")
         assert rest.finished and not rest.signal and len(seen) == 1
     finally:
         signal.signal(number, before)
@@ -147,14 +147,14 @@ def test_a_notebook_is_told_of_the_signal_that_stopped_its_run(
 def test_a_notebook_without_handlers_ends_as_the_signal_says(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch, 40, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        dbnet.train(str(run_file), "stop.epochs=8")
+        dbnet.train(str(run_file), ["stop.epochs=8"])
     assert Path("out/run.checkpoint.h5").exists()
     interrupted(monkeypatch, 40, signal.SIGUSR1)
-    assert dbnet.train(str(run_file), "stop.epochs=8").stopped
+    assert dbnet.train(str(run_file), ["stop.epochs=8"]).stopped
     interrupted(monkeypatch, 40, signal.SIGTERM)
     child = os.fork()
     if not child:
-        dbnet.train(str(run_file), "stop.epochs=8")
+        dbnet.train(str(run_file), ["stop.epochs=8"])
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM and Path("out/run-3.checkpoint.h5").exists()
 

@@ -1,0 +1,101 @@
+"""What is recorded and shown of a run: the replicas' progress, the shards' events, iterations of a batch method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dbnet.coordinator.duty import Duty, Facts, RunTime
+from dbnet.coordinator.evaluation import Evaluation
+from dbnet.coordinator.orders import Status
+from dbnet.monitor.display import Display
+from dbnet.monitor.runfile import RunFile
+from dbnet.monitor.tables import PROGRESS
+from dbnet.network.replica import Score
+
+INTERVAL = 0.25
+
+
+class Progress(Duty):
+    """Rows and lines, each about what came since the one before.
+
+    Parameters
+    ----------
+    facts, time
+        The run.
+    record, display
+        The run file and what is printed.
+    evaluation
+        Its scores make a row at once.
+    rows
+        Whether the display shows a row for each; a batch method shows its iterations instead.
+    """
+
+    def __init__(self, facts: Facts, record: RunFile, display: Display, evaluation: Evaluation, time: RunTime, rows: bool) -> None:
+        self._facts, self._record, self._display, self._evaluation, self._time = facts, record, display, evaluation, time
+        self._rows, self._shown = rows, Status.nothing(len(facts.steps))
+        self._next = self._shown_at = 0.0
+        self._loss = self._rate = float("nan")
+        self._trouble = ""
+
+    def messages(self) -> dict[str, Callable[[int, Any], None]]:
+        return {"events": self._record.events}
+
+    def act(self, status: Status) -> bool:
+        score = self._evaluation.fresh
+        if score is not None:
+            self._show(status, score)
+        elif self._time.due() >= self._next:
+            self._show(status, None)
+            self._say_trouble()
+        return False
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        self._display.say(text)
+
+    def iteration(self, *values: float) -> None:
+        """Record and show an iteration of a batch method."""
+        self._record.iteration(*values)
+        self._display.iteration(values, self._evaluation.last)
+
+    def _say_trouble(self) -> None:
+        """Say once that the run file cannot be written, and once that it can again."""
+        trouble, path = self._record.trouble, self._record.path
+        if trouble and not self._trouble:
+            self._display.warn(f"The coordinator cannot write the run file '{path}' ({trouble}). Its rows wait; the run goes on.")
+        elif self._trouble and not trouble:
+            self._display.warn(f"The run file '{path}' is written again; nothing was lost.")
+        self._trouble = trouble
+
+    def _show(self, now: Status, score: Score | None) -> None:
+        """Append a row per replica: means since the last rows."""
+        then, clock = self._shown, self._time.clock()
+        since, self._shown_at = clock - self._shown_at, clock
+        self._next = self._time.due() + INTERVAL
+        done = now["examples"] - then["examples"]
+        # A replica that was resumed starts counting from its checkpoint, not from nought.
+        fresh = (then.beats > 0) & (done > 0)
+        rows = np.zeros(len(done), PROGRESS)
+        rows["seconds"], rows["replica"] = self._time.seconds, np.arange(len(done))
+        for name in ("steps", "examples", "pushes", "fetches", "bytes_pushed", "bytes_fetched", "waited"):
+            rows[name] = now[name]
+        for name, source in (("loss", "loss"), ("accuracy", "right")):
+            rows[name] = np.where(fresh, (now[source] - then[source]) / np.maximum(done, 1), np.nan)
+        rows["throughput"] = np.where(fresh, done / max(since, 1e-9), 0)
+        if fresh.any():
+            self._record.progress(rows[fresh])
+            self._loss = float((now["loss"] - then["loss"])[fresh].sum() / done[fresh].sum())
+            self._rate = float(rows["throughput"].sum())
+        self._shown = now
+        if self._rows:
+            epochs, steps = now.epochs(self._facts.examples), self._facts.beside + now.steps
+            self._display.row(self._time.seconds, epochs, steps, self._loss, self._rate, self._record.mean_staleness, score)
+
+    def conclude(self, state: int) -> None:
+        """End the run file in this state."""
+        lost = self._record.close(state)
+        if lost:
+            self._display.warn(f"{lost} rows of the run file '{self._record.path}' are lost ({self._record.trouble}).")

@@ -1,0 +1,114 @@
+"""Synchronous SGD: every step takes the gradients of all replicas, as one update with their mean.
+
+Each shard sums what the replicas push in a step and applies the rule once, when everybody's gradient has come; a replica ends its
+step when the clocks of the shards have passed those of its fetch. So R replicas with minibatches of b make the steps of one replica
+with minibatches of R b, and nothing is ever stale. A replica that has made its part leaves with a push of nought gradients, and the
+others' steps wait for it no more; one that is lost leaves, too; one that pushes again takes part again.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from dbnet.comm.turns import Turns
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.jit import fence
+from dbnet.core.vector import axpy, fill, scale
+from dbnet.methods.downpour import Downpour
+from dbnet.methods.worker import Worker
+from dbnet.shards.push import Push, Receiver, Receiving, Refusal
+from dbnet.shards.shard import Front, Shard
+
+
+class SynchronousWorker(Worker):
+    """The replica's side."""
+
+    def train(self) -> Turns:
+        replica, store = self.replica, self.store
+        while not self.orders.stop and not self.finished:
+            yield from store.fetch()
+            yield from store.arrive()
+            store.accrued(first=True)
+            replica.accrue(store.w, store.g, 0, 0.0)
+            yield from store.push(1, replica.steps - 1)
+            yield from store.await_clock()
+            # All partitions' parts must be updated before any partition fetches again.
+            self.orders.meet()
+            yield from self.report()
+            yield None
+        store.g.fill(0)
+        store.accrued(first=True)
+        yield from store.push(0, replica.steps - 1)
+
+
+class Collect(Front):
+    """The shard's side: sums a step's gradients and applies their mean when all have come, for each partition index by itself."""
+
+    def __init__(self, shard: Shard, receiving: Receiving) -> None:
+        super().__init__(shard, receiving)
+        self._sum = np.zeros_like(shard.params)
+        replicas = receiving.config.topology.replicas
+        self._taking = {p: {r for r, q in receiving.origins if q == p and r < replicas} for _, p in receiving.origins}
+        self._came: dict[int, dict[int, bool]] = {partition: {} for partition in self._taking}
+        self._pieces: dict[int, set[tuple[int, int]]] = {partition: set() for partition in self._taking}
+
+    def begin(self, partition: int, fetched: int = 0) -> int:
+        return partition
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        axpy(1.0, g, self._sum[lo : lo + g.size])
+        self._pieces[t].add((lo, g.size))
+
+    def finish(self, push: Push) -> None:
+        if push.steps:
+            self.shard.record(push, int(self.clock[push.partition]))
+            self._taking[push.partition].add(push.replica)
+            self._came[push.partition][push.replica] = True
+        else:
+            self._taking[push.partition].discard(push.replica)
+        self._step(push.partition)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """The others must not wait for a gradient that was refused; its slices before the bad one stay in the sum."""
+        super().refuse(refusal)
+        self._came[refusal.push.partition][refusal.push.replica] = False
+        self._step(refusal.push.partition)
+
+    def leave(self, replica: int) -> None:
+        for partition, taking in self._taking.items():
+            taking.discard(replica)
+            self._step(partition)
+
+    def _step(self, partition: int) -> None:
+        """Update if nobody is missing."""
+        came, rule = self._came[partition], self.shard.rule
+        if not came or self._taking[partition] - set(came):
+            return
+        whole = sum(came.values())
+        for lo, n in self._pieces[partition]:
+            here = slice(lo, lo + n)
+            if whole:
+                scale(self._sum[here], 1 / whole)
+                state = {name: register[here] for name, register in self.shard.state.items()}
+                rule.apply(self.params[here], self._sum[here], state, int(self.clock[partition]) + 1)
+            fill(self._sum[here], 0.0)
+        came.clear()
+        # Who sees the clock sees the parameters.
+        fence()
+        self.clock[partition] += 1
+
+
+class Synchronous(Downpour):
+    """Synchronous stochastic gradient descent over all replicas."""
+
+    kind: ClassVar[str] = "synchronous"
+    worker: ClassVar[type[Worker]] = SynchronousWorker
+    receiver: ClassVar[type[Receiver]] = Collect
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.warmstart.steps or config.warmstart.accuracy is not None:
+            raise UserError("Synchronous steps wait for all replicas; leave the warmstart out, or use method.kind = 'downpour'.")
