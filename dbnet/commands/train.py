@@ -43,6 +43,10 @@ def run_train(options: argparse.Namespace) -> int:
         code = _finished(options, done) if done.finished else _stopped(options, done)
         if done.lost:
             print(done.lost, flush=True)
+        if done.crashed:
+            print("\n".join(f"dbnet: {line}" for line in done.crashed.split("\n")), file=sys.stderr, flush=True)
+            # A run that was asked to stop is still to be gone on with.
+            code = code or 1
         marker.ended(code)
         return code
 
@@ -62,14 +66,16 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _stopped(options: argparse.Namespace, done: Outcome) -> int:
-    """Say how to go on after a signal, or after the loss of every replica."""
+    """Say how to go on after a signal, after two crashes, or after the loss of every replica."""
     why = "Stopped by a signal" if done.stopped else "Every replica is lost"
+    if done.repeated:
+        why = f"Stopped, since two processes crashed alike ({done.repeated})"
     if done.unsaved:
         print(f"dbnet: {why}, but no checkpoint could be written ({done.unsaved}).", file=sys.stderr, flush=True)
         return 1
     again = f"{mpi.started()} {shlex.join([options.run_file, *options.overrides])}"
     print(f"dbnet: {why}; checkpoint {done.checkpoint}. Go on with: {again} --resume auto", file=sys.stderr, flush=True)
-    return STOPPED if done.stopped else 1
+    return STOPPED if done.stopped and not done.repeated else 1
 
 
 def _finished(options: argparse.Namespace, done: Outcome) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dbnet.comm.channel import Channel
 from dbnet.comm.topology import Role
+from dbnet.coordinator.crashes import Crashes
 from dbnet.coordinator.duty import Duty, RunTime
 from dbnet.coordinator.heartbeat import HeartbeatWatch
 from dbnet.coordinator.orders import OrderBook, Status
@@ -51,16 +52,25 @@ class Membership(Duty):
         The time of the run.
     say, record
         Print a sentence; record a loss.
+    crashes
+        Who crashed; by default nobody.
+
+    Attributes
+    ----------
+    repeated
+        The signal that two have died of, for which the run stops; nothing where none did.
     """
 
     def __init__(
         self, replicas: OrderBook, channel: Channel, watch: HeartbeatWatch | None, made: Callable[[Status, int], int],
         time: RunTime, say: Callable[[str], None], record: Callable[[LostReplica], None],
+        crashes: Crashes | None = None,
     ) -> None:  # fmt: skip
         world, self._status = replicas.topology, replicas.status()
         self._replicas, self._channel, self._watch, self._made, self._time = replicas, channel, watch, made, time
         self._say, self._record, self._world = say, record, world
         self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
+        self.crashes, self.repeated = crashes or Crashes(None, world), ""
         self.lost: dict[int, float] = {}
         self._known: list[LostReplica] = []
         self._handed_on: set[int] = set()
@@ -103,13 +113,16 @@ class Membership(Duty):
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has asked any rank to stop."""
-        return self._watch is not None and self._watch.asked
+        """Whether a signal has asked any rank to stop, or a defect is no single case."""
+        return bool(self.repeated) or (self._watch is not None and self._watch.asked)
 
     def _give_up(self, replica: int, partition: int) -> None:
         if replica in self.lost:
             return
         self.lost[replica] = self._time.seconds
+        if not self.repeated and (repeated := self.crashes.repeated()):
+            self._say(f"Two processes crashed ({repeated}): the run stops.")
+            self.repeated = repeated
         if replica in self.spares:
             self.spares.remove(replica)
             self._replicas.give_up(replica)

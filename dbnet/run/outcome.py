@@ -79,6 +79,8 @@ class Outcome:
         Why the run was stopped for its numbers.
     signal
         Name of the signal that this process got meanwhile; nothing where there was none.
+    crashed, repeated
+        Who died of a defect, a line for each: the run's exit code is 1; the signal that two of them died of, if it stopped the run.
     """
 
     run_file: Path
@@ -92,6 +94,8 @@ class Outcome:
     lost: str = ""
     diagnosis: str = ""
     signal: str = ""
+    crashed: str = ""
+    repeated: str = ""
 
 
 def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndarray | None = None) -> Outcome:
@@ -99,7 +103,9 @@ def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndar
     duties, config = coordinator.duties, ready.config
     score, guard = duties.evaluation.last, duties.guard
     diagnosis = guard.diagnosis() if guard.stopped else ""
-    ending = (coordinator.finished, coordinator.ending.stopped, duties.membership.summary(), diagnosis, signal)
+    members = duties.membership
+    ending = (coordinator.finished, coordinator.ending.stopped, members.summary(), diagnosis, signal)
+    ending += (members.crashes.summary(), members.repeated)
     picture = config.output(".png") if config.run.picture else None
     accuracy = score.test_accuracy if score else float("nan")
     return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending)

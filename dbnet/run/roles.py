@@ -17,6 +17,7 @@ from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
 from dbnet.comm.window import Window, WindowLayout
 from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
+from dbnet.coordinator.crashes import Crashes
 from dbnet.coordinator.duty import Facts, RunTime
 from dbnet.coordinator.evaluation import Evaluation
 from dbnet.coordinator.guard import Guard
@@ -151,7 +152,8 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
     def made(status: Status, replica: int) -> int:
         return kind.made(status, facts, replica)
 
-    members = Membership(replicas, channel, watch, made, time, display.say, lambda loss: record.lost(*loss))
+    crashes = None if watch is None else Crashes.of_launch(ready.topology)
+    members = Membership(replicas, channel, watch, made, time, display.say, lambda loss: record.lost(*loss), crashes)
     evaluation = Evaluation(facts, replicas, members, record, time)
     about = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
     duties = Duties(

@@ -5,6 +5,7 @@ The short form hurts each kind of rank once, under both methods; the long one (-
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from dbnet.run.train import execute
 BATCH = ("method.kind=sandblaster", "stop={iterations=40}", "evaluate.epochs=1000")
 SHARDS, REPLICAS = 2, 3
 KILLED = random.Random(20121203)
+MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
 
 
 @pytest.fixture
@@ -93,6 +95,30 @@ def test_killed_replicas_cost_only_themselves(folder: Path) -> None:
     assert len(run.lost) == 2
     the_ledger_balances(run)
     every_example_is_trained_on(run, 150)
+
+
+@pytest.mark.skipif(not MPICH, reason="Open MPI's launcher says of no rank how it died")
+def test_a_crash_is_no_kill(folder: Path) -> None:
+    """A replica that is killed and one that crashes cost only themselves, but the crash shows in the exit code; two end the run."""
+    job = Hurt(folder, "stop.epochs=1000000", "stop.seconds=8").training()
+    killed(job, 1 + SHARDS, "replicas killed", within=0.2)
+    job.hurt(1 + SHARDS + 1, signal.SIGABRT)
+    COUNTS["replicas crashed"] += 1
+    job.end()
+    assert job.code == 1 and job.out.count("Lost: replica") == 2, job.err
+    assert job.err.count("rank 4's process died of signal 6 (abort).") == 1 and "rank 3's" not in job.err
+    assert "dbnet: Replica 1 crashed (signal 6, abort): that is a defect, not a kill; exit code 1.\n" in job.err
+    every_example_is_trained_on(opened(folder), 1)
+    assert not list(folder.glob(".dbnet*"))
+
+    job = Hurt(folder, "run.name=two", "stop.epochs=1000000").training()
+    for replica in (0, 2):
+        job.hurt(1 + SHARDS + replica, signal.SIGABRT)
+    COUNTS["replicas crashed"] += 2
+    job.end()
+    assert job.code == 1 and "Two processes crashed (signal 6, abort): the run stops." in job.out, job.err
+    assert "Stopped, since two processes crashed alike (signal 6, abort); checkpoint out/two.checkpoint.h5." in job.err
+    assert Run(folder / "out" / "two.h5").stopped
 
 
 def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Path) -> None:
