@@ -26,11 +26,15 @@ class SingleWorker(Worker):
             store.accrued(first=True)
             replica.accrue(store.w, store.g, 0, 0.0)
             yield from store.push(1, replica.steps - 1)
-            yield from store.confirm()
+            yield from self.applied()
             # All of a cut replica's pushes must be applied before any partition fetches again.
             self.orders.meet()
             yield from self.report()
             yield None
+
+    def applied(self) -> Turns:
+        """Wait until what was pushed has changed the parameters."""
+        yield from self.store.confirm()
 
 
 class Single(Downpour):

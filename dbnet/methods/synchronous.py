@@ -18,30 +18,23 @@ from dbnet.core.errors import UserError
 from dbnet.core.jit import fence
 from dbnet.core.vector import axpy, fill, scale
 from dbnet.methods.downpour import Downpour
+from dbnet.methods.sgd import SingleWorker
 from dbnet.methods.worker import Worker
 from dbnet.shards.push import Push, Receiver, Receiving, Refusal
 from dbnet.shards.shard import Front, Shard
 
 
-class SynchronousWorker(Worker):
-    """The replica's side."""
+class SynchronousWorker(SingleWorker):
+    """The replica's side: the steps of a single one, each over when the others' gradients have been applied, too."""
 
     def train(self) -> Turns:
-        replica, store = self.replica, self.store
-        while not self.orders.stop and not self.finished:
-            yield from store.fetch()
-            yield from store.arrive()
-            store.accrued(first=True)
-            replica.accrue(store.w, store.g, 0, 0.0)
-            yield from store.push(1, replica.steps - 1)
-            yield from store.await_clock()
-            # All partitions' parts must be updated before any partition fetches again.
-            self.orders.meet()
-            yield from self.report()
-            yield None
-        store.g.fill(0)
-        store.accrued(first=True)
-        yield from store.push(0, replica.steps - 1)
+        yield from super().train()
+        self.store.g.fill(0)
+        self.store.accrued(first=True)
+        yield from self.store.push(0, self.replica.steps - 1)
+
+    def applied(self) -> Turns:
+        yield from self.store.await_clock()
 
 
 class Collect(Front):
