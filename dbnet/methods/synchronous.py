@@ -48,6 +48,11 @@ class Collect(Front):
         self._came: dict[int, dict[int, bool]] = {partition: {} for partition in self._taking}
         self._pieces: dict[int, set[tuple[int, int]]] = {partition: set() for partition in self._taking}
 
+    @classmethod
+    def vectors(cls, config: Config) -> int:
+        """The rule's, and the sum of a step's gradients."""
+        return Shard.vectors(config) + 1
+
     def begin(self, partition: int, fetched: int = 0) -> int:
         return partition
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dbnet.commands.plan import plan
 from dbnet.core.config import build
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
@@ -60,6 +62,13 @@ def test_who_has_more_to_do_goes_on_alone(place: Path, make_data) -> None:
 def test_a_warmstart_is_refused(place: Path, make_data) -> None:
     with pytest.raises(UserError, match="leave the warmstart out"):
         trained(place, make_data(), 2, 1, warmstart={"steps": 3})
+
+
+def test_the_plan_counts_the_sum_of_a_step(run_file: Path) -> None:
+    """Beside parameters and Adagrad's register a shard holds the sum: one more vector of its range."""
+    ranks = {kind: plan(run_file, [f"method.kind={kind}"]).ranks for kind in ("downpour", "synchronous")}
+    lo, hi = map(int, re.findall(r"\d+", ranks["downpour"][1].owns))
+    assert ranks["synchronous"][1].memory - ranks["downpour"][1].memory >= 4 * (hi - lo) > 0
 
 
 class Scene:
