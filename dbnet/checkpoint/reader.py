@@ -185,7 +185,7 @@ class Checkpoint:
         lacking = [name for name in state if f"state.{name}" not in self.registers]
         if lacking:
             raise UserError(
-                f"'{self.path}' was made with rule.kind = '{self.config.rule['kind']}' and has no register '{lacking[0]}'; resume "
+                f"'{self.path}' was made with rule.kind = '{self.config.rule.kind}' and has no register '{lacking[0]}'; resume "
                 "with that rule."
             )
         mine = [[e.name, e.offset, list(e.shape)] for e in model.layout.entries]

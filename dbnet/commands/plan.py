@@ -45,7 +45,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
     """Return the plan of every rank, in order."""
     world, model = ready.topology, ready.model
     windows, out = window_layouts(ready), []
-    item, (n_fetch, n_push) = model.dtype.itemsize, ready.method.worker.intervals(ready.config, ready.data.sizes["train"])
+    item, (n_fetch, n_push) = model.dtype.itemsize, ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
     needs = [partition_memory(ready, p) for p in range(world.partitions)]
     parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
@@ -54,7 +54,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             out.append(RankPlan(rank, name, "no parameters", 0, PROCESS + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
-            vectors = ready.method.receiver.vectors(ready.config)
+            vectors = ready.config.method.receiver.vectors(ready.config)
             state = vectors * part.size * item + (1 + vectors) * min(WRITING, part.size * item) + WRITING
             fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
@@ -112,18 +112,18 @@ def partition_memory(ready: Setup, partition: int) -> int:
     """Return the bytes of one partition of a replica without its data: process, parameters and gradients, networks."""
     model, config = ready.model, ready.config
     size = footprint(model, ready.cut.boxes[partition], leads=partition == 0).size
-    batch = ready.method.worker.batch(config, ready.data.sizes["train"])
+    batch = ready.config.method.worker.batch(config, ready.data.sizes["train"])
     watched = ready.data.sizes.get("test") or config.evaluate.train
     networks = network_memory(ready, partition, batch, True)
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
-    return PROCESS + (ready.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
+    return PROCESS + (ready.config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
 
 
 def data_memory(ready: Setup, partition: int, own: int) -> int:
     """Return the bytes of the examples that one partition of a replica holds, `own` of them its share."""
     data, config, item = ready.data, ready.config, ready.model.dtype.itemsize
     units = size_of(ready.cut.boxes[partition][0]) if ready.cut.partitions > 1 else prod(data.shape)
-    trained = ready.method.worker.kept(config, data.sizes["train"], own)
+    trained = ready.config.method.worker.kept(config, data.sizes["train"], own)
     watched = data.sizes.get("test", 0) + min(config.evaluate.train, data.sizes["train"])
     # Beside x: the target, in its own type as well where it is a vector, the example's number, its place in the order.
     each = units * (1 if data.dtype == "u1" else item) + (2 * 8 * data.targets or 8) + 2 * 8
@@ -178,7 +178,7 @@ def check_size(ready: Setup, n: int) -> None:
 def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
     """Return the plan as text."""
     model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
-    n_fetch, n_push = ready.method.worker.intervals(ready.config, ready.data.sizes["train"])
+    n_fetch, n_push = ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(model.layers):
         shape, n = (
@@ -194,7 +194,7 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         "",
         f"{'rank':>4}  {'role':<22} {'owns':<50} {'moved per step':>15} {'memory':>10}",
     ]
-    vectors = 1 + ready.method.receiver.vectors(ready.config)
+    vectors = 1 + ready.config.method.receiver.vectors(ready.config)
     lines += [f"{r.rank:>4}  {r.name:<22} {r.owns:<50} {size(r.per_step):>15} {size(r.memory):>10}" for r in rows]
     lines += [
         "",

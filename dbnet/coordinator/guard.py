@@ -59,7 +59,7 @@ class Guard(Duty):
         self._config, self._layout, self._record, self._display, self._time = config, layout, record, display, time
         self._by_pass, self._active = by_pass, config.guard.finite
         # Lost parameters may be left again: those that a line search tries, or a replica's own between fetches.
-        self._patient = by_pass or config.method.n_fetch > 1
+        self._patient = by_pass or config.method.worker.steps_locally(config)
         self.keys: set[Any] = set()
         self.stopped = self.unsound = False
         self._first: tuple[int, Refusal] | None = None
@@ -150,8 +150,4 @@ class Guard(Duty):
         )
 
     def _remedy(self) -> str:
-        config, decay = self._config, "or use model.decay"
-        if config.method.kind == "sandblaster":
-            rate = config.descent.get("rate")
-            return f"{f'lower descent.rate ({rate:g})' if rate else 'begin elsewhere with run.start'}, {decay}"
-        return f"lower rule.rate ({config.rule['rate']:g}), train with a warmstart, {decay}"
+        return f"{self._config.method.remedy(self._config)}, or use model.decay"

@@ -1,31 +1,33 @@
 """A run as one typed, complete, frozen value: read from TOML, changed by `table.key=value`, stored in every output.
 
 The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
-[evaluate], [checkpoint], [guard], and for batch methods [sandblaster] and [descent]; every key has a default but the data's path
-and the layers. Relative paths in a run file are relative to the folder that the command is given in.
+[evaluate], [checkpoint] and [guard]; every key has a default but the data's path and the layers. Layers, loss, method and rule are
+members of families: their options are whatever the member's class says. Relative paths in a run file are relative to the folder
+that the command is given in.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator, model_validator
 
 from dbnet.core.errors import UserError, nearest
-from dbnet.core.registry import family, load_file, make, meaning, valid
+from dbnet.core.registry import Family, asked, load_file, meaning, member, shown, take, valid
 from dbnet.core.toml import tables, written
 
 # What counts in a run travels as float64, too; more ranks than these nobody has, and their roles alone would fill the memory.
 COUNT = 1 << 53
 RANKS = 1 << 14
-# Tables of a run file that are members -> their family.
-FAMILY = {"layers": "network.layers", "rule": "shards.rules", "descent": "methods.descent"}
+AnyLoss = member("network.losses", "model.loss", short=True)
+AnyMethod = member("methods", "method", "downpour")
+AnyRule = member("shards.rules", "rule", "adagrad")
+AnyLayers = Annotated[tuple[Any, ...], PlainSerializer(lambda layers: [shown(layer) for layer in layers]), Family("network.layers")]
 
 
 class Table(BaseModel):
@@ -63,28 +65,28 @@ class DataTable(Table):
 
 
 class ModelTable(Table):
-    layers: tuple[dict[str, Any], ...] = Field(
+    # First, since what follows may be defined there.
+    modules: tuple[str, ...] = Field(default=(), description="your own Python files that define layers, losses, rules or methods")
+    layers: AnyLayers = Field(
         min_length=1, max_length=1000, description="the layers, input side first; each has a kind and its options"
     )
-    modules: tuple[str, ...] = Field(default=(), description="your own Python files that define layers, losses or rules")
-    loss: str = Field(default="softmax", description="softmax, squared or logistic (one-vs-all)")
+    loss: AnyLoss = Field(default="softmax", validate_default=True, description="softmax, squared or logistic (one-vs-all)")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="of parameters and everything computed")
     decay: float = Field(default=0.0, ge=0, description="weight decay: decay/2 sum w^2 is added to the loss; biases are left out")
 
+    @field_validator("modules")
+    @classmethod
+    def _run(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for path in paths:
+            if asked(info, "modules"):
+                load_file(path)
+        return paths
 
-class MethodTable(Table):
-    kind: str = Field(default="downpour", description="downpour, sgd or sandblaster")
-    minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
-    n_fetch: int = Field(default=1, gt=0, le=COUNT, description="steps between fetches of the parameters")
-    n_push: int = Field(default=1, gt=0, le=COUNT, description="steps between pushes of the accrued gradient")
-    local_rate: float | None = Field(
-        default=None, ge=0, description="rate of the local step; default: the rule's fixed-rate equivalent"
-    )
-    overlap: bool = Field(
-        default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
-    )
-    slot: int = Field(default=1 << 20, ge=64, le=1 << 30, description="bytes of one slice of a push, if it is that long")
-    slots: int = Field(default=8, ge=2, le=1 << 16, description="slices in each ring; a full ring makes the replica wait")
+    @field_validator("layers")
+    @classmethod
+    def _made(cls, entries: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        made = asked(info, "members")
+        return tuple(take("network.layers", entry, f"model.layers.{i}", made=made) for i, entry in enumerate(entries))
 
 
 class TopologyTable(Table):
@@ -130,17 +132,6 @@ class WarmstartTable(Table):
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy that replica 0 reaches alone")
 
 
-class SandblasterTable(Table):
-    """How a batch is handed out to the replicas."""
-
-    portion: int = Field(default=512, gt=0, le=COUNT, description="examples of a portion; best a multiple of method.minibatch")
-    push_every: int = Field(default=4, gt=0, le=COUNT, description="portions whose gradients are summed before they are pushed")
-    backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")
-    patience: float = Field(
-        default=10.0, ge=0.01, le=1e9, description="seconds without a sign of life after which a replica's portions go to others"
-    )
-
-
 class EvaluateTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="an evaluation at least each so many seconds")
     epochs: float | None = Field(default=1.0, gt=0, description="an evaluation each so many epochs of all replicas together")
@@ -171,29 +162,18 @@ class Config(Table):
     run: RunTable = RunTable()
     data: DataTable
     model: ModelTable
-    method: MethodTable = MethodTable()
-    rule: dict[str, Any] = Field(default={}, description="the update rule: its kind, by default adagrad, and its options")
-    sandblaster: SandblasterTable = SandblasterTable()
-    descent: dict[str, Any] = Field(default={}, description="the batch method: its kind, by default lbfgs, and its options")
+    method: AnyMethod = Field(
+        default={}, validate_default=True, description="how the network is trained: its kind, by default downpour, and its options"
+    )
+    rule: AnyRule = Field(
+        default={}, validate_default=True, description="the update rule: its kind, by default adagrad, and its options"
+    )
     topology: TopologyTable = TopologyTable()
     stop: StopTable
     warmstart: WarmstartTable = WarmstartTable()
     evaluate: EvaluateTable = EvaluateTable()
     checkpoint: CheckpointTable = CheckpointTable()
     guard: GuardTable = GuardTable()
-
-    def members(self) -> tuple[list[Any], Any, Any]:
-        """Return the layers, the loss and the rule that the tables ask for."""
-        layers = [make("network.layers", entry, f"model.layers.{i}") for i, entry in enumerate(self.model.layers)]
-        return (
-            layers,
-            make("network.losses", {"kind": self.model.loss}, "model", "model.loss"),
-            make("shards.rules", {"kind": "adagrad", **self.rule}, "rule"),
-        )
-
-    def batch_method(self) -> Any:
-        """Return the member of `descent` that the table asks for."""
-        return make("methods.descent", {"kind": "lbfgs", **self.descent}, "descent")
 
     def output(self, ending: str) -> Path:
         """Return the path of one of the run's outputs."""
@@ -238,6 +218,23 @@ def load(
     return build(tree)
 
 
+def described(tree: dict[str, Any], keys: Sequence[str]) -> type[BaseModel] | None:
+    """Return the class whose fields are the keys of the table at `keys`; None where there is none, or its file is not at hand."""
+    model: type[BaseModel] | None = Config
+    place: Any = tree
+    mark: Family | None = None
+    for key in keys:
+        if isinstance(place, list):
+            place = place[int(key)]
+        else:
+            place, mark, field = place.get(key, {}), Family.of(model, key), model.model_fields.get(key) if model else None
+            inner = None if field is None else field.annotation
+            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+        if mark is not None and not isinstance(place, list):
+            model = mark.member(place)
+    return model
+
+
 def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
     """Where a change gives a member another kind, take out, in place, what the run file says and that kind does not know.
 
@@ -247,12 +244,15 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
     """
     out, changed = [], {text.partition("=")[0].strip() for text in changes}
     for path in sorted(changed):
-        if not (found := re.fullmatch(r"(rule|descent|model\.layers\.\d+)\.kind", path)):
+        *keys, last = path.split(".")
+        member = described(tree, keys) if keys and last == "kind" else None
+        if member is None:
             continue
-        table = found[1]
-        entry = tree["model"]["layers"][int(table.rpartition(".")[2])] if table.startswith("model") else tree[table]
-        member = family(FAMILY["layers"] if table.startswith("model") else FAMILY[table]).get(entry.get("kind"))
-        strange = [] if member is None else [key for key in entry if key != "kind" and key not in member.model_fields]
+        entry: Any = tree
+        for key in keys:
+            entry = entry[int(key)] if isinstance(entry, list) else entry[key]
+        table = ".".join(keys)
+        strange = [key for key in entry if key != "kind" and key not in member.model_fields]
         # What was asked for together with the kind stays, and is refused.
         strange = [key for key in strange if not any(f"{name}.".startswith(f"{table}.{key}.") for name in changed)]
         for key in strange:
@@ -265,24 +265,18 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
 
 
 def build(tree: dict[str, Any]) -> Config:
-    """Make a complete configuration from nested tables: own modules are run, every option of every member is filled in."""
-    config = valid(Config, tree)
-    for path in config.model.modules:
-        load_file(path)
-    make("methods", {"kind": config.method.kind}, "method")
-    layers, _, rule = config.members()
-    model = config.model.model_copy(update={"layers": tuple(layer.options() for layer in layers)})
-    complete = {"model": model, "rule": rule.options(), "descent": config.batch_method().options()}
-    return config.model_copy(update=complete)
+    """Make a complete configuration from nested tables: own modules are run, every member is made with all of its options."""
+    return valid(Config, tree)
 
 
 def stored(tree: dict[str, Any]) -> Config:
-    """Take a configuration from an output. It is complete: no member is built, and nothing that it names is run."""
-    config = valid(Config, tree)
-    for entry in (config.rule, config.descent, *config.model.layers):
-        if not isinstance(entry.get("kind"), str) or not all(key.isidentifier() for key in entry):
-            raise UserError(f"The stored configuration is damaged: {entry} is no rule, batch method or layer.")
-    return config
+    """Take a configuration from an output. It is complete: no member is made, and nothing that it names is run."""
+    return valid(Config, tree, members=False, modules=False)
+
+
+def restored(config: Config) -> Config:
+    """Make the members of a stored configuration; its own modules are running."""
+    return valid(Config, json.loads(config.text()), modules=False)
 
 
 def override(tree: dict[str, Any], text: str) -> None:
@@ -308,8 +302,8 @@ def override(tree: dict[str, Any], text: str) -> None:
     if value.strip():
         place[keys[-1]] = parsed
     elif place.pop(keys[-1], None) is None:
-        table = Config.model_fields[keys[0]].annotation if len(keys) == 2 and keys[0] in Config.model_fields else None
-        known = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else place
+        table = described(tree, keys[:-1])
+        known = place if table is None else table.model_fields
         if keys[-1] not in known:
             raise UserError(f"'{text}' takes a key out of the run file, but '{path}' is not in it{nearest(keys[-1], known)}.")
 
@@ -318,29 +312,27 @@ def to_toml(config: Config) -> str:
     """Return the configuration as a run file that `load` accepts; beside each key its meaning, keys without a value as comments."""
     lines: list[str] = []
     for table, content in json.loads(config.text()).items():
-        layers = content.pop("layers", ()) if table == "model" else ()
-        lines += _written(f"[{table}]", content, _described(table, content))
-        for layer in layers:
-            lines += _written("[[model.layers]]", layer, _described("layers", layer))
+        lines += _written(f"[{table}]", content, described({table: content}, [table]))
     return "\n".join(lines)
-
-
-def _described(table: str, content: dict[str, Any]) -> type[BaseModel] | None:
-    """Return the class whose fields are the keys of a table; None where its file is not at hand."""
-    if table in FAMILY:
-        return family(FAMILY[table]).get(content["kind"])
-    return Config.model_fields[table].annotation
 
 
 def _written(head: str, content: dict[str, Any], model: type[BaseModel] | None) -> list[str]:
     """Return the lines of a table, and those of the tables in it."""
-    lines, inner = [head], []
+    lines, inner, name = [head], [], head.strip("[]")
     for key, value in content.items():
-        annotation = model.model_fields[key].annotation if model is not None and key in model.model_fields else None
-        if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            inner += _written(f"[{head.strip('[]')}.{key}]", value, annotation)
-            continue
-        given = f"# {key} =" if value is None else f"{key} = {written(value)}"
-        said = meaning(model, key) if model is not None else ""
-        lines.append(f"{given:<37} # {said}" if said else given)
+        mark, annotation = (
+            Family.of(model, key),
+            model.model_fields[key].annotation if model and key in model.model_fields else None,
+        )
+        if isinstance(value, list) and mark is not None:
+            for entry in value:
+                inner += _written(f"[[{name}.{key}]]", entry, mark.member(entry))
+        elif isinstance(value, dict) and mark is not None:
+            inner += _written(f"[{name}.{key}]", value, mark.member(value))
+        elif isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            inner += _written(f"[{name}.{key}]", value, annotation)
+        else:
+            given = f"# {key} =" if value is None else f"{key} = {written(value)}"
+            said = meaning(model, key) if model is not None else ""
+            lines.append(f"{given:<37} # {said}" if said else given)
     return [*lines, "", *inner]

@@ -13,13 +13,13 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, ValidationInfo
 
 from dbnet.core.errors import OWN, UserError, nearest
 
@@ -44,6 +44,92 @@ class Member(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return what a run file would say: the kind and every option."""
         return {"kind": self.kind, **self.model_dump()}
+
+
+class Stored(BaseModel):
+    """What an output says of a member: its kind and its options, as they were, whether or not its class is at hand."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str
+
+    def options(self) -> dict[str, Any]:
+        """Return what a run file would say: the kind and every option."""
+        return self.model_dump()
+
+
+class Family(NamedTuple):
+    """Marks a field whose value is a member of family `name`, or a list of such; by default of a certain kind."""
+
+    name: str
+    default: str | None = None
+
+    @classmethod
+    def of(cls, model: type[BaseModel] | None, key: str) -> Family | None:
+        """Return the mark of a field; nothing if it has none."""
+        field = None if model is None else model.model_fields.get(key)
+        return None if field is None else next((mark for mark in field.metadata if isinstance(mark, cls)), None)
+
+    def member(self, entry: Any) -> type[Member] | None:
+        """Return the class that a run file's entry asks for; nothing if none is at hand."""
+        kind = entry.get("kind", self.default) if isinstance(entry, Mapping) else entry
+        return family(self.name).get(kind) if isinstance(kind, str) else None
+
+
+def member(name: str, where: str, default: str | None = None, short: bool = False) -> Any:
+    """Return the type of a field whose value is a member: written as a table with its kind and options, or as its kind alone.
+
+    Parameters
+    ----------
+    where
+        The field's name in a run file, for messages.
+    default
+        The kind if none is given.
+    short
+        Whether one that has no options is stored as its kind alone.
+    """
+
+    def read(value: Any, info: ValidationInfo) -> Any:
+        return take(name, value, where, default, asked(info, "members"))
+
+    def said(chosen: Any) -> Any:
+        entry = shown(chosen)
+        return entry["kind"] if short and list(entry) == ["kind"] else entry
+
+    return Annotated[Any, BeforeValidator(read), PlainSerializer(said), Family(name, default)]
+
+
+def shown(chosen: Any) -> Any:
+    """Return what a run file says of a member; of one that `model_copy` put in as tables or text these themselves."""
+    return chosen.options() if isinstance(chosen, Member | Stored) else chosen
+
+
+def asked(info: ValidationInfo, what: str) -> bool:
+    """Return whether `what` is to be done while a configuration is read: it is, unless the context says otherwise."""
+    return bool((info.context or {}).get(what, True))
+
+
+def take(name: str, value: Any, where: str, default: str | None = None, made: bool = True) -> Any:
+    """Return the member of family `name` that `value` asks for; not `made`: what an output says of it."""
+    if isinstance(value, Member):
+        return value
+    if not made:
+        return _stored(value, where)
+    if isinstance(value, Stored):
+        value = value.options()
+    if isinstance(value, str):
+        return make(name, {"kind": value}, where, where)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} = {_shown(value)} is not allowed: it must be a table, like {{kind = 'x'}}.")
+    return make(name, {**({} if default is None else {"kind": default}), **value}, where)
+
+
+def _stored(value: Any, where: str, inner: bool = True) -> Stored:
+    """Return what an output says of a member, and of one among its options."""
+    entry = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or not all(str(key).isidentifier() for key in entry):
+        raise UserError(f"The stored configuration is damaged: {where} = {_shown(value)} is no member of a family.")
+    nested = {key: _stored(v, f"{where}.{key}", False) for key, v in entry.items() if inner and isinstance(v, dict) and "kind" in v}
+    return Stored(**{**entry, **nested})
 
 
 def family(name: str) -> dict[str, type[Member]]:
@@ -148,7 +234,10 @@ def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
     try:
         return known[kind](**entry)
     except ValidationError as error:
-        raise UserError(explain(error, known[kind], where)) from None
+        first = error.errors()[0]
+        others = [k for k in sorted(known) if first["type"] == "extra_forbidden" and first["loc"][0] in known[k].model_fields]
+        elsewhere = f" {first['loc'][0]} is an option of {key} = {' or '.join(map(repr, others))}." if others else ""
+        raise UserError(explain(error, known[kind], where) + elsewhere) from None
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
@@ -167,10 +256,10 @@ def meaning(model: type[BaseModel], name: str) -> str:
     return " ".join(next(filter(None, said), "").split()).rstrip(".")
 
 
-def valid(model: type[M], tree: dict[str, Any]) -> M:
+def valid(model: type[M], tree: dict[str, Any], **context: bool) -> M:
     """Return the value that nested tables give; UserError where they are not what the model allows."""
     try:
-        return model.model_validate(tree)
+        return model.model_validate(tree, context=context)
     except ValidationError as error:
         raise UserError(explain(error, model)) from None
 

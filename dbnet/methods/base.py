@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from dbnet.coordinator.coordinator import Coordinator
-from dbnet.core.config import Config
+from dbnet.core.config import COUNT, Config
 from dbnet.core.registry import Member
 from dbnet.methods.worker import Worker
 from dbnet.shards.push import Receiver
@@ -13,7 +15,7 @@ from dbnet.shards.shard import Shard
 
 
 class Method(Member):
-    """How a network is trained: base of all methods.
+    """How a network is trained: base of all methods; a member's fields are the options of [method].
 
     Attributes
     ----------
@@ -29,6 +31,26 @@ class Method(Member):
     worker: ClassVar[type[Worker]]
     receiver: ClassVar[type[Receiver]] = Shard
     coordinator: ClassVar[type[Coordinator]]
+    minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
+    overlap: bool = Field(
+        default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
+    )
+    slot: int = Field(default=1 << 20, ge=64, le=1 << 30, description="bytes of one slice of a push, if it is that long")
+    slots: int = Field(default=8, ge=2, le=1 << 16, description="slices in each ring; a full ring makes the replica wait")
 
     def check(self, config: Config) -> None:
         """Raise UserError where the run file asks for what the method cannot do."""
+
+    def doubts(self, config: Config, examples: int) -> list[str]:
+        """Return what is allowed but seldom meant with so many training examples, in sentences."""
+        subset = -(-examples // config.topology.replicas)
+        if config.topology.replicas > examples or self.minibatch <= subset:
+            return []
+        return [
+            f"method.minibatch = {self.minibatch} is more than the {subset} examples that a replica trains on: each step takes "
+            f"these, as with method.minibatch = {subset}."
+        ]
+
+    def remedy(self, config: Config) -> str:
+        """Return what helps where the parameters grow beyond all learning."""
+        return f"lower rule.rate ({config.rule.rate:g})"

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from dbnet.comm.turns import IDLE, Turns
 from dbnet.coordinator.coordinator import Coordinator
 from dbnet.coordinator.orders import most_shares
-from dbnet.core.config import Config
+from dbnet.core.config import COUNT, Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import split
 from dbnet.data.subsets import hand_out
@@ -31,9 +33,17 @@ class DownpourWorker(Worker):
     def intervals(cls, config: Config, examples: int) -> tuple[int, int]:
         return config.method.n_fetch, config.method.n_push
 
+    @classmethod
+    def steps_locally(cls, config: Config) -> bool:
+        return config.method.n_fetch > 1
+
+    @classmethod
+    def copies(cls, config: Config) -> int:
+        return super().copies(config) + (config.method.n_push > 1 and config.method.n_fetch > 1)
+
     def train(self) -> Turns:
         """Algorithm 7.1, the client."""
-        replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.members()[2]
+        replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.rule
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
         # Since it trained last, if it did, others may have: its parameters are old.
         accrued, store.fetched = 0, False
@@ -127,14 +137,27 @@ class DownpourCoordinator(Coordinator):
             replicas.go(heirs)
 
 
-class Downpour(Method):
-    """Asynchronous stochastic gradient descent with a parameter server."""
+class Stochastic(Method):
+    """Base of the methods that take one minibatch after the other."""
 
-    kind: ClassVar[str] = "downpour"
-    worker: ClassVar[type[Worker]] = DownpourWorker
     coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
 
     def check(self, config: Config) -> None:
         stop = config.stop
         if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
             raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")
+
+
+class Downpour(Stochastic):
+    """Asynchronous stochastic gradient descent with a parameter server."""
+
+    kind: ClassVar[str] = "downpour"
+    worker: ClassVar[type[Worker]] = DownpourWorker
+    n_fetch: int = Field(default=1, gt=0, le=COUNT, description="steps between fetches of the parameters")
+    n_push: int = Field(default=1, gt=0, le=COUNT, description="steps between pushes of the accrued gradient")
+    local_rate: float | None = Field(
+        default=None, ge=0, description="rate of the local step; default: the rule's fixed-rate equivalent"
+    )
+
+    def remedy(self, config: Config) -> str:
+        return f"{super().remedy(config)}, train with a warmstart"

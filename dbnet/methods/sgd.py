@@ -11,7 +11,7 @@ from typing import ClassVar
 from dbnet.comm.turns import Turns
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.methods.downpour import Downpour
+from dbnet.methods.downpour import Stochastic
 from dbnet.methods.worker import Worker
 
 
@@ -37,7 +37,7 @@ class SingleWorker(Worker):
         yield from self.store.confirm()
 
 
-class Single(Downpour):
+class Single(Stochastic):
     """Synchronous steps of a single replica."""
 
     kind: ClassVar[str] = "sgd"

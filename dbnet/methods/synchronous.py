@@ -17,7 +17,7 @@ from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.jit import fence
 from dbnet.core.vector import axpy, fill, scale
-from dbnet.methods.downpour import Downpour
+from dbnet.methods.downpour import Stochastic
 from dbnet.methods.sgd import SingleWorker
 from dbnet.methods.worker import Worker
 from dbnet.shards.push import Push, Receiver, Receiving, Refusal
@@ -99,7 +99,7 @@ class Collect(Front):
         self.clock[partition] += 1
 
 
-class Synchronous(Downpour):
+class Synchronous(Stochastic):
     """Synchronous stochastic gradient descent over all replicas."""
 
     kind: ClassVar[str] = "synchronous"

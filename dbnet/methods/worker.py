@@ -53,6 +53,11 @@ class Worker:
         return 1, 1
 
     @classmethod
+    def steps_locally(cls, config: Config) -> bool:
+        """Return whether a replica changes its own parameters between two fetches."""
+        return False
+
+    @classmethod
     def batch(cls, config: Config, examples: int) -> int:
         """Return the columns of a replica's minibatch, with `examples` to train on in all."""
         return max(1, min(config.method.minibatch, -(-examples // config.topology.replicas)))
@@ -65,8 +70,7 @@ class Worker:
     @classmethod
     def copies(cls, config: Config) -> int:
         """Return how many vectors of its parameters a partition holds, without the one that it evaluates."""
-        method = config.method
-        return 2 + 2 * method.overlap + (method.n_push > 1 and method.n_fetch > 1)
+        return 2 + 2 * config.method.overlap
 
     def train(self) -> Turns:
         """Train until it is to stop, or has nothing left to train on."""

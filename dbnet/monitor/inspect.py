@@ -80,7 +80,7 @@ def _run(path: str) -> str:
     lines = [
         f"run file, {state}, started {run.about['started']}",
         f"  topology     1 coordinator + {world.shards} shards + {world.replicas} replicas x {world.partitions} partitions",
-        f"  network      {run.about['parameters']:,} parameters, {', '.join(layer['kind'] for layer in run.config.model.layers)}",
+        f"  network      {run.about['parameters']:,} parameters, {', '.join(layer.kind for layer in run.config.model.layers)}",
         f"  method       {run.config.method.kind}, {_how(run)}",
         f"  source       revision {run.about['revision']}; {run.about['mpi']}; hosts {', '.join(sorted(set(run.about['hosts'])))}",
         f"  recorded     {len(run.progress)} progress rows, {len(run.evaluation)} evaluations, {len(run.events)} updates",
@@ -111,7 +111,7 @@ def _run(path: str) -> str:
 
 def _how(run: Run) -> str:
     """Return what moves the parameters."""
-    return run.config.descent["kind"] if len(run.iterations) else f"rule {run.config.rule['kind']}"
+    return run.config.method.descent.kind if len(run.iterations) else f"rule {run.config.rule.kind}"
 
 
 def _checkpoint(path: str) -> str:

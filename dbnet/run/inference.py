@@ -18,7 +18,7 @@ from dbnet.comm import mpi
 from dbnet.comm.communicators import cores_for, crowded, node_of
 from dbnet.comm.link import MpiLink
 from dbnet.core import jit
-from dbnet.core.config import Config
+from dbnet.core.config import Config, restored
 from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken, writing
 from dbnet.core.ranges import flatten, size_of
@@ -58,7 +58,7 @@ class Judge:
     def __init__(self, path: str, comm: Any, threads: int, trust: bool, option: str = "--trust-modules") -> None:
         self.checkpoint, self.comm = Checkpoint(path), comm
         run_modules(path, self.checkpoint.modules, trust, option)
-        about, config = self.checkpoint.data, self.checkpoint.config
+        about, config = self.checkpoint.data, restored(self.checkpoint.config)
         self.model = make_model(config, tuple(about["shape"]), about["outputs"], about["vectors"])
         self.checkpoint.require(self.model)
         use(config, threads)
@@ -199,7 +199,7 @@ def predict(
     if values is None:
         return None
     config, vectors = judge.checkpoint.config, judge.checkpoint.data["vectors"]
-    made = predictions(values, config.model.loss, vectors, probabilities)
+    made = predictions(values, config.model.loss.kind, vectors, probabilities)
     said = write(out, made, {"checkpoint": path, "data": data_path, "part": part}, force)
     return f"{len(values)} predictions written to {out} ({said})"
 

@@ -87,7 +87,7 @@ class Process:
         if self._cut:
             return ready.store(self.window(rank), rank, replica.network.boxes, self.due)
         index = self.topology.place(rank)[0]
-        return LocalStore(self.flat, self._receivers, index, config.method.n_fetch == 1, config.guard.finite)
+        return LocalStore(self.flat, self._receivers, index, not config.method.worker.steps_locally(config), config.guard.finite)
 
     def params(self) -> np.ndarray:
         """Return all parameters."""

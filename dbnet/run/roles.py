@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def coordinator_layout(ready: Setup) -> WindowLayout:
     """Return the coordinator's window layout."""
     world = ready.topology
-    return WindowLayout([*coordinator_fields(world), *heartbeat_fields(world), *ready.method.coordinator.fields(world)])
+    return WindowLayout([*coordinator_fields(world), *heartbeat_fields(world), *ready.config.method.coordinator.fields(world)])
 
 
 def window_layouts(ready: Setup) -> list[WindowLayout]:
@@ -107,7 +107,7 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
     config, data, model = ready.config, ready.data, ready.model
     seed, dtype = config.run.seed, model.dtype
     columns = model.columns(model.boxes() if link is None else ready.cut.boxes[partition])
-    train = ready.method.worker.examples(data, config, first_shares(ready, index), columns)
+    train = ready.config.method.worker.examples(data, config, first_shares(ready, index), columns)
     watched = {}
     if data.sizes.get("test"):
         watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
@@ -124,8 +124,8 @@ def use(config: Config, threads: int) -> None:
     """Give BLAS and the kernels their threads, and have the kernels that this run needs compiled or loaded."""
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
-    layers, loss, rule = config.members()
-    used = reached({"dbnet.network.replica", *(type(member).__module__ for member in (*layers, loss, rule))})
+    members = (*config.model.layers, config.model.loss, config.rule)
+    used = reached({"dbnet.network.replica", *(type(member).__module__ for member in members)})
     jit.warm(config.model.dtype, used.__contains__)
 
 
@@ -141,7 +141,7 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
     """Return the method's coordinator of this run, with its duties."""
     for doubt in ready.doubts():
         display.warn(doubt)
-    config, kind, facts, watch = ready.config, ready.method.coordinator, beginning(ready), world.watch()
+    config, kind, facts, watch = ready.config, ready.config.method.coordinator, beginning(ready), world.watch()
     channel, point = world.channel(0), ready.checkpoint
     time = RunTime(world.clock, world.due, 0.0 if point is None else point.seconds)
     replicas, shards = OrderBook(world.window(0), ready.topology), Shards(channel, ready.topology)
@@ -180,7 +180,7 @@ def beginning(ready: Setup) -> Facts:
 def receiver(ready: Setup, world: World, index: int) -> Receiver:
     """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
     part, point, (params, clock) = ready.ranges[index], ready.checkpoint, world.memory(index)
-    shard = Shard(part, ready.config.members()[2], params, clock, world.clock)
+    shard = Shard(part, ready.config.rule, params, clock, world.clock)
     if point is not None:
         for name, register in shard.registers().items():
             point.read(name, part, register)
@@ -198,7 +198,7 @@ def receiver(ready: Setup, world: World, index: int) -> Receiver:
         return out
 
     origins = [divmod(origin, ready.topology.partitions) for origin in ready.users[index]]
-    return ready.method.receiver.over(shard, Receiving(ready.config, ready.model.layout, origins, saved))
+    return ready.config.method.receiver.over(shard, Receiving(ready.config, ready.model.layout, origins, saved))
 
 
 def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
@@ -217,4 +217,4 @@ def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
         row = ready.checkpoint.replica(index, ready.topology.replicas)
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
         store.resume(int(row["pushes"]))
-    return ready.method.worker(replica, store, orders, ready.config)
+    return ready.config.method.worker(replica, store, orders, ready.config)

@@ -21,7 +21,6 @@ from dbnet.comm.window import Window
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
-from dbnet.core.registry import make
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import Share
 from dbnet.network.model import Model, footprint
@@ -95,10 +94,6 @@ class Setup:
         return min(0.05, max(2e-4, work / 1e11))
 
     @property
-    def method(self) -> Any:
-        return make("methods", {"kind": self.config.method.kind}, "method")
-
-    @property
     def chain(self) -> list[dict[str, Any]]:
         """Configurations of the runs that this one came from, oldest first."""
         start = self.config.run.start
@@ -113,7 +108,7 @@ class Setup:
         world, model = self.topology, self.model
         if self.checkpoint is not None and not rank:
             require_data(self.checkpoint, self.data)
-        held, needed, have = 1 + self.method.receiver.vectors(self.config), 0, memory() / 2**30
+        held, needed, have = 1 + self.config.method.receiver.vectors(self.config), 0, memory() / 2**30
         if rank is None:
             needed = (held + 2 * world.replicas) * model.layout.size
         elif world.role(rank) is Role.SERVE:
@@ -121,31 +116,19 @@ class Setup:
         needed = needed * model.dtype.itemsize / 2**30
         if needed > have:
             who = "the run" if rank is None else world.name(rank)
-            fix = "take more shards, a smaller descent.history, or a smaller network"
+            fix = "take more shards, a smaller method.descent.history, or a smaller network"
             raise UserError(
                 f"Not enough memory: {who} needs {needed:,.1f} GiB for vectors alone, this machine has {have:,.1f} GiB; {fix}."
             )
 
     def doubts(self) -> list[str]:
         """Return what is allowed but seldom meant, of the data and of how they are divided, in sentences."""
-        config, examples = self.config, self.data.sizes["train"]
-        replicas, batch = config.topology.replicas, config.method.minibatch
-        subset, out = -(-examples // replicas), list(self.data.doubts)
-        portions = -(-examples // config.sandblaster.portion)
-        if replicas > examples:
-            idle = replicas - examples
+        config, examples, replicas = self.config, self.data.sizes["train"], self.config.topology.replicas
+        idle = replicas - examples
+        out = [*self.data.doubts, *config.method.doubts(config, examples)]
+        if idle > 0:
             out.append(
                 f"topology.replicas = {replicas} is more than the {examples} training examples: {idle} have nothing to train on."
-            )
-        elif config.method.kind == "sandblaster" and replicas > portions:
-            out.append(
-                f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
-                "make sandblaster.portion smaller."
-            )
-        elif config.method.kind != "sandblaster" and batch > subset:
-            out.append(
-                f"method.minibatch = {batch} is more than the {subset} examples that a replica trains on: each step takes these, "
-                f"as with method.minibatch = {subset}."
             )
         return out
 
@@ -153,16 +136,16 @@ class Setup:
 def setup(config: Config, resume: str | None = None, labels: bool = True) -> Setup:
     """Check a configuration against its data (all `labels`, too) and make the model; UserError where something does not fit."""
     data = DataFile(config.data.path, labels)
-    if data.one_hot and not config.members()[1].vectors:
+    if data.one_hot and not config.model.loss.vectors:
         raise UserError(
             f"'{data.path}': /train/y holds one-hot vectors of {data.targets} classes; store the labels themselves, "
-            f"y.argmax(axis=1), which the {config.model.loss} loss wants."
+            f"y.argmax(axis=1), which the {config.model.loss.kind} loss wants."
         )
     model = make_model(config, data.shape, data.targets or data.classes, bool(data.targets))
     checkpoint = None
     if resume is not None:
         checkpoint = Checkpoint(resume)
-        checkpoint.require(model, make("methods", {"kind": config.method.kind}, "method").receiver.rule_state(config))
+        checkpoint.require(model, config.method.receiver.rule_state(config))
     if config.run.start is not None:
         Checkpoint(config.run.start).require(model)
     stop = config.stop
@@ -170,7 +153,7 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
-    out.method.check(config)
+    config.method.check(config)
     return out
 
 
@@ -181,10 +164,10 @@ def memory() -> int:
 
 def make_model(config: Config, shape: tuple[int, ...], outputs: int, vectors: bool) -> Model:
     """Return the model of a configuration for examples of this shape."""
-    layers, loss, _ = config.members()
+    layers, loss = config.model.layers, config.model.loss
     if vectors and not loss.vectors:
         raise UserError(f"The data have vector targets, which the {loss.kind} loss cannot use; set model.loss = 'squared'.")
-    decay = make("methods", {"kind": config.method.kind}, "method").receiver.decay(config)
+    decay = config.method.receiver.decay(config)
     return Model(layers, loss, shape, outputs, config.model.dtype, decay)
 
 

@@ -119,7 +119,7 @@ class Accrual(Front):
 
     @classmethod
     def vectors(cls, config: Config) -> int:
-        return 1 + len(config.batch_method().registers()) + _masked(config)
+        return 1 + len(config.method.descent.registers()) + _masked(config)
 
     @classmethod
     def decay(cls, config: Config) -> float:
@@ -196,4 +196,4 @@ class Accrual(Front):
 
 def _masked(config: Config) -> bool:
     """Return whether weights are told from biases."""
-    return bool(config.model.decay or config.descent.get("mask"))
+    return bool(config.model.decay or config.method.descent.reads())

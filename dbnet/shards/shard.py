@@ -63,7 +63,7 @@ class Shard:
 
     @classmethod
     def rule_state(cls, config: Config) -> tuple[str, ...]:
-        return config.members()[2].state
+        return config.rule.state
 
     @classmethod
     def vectors(cls, config: Config) -> int:

@@ -25,7 +25,7 @@ from dbnet.checkpoint.parts import PartWriter
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.verify import damage
 from dbnet.comm.channel import Mailboxes
-from dbnet.core.config import build
+from dbnet.core.config import build, restored
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
 from dbnet.core.registry import make
@@ -54,7 +54,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     point = Checkpoint(link)
     point.require(MODEL)
     assert link.is_symlink() and not os.path.isabs(os.readlink(link))
-    assert point.config == build({**tree(), "run": {"folder": str(tmp_path), "name": "run"}})
+    assert restored(point.config) == build({**tree(), "run": {"folder": str(tmp_path), "name": "run"}})
     assert (point.seconds, point.size, point.state, point.chain, point.name) == (12.5, SIZE, {"k": 1}, [], "run")
     assert list(point.registers) == ["params", "state.sum"] and point.clock.tolist() == [[5, 0], [6, 1], [7, 2]]
     assert np.array_equal(point.replicas, REPLICAS) and np.array_equal(point.tables["cursors"], ROWS)

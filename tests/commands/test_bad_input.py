@@ -260,10 +260,10 @@ def test_too_little_memory(run_file: Path, dbnet: Command) -> None:
 
 def test_memory_is_counted_before_it_is_taken(run_file: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """2 shards with 2 (2 m + 7) vectors of 1,210 parameters each, and two replicas."""
-    words = ["train", run_file, "method.kind=sandblaster", "stop={iterations=1}", "descent.history=100"]
+    words = ["train", run_file, "method.kind=sandblaster", "stop={iterations=1}", "method.descent.history=100"]
     monkeypatch.setattr("dbnet.run.setup.memory", lambda: 4 * 1210 * 200)
     said = refused(*words)
-    assert "Not enough memory: the run needs 0.0 GiB for vectors alone" in said and "descent.history" in said
+    assert "Not enough memory: the run needs 0.0 GiB for vectors alone" in said and "method.descent.history" in said
     monkeypatch.undo()
     ready = setup.setup(config.load(run_file, words[2:]))
     monkeypatch.setattr("dbnet.run.setup.memory", lambda: 4 * 605 * 200)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import dbnet as package
 from dbnet import open_run
 from dbnet.__main__ import COMMANDS, main, parser
-from dbnet.core.config import load
+from dbnet.core.config import load, restored
 from dbnet.core.registry import family
 from dbnet.data.file import DataFile
 from dbnet.monitor import plot
@@ -41,7 +41,7 @@ def test_train(trained: Finished, run_file: Path) -> None:
     assert run.finished and run.accuracy > 0.85
     assert f"Test accuracy  {run.accuracy:.4f}" in trained.out
     assert all(f"out/run{ending}" in trained.out for ending in (".h5", ".checkpoint.h5", ".png"))
-    assert run.config == load(run_file, ["stop.epochs=8", "run.picture=true"])
+    assert restored(run.config) == load(run_file, ["stop.epochs=8", "run.picture=true"])
 
 
 def test_train_from_python_gives_the_parameters(run_file: Path) -> None:
@@ -199,8 +199,8 @@ def test_what_is_seldom_meant_is_said(run_file: Path, make_data: Callable[..., P
         ([], ""),
         (["method.minibatch=5"], "method.minibatch = 5 is more than the 4 examples that a replica trains on: "),
         (["topology.replicas=9"], "topology.replicas = 9 is more than the 8 training examples: 1 have nothing to train on."),
-        (["method.kind=sandblaster", "topology.replicas=2", "sandblaster.portion=8"], "but a pass has 1 portions: 1 have nothing"),
-        (["method.kind=sandblaster", "method.minibatch=512", "sandblaster.portion=4"], ""),
+        (["method.kind=sandblaster", "topology.replicas=2", "method.portion=8"], "but a pass has 1 portions: 1 have nothing"),
+        (["method.kind=sandblaster", "method.minibatch=512", "method.portion=4"], ""),
     ):
         done = dbnet("plan", run_file, "data.path=good.h5", *layers, *words)
         assert done.code == 0 and said in done.err and done.err.count("\n") == bool(said)

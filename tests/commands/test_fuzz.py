@@ -33,12 +33,16 @@ IMAGES = [
     {"kind": "pool", "field": 2},
     {"kind": "dense", "units": 3},
 ]
-BATCH = {"method": {"kind": "sandblaster"}, "stop": {"iterations": 2}}
+BATCH = {"method": {"kind": "sandblaster", "portion": 4}, "stop": {"iterations": 2}}
 RUNS: dict[str, dict[str, Any]] = {
     "downpour": {"model": {"layers": DENSE, "decay": 0.1}, "rule": {"kind": "momentum"}, "topology": {"shards": 2, "replicas": 2}},
     "images": {"model": {"layers": IMAGES, "dtype": "float64"}, "rule": {"kind": "adam"}, "method": {"n_push": 2, "overlap": True}},
     "sandblaster": {**BATCH, "model": {"layers": DENSE[::2]}, "topology": {"replicas": 2}},
-    "owlqn": {**BATCH, "model": {"layers": DENSE[2:]}, "descent": {"kind": "owlqn", "strength": 0.1}},
+    "owlqn": {
+        **BATCH,
+        "model": {"layers": DENSE[2:]},
+        "method": {**BATCH["method"], "descent": {"kind": "owlqn", "strength": 0.1}},
+    },
 }
 COMMON = {"data": {"path": "data.h5"}, "stop": {"steps": 3}, "run": {"folder": "out"}}
 
@@ -62,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def full(tables: dict[str, Any]) -> dict[str, Any]:
     """Return a run file with all tables and all options of all members."""
     # More examples per step or portion than a replica has would be doubted.
-    more = {"method": {"minibatch": 4, **tables.get("method", {})}, "sandblaster": {"portion": 4}}
+    more = {"method": {"minibatch": 4, **tables.get("method", {})}}
     return json.loads(build(json.loads(json.dumps({**COMMON, **tables, **more}))).text())
 
 

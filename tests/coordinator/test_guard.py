@@ -342,7 +342,7 @@ def test_an_example_beyond_float32_is_refused_when_it_is_read(data: Path) -> Non
 @pytest.mark.parametrize("descent", ["{kind='lbfgs'}", "{kind='multibatch_lbfgs', batch=40, overlap=8}"])
 def test_a_batch_that_is_not_finite_from_the_first_on_stops_the_run(data: Path, spoil: Callable, descent: str) -> None:
     spoil(17, np.nan)
-    batch = ("method.kind=sandblaster", "sandblaster.portion=7", "stop.iterations=5", f"descent={descent}")
+    batch = ("method.kind=sandblaster", "method.portion=7", "stop.iterations=5", f"method.descent={descent}")
     with pytest.raises(Stopped, match=r"after 1 refused pass, the first by shard .*Example 17 of the training set"):
         train.execute(table(data, *batch), quiet=True)
     assert not Run(data.parent / "runs" / "run.h5").finished
@@ -350,8 +350,8 @@ def test_a_batch_that_is_not_finite_from_the_first_on_stops_the_run(data: Path, 
 
 def test_a_batch_method_whose_step_is_too_long_is_told_so(data: Path) -> None:
     batch = ("method.kind=sandblaster", "stop.iterations=50", "model.layers.0.activation=relu")
-    wild = "descent={kind='multibatch_lbfgs', batch=40, overlap=8, rate=1e30}"
-    with pytest.raises(Stopped, match=r"lower descent\.rate \(1e\+30\)"):
+    wild = "method.descent={kind='multibatch_lbfgs', batch=40, overlap=8, rate=1e30}"
+    with pytest.raises(Stopped, match=r"lower method\.descent\.rate \(1e\+30\)"):
         train.execute(table(data, *batch, wild), quiet=True)
 
 
@@ -387,7 +387,7 @@ def test_a_line_search_comes_back_from_where_nothing_is_finite(data: Path, monke
         return out
 
     monkeypatch.setattr(Replica, "accrue_share", spoiled)
-    batch = ("method.kind=sandblaster", "sandblaster.backups=false", "stop={iterations=4}", "topology.replicas=1")
+    batch = ("method.kind=sandblaster", "method.backups=false", "stop={iterations=4}", "topology.replicas=1")
     read = Run(train.execute(table(data, *batch), quiet=True).run_file)
     assert read.finished and set(read.refused.fetched) == {2} and set(read.refused["index"]) == {3}
     assert read.iterations.loss.is_monotonic_decreasing and read.iterations.passes[0] > 2

@@ -12,9 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbnet.core.config import Config, build, load, override, stored, to_toml
+from dbnet.core.config import Config, build, load, override, restored, stored, to_toml
 from dbnet.core.errors import UserError
 from dbnet.core.registry import family
+from dbnet.methods.downpour import Downpour
+from dbnet.network.layers.dense import Dense
+from dbnet.network.losses.softmax import Softmax
+from dbnet.shards.rules.adagrad import Adagrad
+from dbnet.shards.rules.sgd import Sgd
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"data": {"path": "d.h5"}, "model": {"layers": [{"kind": "dense", "units": 2}]}, "stop": {"steps": 1}}
@@ -33,21 +38,20 @@ def paths() -> list[str]:
 
 def test_defaults_are_filled_in() -> None:
     config = build(minimal())
-    assert config.rule == {"kind": "adagrad", **{k: v for k, v in config.rule.items() if k != "kind"}} and "rate" in config.rule
-    assert config.model.layers[0]["activation"] == "identity"
+    assert config.rule == Adagrad() and config.model.loss == Softmax() and config.model.layers == (Dense(units=2),)
     assert config.method.n_push == config.method.n_fetch == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_run_file_of_the_project_is_good(path: Path) -> None:
     config = load(path)
-    assert stored(json.loads(config.text())) == config
+    assert restored(stored(json.loads(config.text()))) == config
 
 
 def test_text_and_toml_give_the_same_run_again(tmp_path: Path) -> None:
     strange = 'quo"te \\ back\u00e9\n\ttab \x7f'
     config = build(minimal(run={"name": strange, "seed": 7}, warmstart={"accuracy": 0.5}, rule={"kind": "adam"}))
-    assert stored(json.loads(config.text())) == config
+    assert restored(stored(json.loads(config.text()))) == config
     path = tmp_path / "again.toml"
     path.write_text(to_toml(config))
     assert load(path) == config
@@ -58,7 +62,13 @@ def test_every_key_is_written_with_its_meaning(tmp_path: Path) -> None:
     layers = [*local, {"kind": "dropout", "rate": 0.5}, {"kind": "dense", "units": 2}]
     needed = {"multibatch_lbfgs": {"batch": 8}, "owlqn": {"strength": 1e-3}}
     for rule, descent in zip([*family("shards.rules"), "sgd"], family("methods.descent"), strict=True):
-        config = build(minimal(model={"layers": layers}, rule={"kind": rule}, descent={"kind": descent, **needed.get(descent, {})}))
+        config = build(
+            minimal(
+                model={"layers": layers},
+                rule={"kind": rule},
+                method={"kind": "sandblaster", "descent": {"kind": descent, **needed.get(descent, {})}},
+            )
+        )
         text = to_toml(config)
         path = tmp_path / "again.toml"
         path.write_text(text)
@@ -67,7 +77,7 @@ def test_every_key_is_written_with_its_meaning(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"(# )?\w+ = ?.* # [\w(/S].{5,}", line) for line in lines), text
         for table, content in json.loads(config.text()).items():
             here = text.split(f"[{table}]\n")[1].split("\n\n")[0]
-            missing = [key for key in content if key not in ("layers", "line") and not re.search(rf"^(# )?{key} =", here, re.M)]
+            missing = [key for key in content if key not in ("layers", "descent") and not re.search(rf"^(# )?{key} =", here, re.M)]
             assert not missing, (table, missing)
     assert "\n# seconds =" in text and "\nsteps = 1 " in text and "\n# spread =" in text and "# checkpoint whose parameters" in text
 
@@ -82,15 +92,20 @@ def test_a_key_is_taken_out() -> None:
 
 def test_another_kind_leaves_out_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(to_toml(build(minimal(rule={"kind": "adagrad", "rate": 0.3, "initial_sum": 0.5}))))
+    method = {"kind": "sandblaster", "descent": {"kind": "lbfgs"}}
+    path.write_text(to_toml(build(minimal(method=method, rule={"kind": "adagrad", "rate": 0.3, "initial_sum": 0.5}))))
     said: list[str] = []
-    words = ["rule.kind=sgd", "descent.kind=gradient_descent", "model.layers.0.kind=dense"]
+    words = ["rule.kind=sgd", "method.descent.kind=gradient_descent", "model.layers.0.kind=dense"]
     config = load(path, words, said.append)
-    assert config.rule == {"kind": "sgd", "rate": 0.3} and config.batch_method().kind == "gradient_descent"
+    assert config.rule == Sgd(rate=0.3) and config.method.descent.kind == "gradient_descent"
     assert said == [
-        "descent.kind = 'gradient_descent' has no history and no curvature; what the run file says there is left out.",
+        "method.descent.kind = 'gradient_descent' has no history and no curvature; what the run file says there is left out.",
         "rule.kind = 'sgd' has no initial_sum; what the run file says there is left out.",
     ]
+    more: list[str] = []
+    assert load(path, ["method.kind=downpour"], more.append).method == Downpour()
+    left = "portion and no push_every and no backups and no patience and no descent"
+    assert more == [f"method.kind = 'downpour' has no {left}; what the run file says there is left out."]
     assert load(path, ["rule.kind=sgd"]) and capsys.readouterr() == ("", f"dbnet: {said[1]}\n")
     for wrong in (["rule.kind=sgd", "rule.initial_sum=1"], ["rule.kind=sgd", "rule.initial_sum.x=1"]):
         with pytest.raises(UserError, match=r"Unknown key 'rule.initial_sum'|'initial_sum' is a value"):
@@ -118,7 +133,7 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
     for text in ("model.layers.0.units=5", "topology.shards=2", "topology.shards=3"):
         override(tree, text)
     config = build(tree)
-    assert config.model.layers[0]["units"] == 5 and config.topology.shards == 3
+    assert config.model.layers[0].units == 5 and config.topology.shards == 3
 
 
 @pytest.mark.parametrize(
@@ -160,6 +175,11 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("stop.steps=", "the table [stop] is empty"),
         ("rule.kind=adagrat", "(did you mean 'adagrad'?)"),
         ("rule.rat=1", "Unknown key 'rule.rat' (did you mean 'rate'?)"),
+        ("method.portion=4", "Unknown key 'method.portion'"),
+        ("method.portion=4", " portion is an option of method.kind = 'sandblaster'."),
+        ("method.descent.history=4", " descent is an option of method.kind = 'sandblaster'."),
+        ("method=3", "method = 3 is not allowed: it must be a table, like {kind = 'x'}."),
+        ("model.loss=3", "model.loss = 3 is not allowed: it must be a table, like {kind = 'x'}."),
         ("method.kind=downpoor", "(did you mean 'downpour'?)"),
         ("stop={}", "the table [stop] is empty; give epochs, steps, seconds, accuracy or iterations."),
         ("run.name=a/b", "run.name"),
@@ -168,13 +188,16 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("method.local_rate=inf", "method.local_rate"),
         ("run.seed=99999999999999999999999", "run.seed"),
         ("rule.rate=nan", "rule.rate"),
-        ("descent.history=1073741824", "descent.history = 1073741824 is not allowed: it must be at most 1000."),
-        ("descent={kind='owlqn', strength=1, history=1073741824}", "descent.history"),
-        ("descent.line.trials=1073741824", "descent.line.trials"),
+        (
+            "method={kind='sandblaster', descent.history=1073741824}",
+            "method.descent.history = 1073741824 is not allowed: it must be at most 1000.",
+        ),
+        ("method={kind='sandblaster', descent={kind='owlqn', strength=1, history=1073741824}}", "method.descent.history"),
+        ("method={kind='sandblaster', descent.line.trials=1073741824}", "method.descent.line.trials"),
         ("run.heartbeat=1e300", "run.heartbeat"),
         ("run.heartbeat=1e-320", "run.heartbeat"),
         ("run.deadline=1e300", "run.deadline"),
-        ("sandblaster.patience=1e-320", "sandblaster.patience"),
+        ("method={kind='sandblaster', patience=1e-320}", "method.patience"),
         ("evaluate.train=4611686018427387904", "evaluate.train"),
         ("topology.replicas=2147483648", "topology.replicas"),
         ("topology.partitions=16384", "topology: these are 16386 ranks; 16384 are the most."),
@@ -229,7 +252,7 @@ def check(tree: dict[str, Any]) -> None:
     except UserError as error:
         assert "\n" not in str(error)
         return
-    assert isinstance(config, Config) and stored(json.loads(config.text())) == config
+    assert isinstance(config, Config) and restored(stored(json.loads(config.text()))) == config
 
 
 @given(st.sampled_from(paths()), anything)

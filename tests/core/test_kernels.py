@@ -150,7 +150,7 @@ def test_nothing_is_compiled_after_the_clock_has_started(run_file: Path) -> None
         # The last one started is the run's.
         "print(len(before) > 0, sum(before[-1].values()) > 0, sorted(n for n, k in count().items() if k != before[-1][n]))"
     )
-    for changes in ([], ["method.kind=sandblaster", "stop.iterations=2", "method.n_fetch=2"]):
+    for changes in ([], ["method.kind=sandblaster", "stop.iterations=2"]):
         words = [sys.executable, "-c", code, str(run_file), *changes]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=run_file.parent)
         assert done.stdout.split("\n")[-2] == "True True []"

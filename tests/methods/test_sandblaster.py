@@ -59,16 +59,18 @@ def cfg(data: Path, folder: Path, *changes: str) -> config.Config:
         "run": {"folder": str(folder)},
         "data": {"path": str(data)},
         "model": {"layers": [{"kind": "dense", "units": 2}], "dtype": "float64", "decay": 1e-4},
-        "method": {"kind": "sandblaster", "minibatch": 128},
-        "sandblaster": {"portion": 128, "push_every": 3},
-        "descent": {"loss_change": 0.0, "gradient_norm": 0.0},
+        "method": {
+            "kind": "sandblaster",
+            "minibatch": 128,
+            "portion": 128,
+            "push_every": 3,
+            "descent": {"loss_change": 0.0, "gradient_norm": 0.0},
+        },
         "topology": {"shards": 2, "replicas": 2},
         "stop": {"iterations": 10},
         "evaluate": {"epochs": 100.0, "train": 0},
     }
-    for text in changes:
-        config.override(tree, text)
-    return config.build(tree)
+    return config.load(tree, changes, lambda _: None)
 
 
 def params(path: Path) -> np.ndarray:
@@ -97,7 +99,7 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
         loss, g[:] = f(w)
         return loss
 
-    solve(space, evaluate, cfg.batch_method().model_copy(update={"iterations": iterations}), state)
+    solve(space, evaluate, cfg.method.descent.model_copy(update={"iterations": iterations}), state)
     return space, state, [*losses, state.loss]
 
 
@@ -110,7 +112,7 @@ def test_optimum_is_scipys(adult_file: Path, tmp_path: Path) -> None:
     start = np.zeros(f.classes * (f.x.shape[1] + 1))
     best = optimize.minimize(f, start, jac=True, method="L-BFGS-B", options=tight).fun
     done = train.execute(
-        cfg(adult_file, tmp_path, "stop.iterations=400", "sandblaster.portion=2048", "descent.gradient_norm=1e-6"), quiet=True
+        cfg(adult_file, tmp_path, "stop.iterations=400", "method.portion=2048", "method.descent.gradient_norm=1e-6"), quiet=True
     )
     reached = Run(done.run_file).iterations.loss.iloc[-1]
     assert reached == pytest.approx(f(params(done.checkpoint))[0], rel=1e-12)
@@ -119,7 +121,7 @@ def test_optimum_is_scipys(adult_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
 def test_iterates_are_those_of_the_local_space(adult_file: Path, tmp_path: Path, shards: int) -> None:
-    wanted = cfg(adult_file, tmp_path, f"topology.shards={shards}", "topology.replicas=3", "sandblaster.portion=1000")
+    wanted = cfg(adult_file, tmp_path, f"topology.shards={shards}", "topology.replicas=3", "method.portion=1000")
     done = train.execute(wanted, quiet=True)
     space, state, losses = local(wanted, 10)
     found = Run(done.run_file).iterations
@@ -144,11 +146,11 @@ def test_more_shards_than_parameters(tmp_path: Path, method: str) -> None:
 
 
 KINDS = {
-    "lbfgs": ["descent.kind=lbfgs", "descent.history=4"],
-    "conjugate_gradient": ["descent.kind=conjugate_gradient"],
-    "gradient_descent": ["descent.kind=gradient_descent"],
-    "owlqn": ["descent.kind=owlqn", "descent.strength=1e-3", "descent.mask=weights", "model.decay=0.0"],
-    "multibatch_lbfgs": ["descent={kind='multibatch_lbfgs', batch=400, overlap=100, rate=0.5}"],
+    "lbfgs": ["method.descent.kind=lbfgs", "method.descent.history=4"],
+    "conjugate_gradient": ["method.descent.kind=conjugate_gradient"],
+    "gradient_descent": ["method.descent.kind=gradient_descent"],
+    "owlqn": ["method.descent.kind=owlqn", "method.descent.strength=1e-3", "method.descent.mask=weights", "model.decay=0.0"],
+    "multibatch_lbfgs": ["method.descent={kind='multibatch_lbfgs', batch=400, overlap=100, rate=0.5}"],
 }
 
 
@@ -220,7 +222,7 @@ def test_a_run_of_another_method_goes_on_from_the_parameters(digits, tmp_path) -
 
 
 def test_multibatch_needs_no_whole_pass(digits, tmp_path) -> None:
-    options = ["descent={kind='multibatch_lbfgs', batch=400, overlap=100, rate=1.0, decay=20}", "model.decay=1e-2"]
+    options = ["method.descent={kind='multibatch_lbfgs', batch=400, overlap=100, rate=1.0, decay=20}", "model.decay=1e-2"]
     done = train.execute(cfg(digits, tmp_path, DENSE, *options, "stop.iterations=120"), quiet=True)
     f = objective(cfg(digits, tmp_path, DENSE, "model.decay=1e-2"))
     best = optimize.minimize(f, np.zeros(650), jac=True, method="L-BFGS-B", options={"maxiter": 500}).fun
@@ -246,7 +248,7 @@ def test_epochs_are_passes_over_the_data(make_data, tmp_path) -> None:
     """The three passes of a batch of a third of the data are a third of an epoch."""
     x, y = np.random.default_rng(1).random((12, 3)), np.arange(12) % 2
     data = make_data(train__x=x, train__y=y)
-    options = ["descent={kind='multibatch_lbfgs', batch=4, overlap=1, rate=0.1}", "method.minibatch=4", "sandblaster.portion=4"]
+    options = ["method.descent={kind='multibatch_lbfgs', batch=4, overlap=1, rate=0.1}", "method.minibatch=4", "method.portion=4"]
     done = train.execute(cfg(data, tmp_path, *options, "stop={epochs=2}"), quiet=True)
     assert len(Run(done.run_file).iterations) == 6
     more = cfg(data, tmp_path, *options, "stop={epochs=3}", "run.name=more")
@@ -259,9 +261,9 @@ def test_epochs_are_passes_over_the_data(make_data, tmp_path) -> None:
         (["stop={steps=3}"], "give stop.iterations"),
         (["warmstart.steps=3"], "set run.start to a checkpoint"),
         ([DROPOUT], "model.layers.0 (dropout) draws random numbers at every step"),
-        (["descent={kind='owlqn', strength=1.0, mask='biases'}"], "'weights' is 1 on all weights"),
-        (["descent.kind=newton"], "descent.kind = 'newton' is not one of"),
-        (["descent.histroy=3"], "did you mean 'history'?"),
+        (["method.descent={kind='owlqn', strength=1.0, mask='biases'}"], "'weights' is 1 on all weights"),
+        (["method.descent.kind=newton"], "method.descent.kind = 'newton' is not one of"),
+        (["method.descent.histroy=3"], "did you mean 'history'?"),
     ],
 )
 def test_what_is_wrong_is_said(digits, tmp_path, changes, said) -> None:
@@ -273,14 +275,16 @@ def test_what_is_wrong_is_said(digits, tmp_path, changes, said) -> None:
 
 def test_another_history_is_refused(digits, tmp_path) -> None:
     done = train.execute(cfg(digits, tmp_path, DENSE, "stop.iterations=2"), quiet=True)
-    with pytest.raises(UserError, match=r"descent.history = 10, the run file says 3"):
-        train.execute(cfg(digits, tmp_path, DENSE, "descent.history=3", "run.name=other"), resume=str(done.checkpoint), quiet=True)
+    with pytest.raises(UserError, match=r"method.descent.history = 10, the run file says 3"):
+        train.execute(
+            cfg(digits, tmp_path, DENSE, "method.descent.history=3", "run.name=other"), resume=str(done.checkpoint), quiet=True
+        )
 
 
 def test_run_file_round_trips(dbnet, digits, tmp_path, place) -> None:
-    text = config.to_toml(cfg(digits, tmp_path, DENSE, "descent.line.curvature=0.5"))
+    text = config.to_toml(cfg(digits, tmp_path, DENSE, "method.descent.line.curvature=0.5"))
     (place / "again.toml").write_text(text)
-    assert config.load(place / "again.toml").batch_method().line.curvature == 0.5
+    assert config.load(place / "again.toml").method.descent.line.curvature == 0.5
     done = dbnet("train", "again.toml", "run.folder=out", "stop.iterations=2")
     assert done.code == 0 and "iteration" in done.out
     shutil.rmtree(place / "out")

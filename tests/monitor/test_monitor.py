@@ -18,7 +18,7 @@ import pytest
 from finished import ROOT, Finished
 
 from dbnet import open_run
-from dbnet.core.config import Config, build
+from dbnet.core.config import Config, build, restored
 from dbnet.core.errors import UserError
 from dbnet.monitor.plot import draw
 from dbnet.monitor.results import Run
@@ -58,7 +58,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
     record.close(True)
     record.close(True)
     run.refresh()
-    assert run.finished and run.config == config()
+    assert run.finished and restored(run.config) == config()
     assert run.events["shard"].tolist() == [0, 0, 0, 1, 0, 0] and run.events.applied.tolist() == [0, 1, 2, 0, 500, 501]
     assert run.staleness["shard 0"].loc[[0, 1, 2, BINS - 1]].tolist() == [2, 1, 1, 1]
     assert run.staleness.sum().tolist() == [5, 1]

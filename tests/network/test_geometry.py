@@ -13,7 +13,7 @@ from geometries import Geometry
 METHODS = {
     "sgd": ["method.kind=sgd", "stop.steps=3"],
     "downpour": ["topology.replicas=2", "stop.steps=2"],
-    "sandblaster": ["method.kind=sandblaster", "sandblaster.portion=4", "stop.iterations=2"],
+    "sandblaster": ["method.kind=sandblaster", "method.portion=4", "stop.iterations=2"],
 }
 
 

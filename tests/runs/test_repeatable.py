@@ -32,7 +32,7 @@ SHIPPED: dict[str, tuple[str, int, list[str]]] = {
     ),
     "a9a": (
         "30", 2,
-        ["stop.iterations=8", "evaluate.epochs=3", "sandblaster.portion=30", "method.minibatch=3", "topology.replicas=3"],
+        ["stop.iterations=8", "evaluate.epochs=3", "method.portion=30", "method.minibatch=3", "topology.replicas=3"],
     ),
 }  # fmt: skip
 

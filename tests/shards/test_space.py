@@ -240,9 +240,8 @@ def test_answers_of_shards_are_summed_in_their_order_and_late_ones_forgotten() -
 
 
 def accrual_over(shard: Shard, origins: list[tuple[int, int]], decay: float = 0.0, **saved: np.ndarray) -> Accrual:
-    config = build(
-        {"data": {"path": "none"}, "model": {"layers": [{"kind": "dense", "units": 1}], "decay": decay}, "stop": {"steps": 1}}
-    )
+    model = {"layers": [{"kind": "dense", "units": 1}], "decay": decay}
+    config = build({"data": {"path": "none"}, "model": model, "method": {"kind": "sandblaster"}, "stop": {"iterations": 1}})
     return Accrual(shard, Receiving(config, FlatLayout([("0.dense.W", (2,), 1.0, True)]), origins, lambda: saved))
 
 

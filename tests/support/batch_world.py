@@ -80,8 +80,15 @@ class BatchWorld:
             {
                 "data": {"path": "none"},
                 "model": {"layers": [{"kind": "dense", "units": 1}]},
-                "method": {"kind": "sandblaster", "minibatch": 1, "slot": slot, "slots": 2},
-                "sandblaster": {"portion": portion, "patience": 1.0, **{k: v for k, v in [t.split("=") for t in table.split()]}},
+                "method": {
+                    "kind": "sandblaster",
+                    "minibatch": 1,
+                    "slot": slot,
+                    "slots": 2,
+                    "portion": portion,
+                    "patience": 1.0,
+                    **dict(t.split("=") for t in table.split()),
+                },
                 "topology": {"shards": shards, "replicas": replicas},
                 "stop": {"iterations": 1},
             }

@@ -12,7 +12,6 @@ from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.orders import GO, Orders, coordinator_fields
 from dbnet.core import config
 from dbnet.core.ranges import Range
-from dbnet.core.registry import make
 from dbnet.methods.downpour import DownpourWorker
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.push import Intake
@@ -145,9 +144,7 @@ class World:
         self.shards, self.inboxes = [], []
         for s, part in enumerate(self.ranges):
             end = self.memory.at(1 + s)
-            shard = Shard(
-                part, make("shards.rules", self.config.rule, "rule"), end.local["params"], end.local["clock"], lambda: 0.0
-            )
+            shard = Shard(part, self.config.rule, end.local["params"], end.local["clock"], lambda: 0.0)
             self.shards.append(shard)
             users, mine = self.users[s], [ways[s]] * len(self.users[s]) if s in ways else []
             intakes = [Intake(shard, self.config.guard.finite) for _ in users]

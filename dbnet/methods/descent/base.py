@@ -73,6 +73,10 @@ class Descent(Member):
         """Return whether the iterations are over."""
         return self.iterations is not None and state.iteration >= self.iterations
 
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of registers that it reads and that somebody else fills."""
+        return ()
+
     @abstractmethod
     def registers(self) -> tuple[str, ...]:
         """Return the registers that are needed beside params and gradient."""
@@ -231,7 +235,7 @@ def resumed(saved: dict[str, Any], options: Descent) -> State:
     for name in ("kind", "history"):
         if mine.get(name) != old.get(name):
             raise UserError(
-                f"The checkpoint was made with descent.{name} = {old.get(name)!r}, the run file says {mine.get(name)!r}; "
+                f"The checkpoint was made with method.descent.{name} = {old.get(name)!r}, the run file says {mine.get(name)!r}; "
                 "resume with the former, or start a new run from its parameters with run.start."
             )
     return State(**saved["state"])

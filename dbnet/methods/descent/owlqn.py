@@ -48,6 +48,9 @@ class OWLQN(FullBatch):
     trials: int = Field(default=30, gt=0)
     noise: float | None = Field(default=None, ge=0)
 
+    def reads(self) -> tuple[str, ...]:
+        return (self.mask,) if self.mask else ()
+
     def registers(self) -> tuple[str, ...]:
         return (*History(State(), self.history, self.curvature).registers, "pseudo", "moved")
 

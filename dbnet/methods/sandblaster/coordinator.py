@@ -34,14 +34,14 @@ class SandblasterCoordinator(Coordinator):
 
     def __init__(self, facts: Facts, *parts: Any) -> None:
         config = facts.config
-        options, limit = config.batch_method(), config.stop.iterations
+        options, limit = config.method.descent, config.stop.iterations
         self.options = options if limit is None else options.model_copy(update={"iterations": limit})
         self.descent = resumed(facts.state, self.options)
         super().__init__(facts, *parts)
-        table = config.sandblaster
-        self.blocks = Blocks(table.portion, facts.examples)
+        method = config.method
+        self.blocks = Blocks(method.portion, facts.examples)
         copies, window = self.replicas.topology.copies, self.replicas.window
-        self.queue = WorkQueue(window, copies, table.push_every, table.backups, table.patience, self.time.due)
+        self.queue = WorkQueue(window, copies, method.push_every, method.backups, method.patience, self.time.due)
         self.queue.absent = set(self.duties.membership.spares)
         self._end = [Decay(config.model.decay, "params", "gradient", "weights")] if config.model.decay else []
         self._before, self._owed, self._ending = self._counts(), False, False
@@ -110,7 +110,7 @@ class SandblasterCoordinator(Coordinator):
         """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss, or None if the run is to stop."""
         span = request.examples or Range(0, self.blocks.examples)
         queue, config = self.queue, self.facts.config
-        patience, scalars = config.sandblaster.patience, None
+        patience, scalars = config.method.patience, None
         minibatch = min(config.method.minibatch, self.blocks.size, self.blocks.examples)
         end: list[Command] = [Scale("gradient", minibatch / span.size), *self._end]
 

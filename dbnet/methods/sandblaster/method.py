@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from dbnet.coordinator.coordinator import Coordinator
-from dbnet.core.config import Config
+from dbnet.core.config import COUNT, Config
 from dbnet.core.errors import UserError
+from dbnet.core.registry import member
 from dbnet.methods.base import Method
 from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
 from dbnet.methods.sandblaster.worker import SandblasterWorker
 from dbnet.methods.worker import Worker
 from dbnet.shards.accrual import Accrual
 from dbnet.shards.push import Receiver
+
+AnyDescent = member("methods.descent", "method.descent", "lbfgs")
 
 
 class Sandblaster(Method):
@@ -22,18 +27,38 @@ class Sandblaster(Method):
     worker: ClassVar[type[Worker]] = SandblasterWorker
     receiver: ClassVar[type[Receiver]] = Accrual
     coordinator: ClassVar[type[Coordinator]] = SandblasterCoordinator
+    portion: int = Field(default=512, gt=0, le=COUNT, description="examples of a portion; best a multiple of method.minibatch")
+    push_every: int = Field(default=4, gt=0, le=COUNT, description="portions whose gradients are summed before they are pushed")
+    backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")
+    patience: float = Field(
+        default=10.0, ge=0.01, le=1e9, description="seconds without a sign of life after which a replica's portions go to others"
+    )
+    descent: AnyDescent = Field(default={}, validate_default=True, description="the batch method: its kind, and its options")
 
     def check(self, config: Config) -> None:
         if config.stop.steps is not None:
             raise UserError("stop.steps counts minibatches; with method.kind = 'sandblaster' give stop.iterations.")
         if config.warmstart.steps or config.warmstart.accuracy is not None:
             raise UserError("Sandblaster has no warmstart of its own; set run.start to a checkpoint of a Downpour run.")
-        for i, layer in enumerate(config.members()[0]):
+        for i, layer in enumerate(config.model.layers):
             if layer.random:
                 raise UserError(
                     f"model.layers.{i} ({layer.kind}) draws random numbers at every step, but a batch method needs a loss that "
                     "stays the same; set its rate to 0, or train with method.kind = 'downpour'."
                 )
-        mask = config.descent.get("mask", "")
-        if mask not in ("", "weights"):
-            raise UserError(f"descent.mask = {mask!r} is no register; 'weights' is 1 on all weights and 0 on biases.")
+        strange = set(self.descent.reads()) - {"weights"}
+        if strange:
+            raise UserError(f"method.descent.mask = {strange.pop()!r} is no register; 'weights' is 1 on all weights, 0 on biases.")
+
+    def doubts(self, config: Config, examples: int) -> list[str]:
+        replicas, portions = config.topology.replicas, -(-examples // self.portion)
+        if not portions < replicas <= examples:
+            return []
+        return [
+            f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
+            "make method.portion smaller."
+        ]
+
+    def remedy(self, config: Config) -> str:
+        rate = getattr(self.descent, "rate", None)
+        return f"lower method.descent.rate ({rate:g})" if rate else "begin elsewhere with run.start"

@@ -66,16 +66,16 @@ class SandblasterWorker(Worker):
 
     @classmethod
     def intervals(cls, config: Config, examples: int) -> tuple[int, int]:
-        table, minibatch = config.sandblaster, config.method.minibatch
+        method = config.method
         share = -(-examples // config.topology.replicas)
-        return -(-share // minibatch), table.push_every * -(-table.portion // minibatch)
+        return -(-share // method.minibatch), method.push_every * -(-method.portion // method.minibatch)
 
     @classmethod
     def examples(cls, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Reader:
-        blocks = Blocks(config.sandblaster.portion, data.sizes["train"])
+        blocks = Blocks(config.method.portion, data.sizes["train"])
         count = -(-blocks.examples // blocks.size)
         if count > LIMIT:
-            raise UserError(f"sandblaster.portion = {blocks.size} makes {count} portions; {LIMIT} are the most.")
+            raise UserError(f"method.portion = {blocks.size} makes {count} portions; {LIMIT} are the most.")
 
         def read(rows: Range) -> Examples:
             return data.read("train", np.arange(*rows), columns)
@@ -85,11 +85,11 @@ class SandblasterWorker(Worker):
 
     @classmethod
     def batch(cls, config: Config, examples: int) -> int:
-        return max(1, min(config.method.minibatch, config.sandblaster.portion, examples))
+        return max(1, min(config.method.minibatch, config.method.portion, examples))
 
     @classmethod
     def kept(cls, config: Config, examples: int, own: int) -> int:
-        return min(examples, _kept(Blocks(config.sandblaster.portion, examples), config) * config.sandblaster.portion)
+        return min(examples, _kept(Blocks(config.method.portion, examples), config) * config.method.portion)
 
     @classmethod
     def copies(cls, config: Config) -> int:

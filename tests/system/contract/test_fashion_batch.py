@@ -20,9 +20,12 @@ from dbnet.run import setup, train
 SOURCE = Path(__file__).resolve().parents[4] / "shared" / "data" / "fashion_mnist"
 TREE = {
     "model": {"layers": [{"kind": "dense", "units": 256, "activation": "sigmoid"}, {"kind": "dense", "units": 10}]},
-    "sandblaster": {"portion": 2000},
-    # Losses of a float32 network are rounded: a rise by less is none.
-    "descent": {"kind": "lbfgs", "history": 10, "line": {"noise": 1e-7}, "loss_change": 0.0},
+    "method": {
+        "kind": "sandblaster",
+        "portion": 2000,
+        # Losses of a float32 network are rounded: a rise by less is none.
+        "descent": {"kind": "lbfgs", "history": 10, "line": {"noise": 1e-7}, "loss_change": 0.0},
+    },
     "topology": {"shards": 2, "replicas": 2},
     "evaluate": {"epochs": 100, "train": 0},
 }

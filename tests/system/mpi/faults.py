@@ -32,8 +32,6 @@ minibatch = 20
 [rule]
 kind = "adagrad"
 rate = 0.1
-[sandblaster]
-portion = 32
 [topology]
 shards = 2
 replicas = 3

@@ -31,7 +31,6 @@ kind = "sandblaster"
 minibatch = {minibatch}
 slot = 4096
 slots = 3
-[sandblaster]
 portion = {portion}
 push_every = 2
 [topology]
@@ -97,7 +96,7 @@ def test_interrupted_and_resumed_on_another_topology(mpirun, prepared, alone, tm
 @pytest.mark.parametrize("backups", ["true", "false"])
 def test_a_replica_falls_silent_and_returns(mpirun, prepared, alone, tmp_path, backups) -> None:
     path = prepared(shards=2, replicas=3, iterations=8)
-    words = ["train", path, f"sandblaster.backups={backups}", "sandblaster.patience=0.3"]
+    words = ["train", path, f"method.backups={backups}", "method.patience=0.3"]
     mpirun(6, HERE / "slowed.py", 0.001, 1, 1.5, "--", *words, cwd=tmp_path).good()
     np.testing.assert_allclose(
         Run(tmp_path / "out" / "run.h5").iterations.loss, Run(alone(path).run_file).iterations.loss, rtol=1e-10
@@ -114,7 +113,7 @@ def test_backup_portions_pay(mpirun, prepared, tmp_path) -> None:
     """Four replicas whose minibatches take 10 ms asleep, so that the machine's load hardly counts; one ten times as slow."""
     path, times = prepared(minibatch=6, portion=6, shards=1, replicas=4, iterations=3), {}
     for name, factor, backups in (("fast", 1, "true"), ("slow", 10, "true"), ("without", 10, "false")):
-        words = ["train", path, f"run.name={name}", f"sandblaster.backups={backups}"]
+        words = ["train", path, f"run.name={name}", f"method.backups={backups}"]
         mpirun(6, HERE / "slowed.py", 0.01, factor, 0, "--", *words, cwd=tmp_path).good()
         times[name] = pass_seconds(Run(tmp_path / "out" / f"{name}.h5"))
     shares = {name: seconds / times["fast"] for name, seconds in times.items()}
@@ -131,7 +130,14 @@ def test_the_coordinator_holds_no_vector(mpirun, prepared, tmp_path) -> None:
         x[np.arange(4), np.arange(4)] = 1
         write(data, {"train/x": x, "train/y": np.arange(4), "classes": 10})
         path = prepared(data, minibatch=4, portion=4, shards=1, replicas=1, iterations=1)
-        words = ["train", path, "descent.kind=gradient_descent", "model.dtype=float32", f"run.name={name}", "method.slot=1048576"]
+        words = [
+            "train",
+            path,
+            "method.descent.kind=gradient_descent",
+            "model.dtype=float32",
+            f"run.name={name}",
+            "method.slot=1048576",
+        ]
         job = mpirun(3, HERE / "slowed.py", 0, 1, 0, "--", *words, cwd=tmp_path, timeout=110).good()
         peaks.append(int(re.search(r"peak (\d+)", job.out)[1]) / 1024)
     print(f"coordinator's peak memory with 1 and 40 million parameters: {peaks[0]:.0f} and {peaks[1]:.0f} MiB")

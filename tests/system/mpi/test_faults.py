@@ -23,7 +23,7 @@ from dbnet.data.file import DataFile
 from dbnet.monitor.results import Run
 from dbnet.run.train import execute
 
-BATCH = ("method.kind=sandblaster", "stop={iterations=40}", "evaluate.epochs=1000")
+BATCH = ("method.kind=sandblaster", "method.portion=32", "stop={iterations=40}", "evaluate.epochs=1000")
 SHARDS, REPLICAS = 2, 3
 KILLED = random.Random(20121203)
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())

@@ -25,7 +25,7 @@ IMAGES = [
 RUNS = {
     "overlap": [*WIDE, "method.overlap=true", "method.n_push=2", "method.n_fetch=2"],
     "images": [*IMAGES, "method.overlap=true"],
-    "sandblaster": [*WIDE, "method.kind=sandblaster", "stop.iterations=3", "descent.history=3", "sandblaster.portion=90"],
+    "sandblaster": [*WIDE, "method.kind=sandblaster", "stop.iterations=3", "method.descent.history=3", "method.portion=90"],
 }
 
 

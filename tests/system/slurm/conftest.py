@@ -29,9 +29,6 @@ shards = 2
 replicas = 2
 [stop]
 seconds = 4
-[descent]
-gradient_norm = 0
-loss_change = 0
 [evaluate]
 epochs = 1000
 """
