@@ -224,17 +224,18 @@ class Orders:
         The replica's other partitions; None where there are none.
     period
         0: at every call, as in one process, where no clock may decide.
+    beat
+        What else is due whenever the replica gives a sign of life.
     """
 
     def __init__(
         self, window: Window, topology: Topology, replica: int, clock: Callable[[], float], link: Link | None = None,
-        period: float = POLL,
+        period: float = POLL, beat: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.window, self.replica, self.clock, self.link, self.period = window, replica, clock, link, period
         self._most = most_shares(topology)
         self.leads = link is None or link.rank == 0
-        # What else is due whenever the replica gives a sign of life.
-        self.beat: Callable[[], None] = lambda: None
+        self.beat = beat
         self._order = np.zeros(ORDER, np.int64)
         self._cursors = np.zeros((0, 2), np.int64)
         self.status = np.zeros(len(STATUS))

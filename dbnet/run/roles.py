@@ -211,8 +211,7 @@ def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
 def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
     """Return one partition of a replica, with its counters from the checkpoint if there is one."""
     index, store = ready.topology.place(rank)[0], world.store(rank, replica)
-    orders = Orders(world.window(rank), ready.topology, index, world.due, replica.link, world.period)
-    orders.beat = world.beat(rank)
+    orders = Orders(world.window(rank), ready.topology, index, world.due, replica.link, world.period, world.beat(rank))
     if ready.checkpoint is not None and index < ready.topology.replicas:
         row = ready.checkpoint.replica(index, ready.topology.replicas)
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
