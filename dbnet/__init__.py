@@ -20,6 +20,7 @@ _PUBLIC = {
     "kernel": "core.jit",
     "load": "run.inference",
     "open_run": "monitor.results",
+    "open_runs": "monitor.many",
     "plan": "commands.plan",
     "train": "run.train",
 }

@@ -25,7 +25,8 @@ COMMANDS = {
     "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),
     "data": ("prepare a data file", "data"),
     "inspect": ("say what is in a run file, a checkpoint or a data file", "inspect"),
-    "plot": ("draw loss, accuracy and staleness of a run file", "inspect"),
+    "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "inspect"),
+    "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "inspect"),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }
 

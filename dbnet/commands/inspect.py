@@ -1,4 +1,4 @@
-"""`dbnet inspect` and `dbnet plot`: look at what is in a file."""
+"""`dbnet inspect`, `dbnet plot` and `dbnet runs`: look at what is in a file, draw runs, list them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import argparse
 
 from dbnet.commands.base import add_force
 from dbnet.core import config as configuration
+from dbnet.core.errors import UserError
 from dbnet.core.files import reading, refuse_taken
 from dbnet.monitor import inspect
-from dbnet.monitor.plot import draw
+from dbnet.monitor.many import Runs, find, listing
+from dbnet.monitor.pictures.against import AXES
+from dbnet.monitor.pictures.figure import chosen, draw, form
+from dbnet.monitor.pictures.panels import PANELS
 from dbnet.monitor.results import Run
+from dbnet.monitor.tables import TABLES
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +25,28 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plot_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_file", metavar="RUN.h5", help="a run file, also one that still grows")
-    parser.add_argument("picture", nargs="?", metavar="OUT.png", help="default: the run file's name with .png")
+    parser.description = (
+        "Draw runs.\n\n  dbnet plot runs/digits.h5                                  everything of one run: runs/digits.png\n"
+        "  dbnet plot runs/*.h5 --against epochs --out compare.svg    several, in one picture\n\n"
+        "Runs that differ in nothing but the seed are one curve: their mean, in a band from the least to the largest, which\n"
+        "ends where the shortest of them ends. Checkpoints among the files are passed over."
+    )
+    parser.add_argument("run_files", nargs="+", metavar="RUN.h5", help="run files, also ones that still grow")
+    parser.add_argument("--what", metavar="WHAT,...", default="", help=f"default: loss,accuracy,staleness; of {', '.join(PANELS)}")
+    parser.add_argument("--against", metavar="AXIS", default="seconds", help=f"one of {', '.join(AXES)} (default: seconds)")
+    parser.add_argument("--out", metavar="FILE", help="ends in .png, .svg or .pdf; default for one run: its name with .png")
+    parser.add_argument("--each", action="store_true", help="a curve for each run, no bands")
     add_force(parser)
+
+
+def runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List the runs of a folder: a line per run, in the end what differs.\n\n"
+        "accuracy: the last and the best on the test set; staleness: its mean over all updates; ended: finished, stopped by a\n"
+        "signal, running, or broken off (it was killed or gave up: nothing was written for a minute)."
+    )
+    parser.add_argument("folder", nargs="*", default=["runs"], metavar="FOLDER", help="folders or run files (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON, for scripts")
 
 
 def run_inspect(options: argparse.Namespace) -> int:
@@ -36,9 +60,20 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def run_plot(options: argparse.Namespace) -> None:
-    run = Run(options.run_file)
-    picture = options.picture or str(run.path.with_suffix(".png"))
+    paths = find(options.run_files)
+    if options.out is None and len(paths) > 1:
+        raise UserError("Where shall the picture of several runs go? Give --out FILE.png (or .svg, .pdf).")
+    what = chosen([word.strip() for word in options.what.split(",") if word.strip()])
+    unread = set() if "lateness" in what or options.against == "gradients" else {"events"}
+    runs = [Run(path, set(TABLES) - unread) for path in paths]
+    picture = options.out or str(paths[0].with_suffix(".png"))
+    form(picture)
     refuse_taken(picture, options.force)
-    with reading(options.run_file, "it is damaged or not dbnet's"):
-        draw(run, picture)
+    with reading(paths[0] if len(paths) == 1 else ", ".join(map(str, paths)), "it is damaged or not dbnet's"):
+        draw(runs, picture, what, options.against, options.each)
     print(picture)
+
+
+def run_runs(options: argparse.Namespace) -> None:
+    runs = Runs([path for word in options.folder for path in find(word)])
+    print(runs.table.to_json(orient="records", indent=1) if options.json else listing(runs))

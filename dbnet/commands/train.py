@@ -8,7 +8,7 @@ import sys
 
 from dbnet.comm import mpi
 from dbnet.commands.base import add_run_file
-from dbnet.monitor.plot import drawn
+from dbnet.monitor.pictures.figure import drawn
 from dbnet.run import signals, train
 from dbnet.run.outcome import Marker, Outcome
 from dbnet.run.starting import guard

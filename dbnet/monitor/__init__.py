@@ -1,5 +1,5 @@
 """What a run says of itself, and how it is looked at.
 
-tables (every column of every table) -> runfile (the writer) -> results (the reader, pandas) -> plot (the picture), inspect (what
-is in a file). display prints lines while a run goes on.
+tables (every column of every table) -> runfile (the writer) -> results (the reader, pandas) -> many (runs together: how they
+differ) -> pictures/ (of one run, or of several), inspect (what is in a file). display prints lines while a run goes on.
 """

@@ -7,6 +7,8 @@ follow from them by arithmetic, and nothing is stored twice.
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +18,25 @@ from dbnet.core.config import Config, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.untrusted.opening import opened
-from dbnet.monitor.tables import ITERATIONS
+from dbnet.monitor.runfile import FINISHED, STOPPED
+from dbnet.monitor.tables import TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from dbnet.monitor.runfile import FINISHED, STOPPED
+# A run that goes on writes rows four times a second, unless a step of it takes longer.
+SILENT = 60.0
 
 
 class Run:
     """A run file for analysis, also of a run that is still going on (call `refresh`, or open it again).
+
+    Parameters
+    ----------
+    path
+        The run file.
+    tables
+        The frames to read; default: all. `staleness` is always read.
 
     Attributes
     ----------
@@ -37,10 +48,19 @@ class Run:
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
     finished, stopped
         Whether the run came to its own end; whether a signal stopped it, with a checkpoint.
+    written
+        When the file was last written to, in seconds since 1970.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    progress: pd.DataFrame
+    evaluation: pd.DataFrame
+    iterations: pd.DataFrame
+    events: pd.DataFrame
+    lost: pd.DataFrame
+    refused: pd.DataFrame
+
+    def __init__(self, path: str | Path, tables: Collection[str] = tuple(TABLES)) -> None:
+        self.path, self._tables = Path(path), tables
         if not self.path.exists():
             raise UserError(f"No run file '{path}'; a run prints the path of its own at the end.")
         self.refresh()
@@ -57,18 +77,22 @@ class Run:
                 raise UserError(f"'{self.path}' is not a dbnet run file; give the NAME.h5 of a run.")
             self.config: Config = stored(json.loads(file.attrs["config"]))
             self.about = {key: _decode(value) for key, value in file.attrs.items() if key != "config"}
-            self.progress: pd.DataFrame = pd.DataFrame(file["progress"][:])
-            self.evaluation: pd.DataFrame = pd.DataFrame(file["evaluation"][:])
-            rows = file["iterations"][:] if "iterations" in file else np.zeros(0, ITERATIONS)
-            self.iterations: pd.DataFrame = pd.DataFrame(rows)
-            self.events: pd.DataFrame = pd.DataFrame(file["events"][:])
-            self.lost: pd.DataFrame = pd.DataFrame(file["lost"][:])
-            self.refused: pd.DataFrame = pd.DataFrame(file["refused"][:])
+            for name in self._tables:
+                rows = file[name][:] if name in file else np.zeros(0, TABLES[name])
+                setattr(self, name, pd.DataFrame(rows))
             counts = file["staleness"][:].T
             self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
             last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
             self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
         self.staleness.index.name = "staleness"
+        self.written = self.path.stat().st_mtime
+
+    @property
+    def ended(self) -> str:
+        """How the run ended, in words: finished, stopped by a signal, running, or broken off (nothing was written for a minute)."""
+        if self.finished or self.stopped:
+            return "finished" if self.finished else "stopped by a signal"
+        return "running" if time.time() - self.written < SILENT else "broken off"
 
     @property
     def accuracy(self) -> float:

@@ -170,7 +170,7 @@ def test_files_that_are_there(run_file: Path, digits: Path, dbnet: Command, refu
     Path("link.csv").symlink_to("nowhere")
     predict = ["predict", "out/run.checkpoint.h5", digits]
     plot = ["plot", "out/run.h5"]
-    for words in (["data", "digits", "mine.h5"], [*predict, "mine.h5"], [*predict, "link.csv"], [*plot, "mine.png"], plot):
+    for words in (["data", "digits", "mine.h5"], [*predict, "mine.h5"], [*predict, "link.csv"], [*plot, "--out", "mine.png"], plot):
         out = Path("out/run.png" if len(words) == 2 else words[-1])
         if not out.is_symlink():
             out.write_text("mine")

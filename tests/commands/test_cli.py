@@ -24,7 +24,7 @@ from dbnet.__main__ import COMMANDS, main, parser
 from dbnet.core.config import load, restored
 from dbnet.core.registry import family
 from dbnet.data.file import DataFile
-from dbnet.monitor import plot
+from dbnet.monitor.pictures import figure
 
 Command = Callable[..., Finished]
 
@@ -208,8 +208,20 @@ def test_what_is_seldom_meant_is_said(run_file: Path, make_data: Callable[..., P
 
 def test_plot(trained: Finished, dbnet: Command) -> None:
     assert dbnet("plot", "out/run.h5", "--force").out.strip() == "out/run.png"
-    assert dbnet("plot", "out/run.h5", "other.png").code == 0
-    assert Path("other.png").read_bytes().startswith(b"\x89PNG")
+    for name, start in (("other.png", b"\x89PNG"), ("other.svg", b"<?xml"), ("other.pdf", b"%PDF")):
+        assert dbnet("plot", "out/run.h5", "--out", name, "--what", "waiting,lateness", "--against", "gradients").code == 0
+        assert Path(name).read_bytes().startswith(start)
+    for words, said in {
+        ("--what", "los"): "There is no picture 'los'",
+        ("--against", "hours"): "Nothing is drawn against 'hours'",
+        ("--out", "a.jpg"): "must end in .png, .svg or .pdf",
+        ("--against", "iterations", "--out", "a.png"): "has no iterations: they are a batch method's",
+        ("out/run.h5", "--out", "other.png"): "that file exists",
+        ("out/run.h5",): "Where shall the picture of several runs go?",
+    }.items():
+        wrong = dbnet("plot", "out/run.h5", *words, *(["--force"] if len(words) == 2 and words[0] != "--out" else []))
+        assert (wrong.code, wrong.err.count("\n")) == (2, 1) and said in wrong.err, wrong.err
+    assert not Path("a.png").exists()
 
 
 def test_drawing_leaves_a_notebook_its_backend(trained: Finished) -> None:
@@ -218,9 +230,9 @@ def test_drawing_leaves_a_notebook_its_backend(trained: Finished) -> None:
         "matplotlib.use('svg')\n"
         "from matplotlib import pyplot as plt\n"
         "from dbnet import open_run\n"
-        "from dbnet.monitor import plot\n"
+        "from dbnet.monitor.pictures import figure\n"
         "mine = plt.figure()\n"
-        "plot.draw(open_run('out/run.h5'), 'mine.png')\n"
+        "figure.draw(open_run('out/run.h5'), 'mine.png')\n"
         "print(matplotlib.get_backend(), plt.get_fignums() == [mine.number], plt.gcf() is mine)"
     )
     done = subprocess.run(
@@ -236,8 +248,8 @@ def test_a_picture_shows_where_accuracies_differ(trained: Finished, monkeypatch:
     points["seconds"], points["test_accuracy"] = np.arange(10.0), [0.1, *np.linspace(0.96, 0.97, 9)]
     points["train_accuracy"] = [0.1, *np.linspace(0.98, 0.99, 9)]
     run.evaluation = points
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
-    plot.draw(run, "p.png")
+    monkeypatch.setattr(Figure, "savefig", lambda made, path, **_: (seen.append(made), Path(path).touch()))
+    figure.draw(run, "p.png")
     axes = seen[0].axes[1]
     low, high = axes.get_ylim()
     assert 0.94 < low < 0.96 and 0.99 < high < 1 and "1 early evaluation lies below" in axes.get_xlabel()
@@ -344,7 +356,7 @@ def test_version(dbnet: Command) -> None:
 
 
 WRONG = {
-    "": "'dbnet' needs a command: train, plan, evaluate, predict, data, inspect, plot, bench;",
+    "": "'dbnet' needs a command: train, plan, evaluate, predict, data, inspect, plot, runs, bench;",
     "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, plan, ",
     "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
     "plan": "'dbnet plan' needs RUN.toml; ",

@@ -202,7 +202,7 @@ def try_record(path: str) -> None:
     """Give a run's record to all commands that take one."""
     sound(run("inspect", path), "inspect")
     sound(run("inspect", "--config", path), "inspect --config")
-    sound(run("plot", path, "out.png", "--force"), "plot")
+    sound(run("plot", path, "--out", "out.png", "--force"), "plot")
 
 
 @pytest.mark.parametrize("name", ["downpour", "owlqn"])

@@ -20,7 +20,7 @@ from finished import ROOT, Finished
 from dbnet import open_run
 from dbnet.core.config import Config, build, restored
 from dbnet.core.errors import UserError
-from dbnet.monitor.plot import draw
+from dbnet.monitor.pictures.figure import draw
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import BINS, RunFile, begin
 from dbnet.monitor.tables import PROGRESS
@@ -190,8 +190,8 @@ def test_the_picture_is_a_picture(run_file: Path, dbnet: Callable[..., Finished]
     assert image.shape[0] > 200 and image.shape[1] > 600
     thirds = np.array_split(image[..., :3], 3, axis=1)
     assert all(0.005 < (third < 0.9).any(axis=2).mean() < 0.9 for third in thirds)
-    with pytest.raises(UserError, match="Cannot write the picture"):
-        draw(open_run("out/run.h5"), "out/none/run.png")
+    with pytest.raises(UserError, match="Cannot write"):
+        draw(open_run("out/run.h5"), "out/run.h5/run.png")
 
 
 def test_a_run_without_rows_can_be_drawn(tmp_path: Path) -> None:

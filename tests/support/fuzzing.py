@@ -39,7 +39,7 @@ def run(*words: object, bounded: bool = True) -> Finished:
     out, err = io.StringIO(), io.StringIO()
     bounds = _bounds() if bounded else contextlib.nullcontext()
     # The picture at the end of a training costs more than all else; the command 'plot' draws the same.
-    picture = mock.patch("dbnet.monitor.plot.draw") if words[0] == "train" else contextlib.nullcontext()
+    picture = mock.patch("dbnet.monitor.pictures.figure.draw") if words[0] == "train" else contextlib.nullcontext()
     with (
         bounds,
         picture,

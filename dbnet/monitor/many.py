@@ -1,0 +1,317 @@
+"""Many runs at once: how they differ, which repeat one another, their frames as one, a table of them.
+
+Runs that differ in nothing but the seed, names and what only concerns their output repeat one another: a group.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbnet.core.config import Config, warn
+from dbnet.core.errors import UserError
+from dbnet.core.files import UNREADABLE, words
+from dbnet.core.toml import written
+from dbnet.core.untrusted.opening import opened
+from dbnet.monitor.results import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = "run.seed"
+# What says nothing of how a network is trained: keys, and tables.
+_OUTPUT = {"run.name", "run.folder", "run.picture", "run.deadline", "run.heartbeat"}
+_SEEING = ("evaluate.", "checkpoint.")
+# Tables whose keys are known by their last part.
+_SHORT = ("run.", "model.", "method.", "rule.", "topology.")
+# Columns of a table of runs; what else differs goes into one.
+_COLUMNS = 6
+
+
+class Group(NamedTuple):
+    """Runs that repeat one another, and what tells them from the other groups."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def tests(self) -> float:
+        """The best accuracy of all on the test set; NaN where there is none."""
+        return max((run.evaluation.test_accuracy.max() for run in self.runs if len(run.evaluation)), default=float("nan"))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return every key of a configuration with its value, like ``{"model.layers.0.units": 256, ...}``."""
+    out: dict[str, Any] = {}
+
+    def walk(key: str, value: Any) -> None:
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if inner is None:
+            out[key] = value
+        for name, content in inner or ():
+            walk(f"{key}.{name}" if key else str(name), content)
+
+    walk("", json.loads(config.text()))
+    return out
+
+
+def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """Return for each run the keys whose values are not the same in all, the seed among them.
+
+    How often a run is evaluated and saved is no difference, nor are options that one kind of member has and another does not know:
+    they follow from the kind.
+    """
+    trees = [{key: value for key, value in settings(config).items() if _trains(key)} for config in configs]
+    keys = together(trees)
+
+    def differs(key: str) -> bool:
+        values = [written(tree[key]) if tree.get(key) is not None else "" for tree in trees if key in tree]
+        return len(set(values)) > 1 or (len(values) < len(trees) and not explained(key))
+
+    def explained(key: str) -> bool:
+        above = key.rpartition(".")[0]
+        kinds = [tree.get(f"{above}.kind") for tree in trees]
+        return bool(above) and ((None not in kinds and len(set(kinds)) > 1) or explained(above))
+
+    different = [key for key in keys if differs(key)]
+    return [{key: tree[key] for key in different if tree.get(key) is not None} for tree in trees]
+
+
+def together(trees: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the keys of all, table by table as in a run file, kinds first."""
+    order = list(Config.model_fields)
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    return sorted(keys, key=lambda key: (order.index(key.partition(".")[0]), not key.endswith(".kind")))
+
+
+def _trains(key: str) -> bool:
+    return key not in _OUTPUT and not key.startswith(_SEEING)
+
+
+def short(keys: Sequence[str]) -> dict[str, str]:
+    """Return a short name of each key: its last part (of a kind: what it is a kind of) where that is one key's alone."""
+    last = {key: key.removesuffix(".kind").rpartition(".")[2] if key.startswith(_SHORT) else key for key in keys}
+    once = list(last.values())
+    return {key: name if once.count(name) == 1 and not name.isdecimal() else key for key, name in last.items()}
+
+
+def said(values: dict[str, Any], keys: Sequence[str]) -> str:
+    """Return in words what tells a run from others that differ in `keys`: ``synchronous, rate=0.1``; a kind stands for itself."""
+    name = short(keys)
+    return ", ".join(
+        str(value) if key.endswith(".kind") and key.count(".") == 1 else f"{name[key]}={_short(value)}"
+        for key, value in values.items()
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def groups(runs: Sequence[Run], each: bool = False) -> list[Group]:
+    """Return the groups of runs in the order in which they come; `each`: every run a group of its own, by name."""
+    if each or len(runs) == 1:
+        return [Group(name, [run]) for name, run in zip(names([run.path for run in runs]), runs, strict=True)]
+    made: dict[str, list[Run]] = {}
+    varied = differences([run.config for run in runs])
+    keys = together(varied)
+    for run, values in zip(runs, varied, strict=True):
+        made.setdefault(said({key: value for key, value in values.items() if key != SEED}, keys), []).append(run)
+    found = [Group(label or "all else", members) for label, members in made.items()]
+    return found if len(found) > 1 else [Group(runs[0].config.run.name, list(runs))]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name of each file: its own without the ending, or its path where several have the same."""
+    own = [path.name.removesuffix(".h5") for path in paths]
+    return [name if own.count(name) == 1 else str(path) for name, path in zip(own, paths, strict=True)]
+
+
+def find(where: str | Path | Iterable[str | Path], say: Callable[[str], None] = warn) -> list[Path]:
+    """Return the run files that a folder, a pattern like ``runs/*.h5``, or a list of files stands for.
+
+    In folders and patterns checkpoints and data files are passed over, and damaged files with a sentence.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if not isinstance(where, str | Path):
+        paths = [Path(path) for path in where]
+        # Of many a shell has given the checkpoints, too.
+        return [path for path in paths if len(paths) == 1 or not path.name.endswith(".checkpoint.h5")]
+    pattern = str(Path(where) / "*.h5") if Path(where).is_dir() else str(where)
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    found = []
+    for path in sorted(map(Path, glob.glob(pattern, recursive=True)), key=_natural):
+        if path.is_dir() or path.name.endswith(".checkpoint.h5"):
+            continue
+        try:
+            with opened(path, growing=True) as file:
+                if "progress" in file and "config" in file.attrs:
+                    found.append(path)
+        except UserError as error:
+            say(f"Passed over: {error}")
+        except UNREADABLE as error:
+            say(f"Passed over: '{path}' cannot be read ({words(error)}).")
+    if not found:
+        raise UserError(f"There is no run file '{pattern}'; give a folder of run files, or a pattern in quotes like 'runs/*.h5'.")
+    return found
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """Sort NAME-2 before NAME-10."""
+    name, _, number = path.stem.rpartition("-")
+    return (str(path.parent / name), int(number), "") if number.isdecimal() else (str(path.parent / path.stem), 0, path.name)
+
+
+class Runs:
+    """The frames of many runs, tidy: every row says by which run it is, and what tells that run from the others.
+
+    Attributes
+    ----------
+    paths, names
+        The run files, and a short name of each.
+    varied
+        For each run the keys of the configuration that are not the same in all, with their values.
+    table
+        A row per run: what it is, what differs, how it came out (see `summary`).
+    progress, evaluation, iterations, events, lost, refused
+        The frames of all runs below one another, in front the columns `run` and one per key that differs; read when first used.
+    staleness
+        A row per run, shard and staleness: updates.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.names = list(paths), names(paths)
+        self._few = [Run(path, ["evaluation"]) for path in self.paths]
+        self.varied = differences([run.config for run in self._few])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Any:
+        return (Run(path) for path in self.paths)
+
+    @property
+    def keys(self) -> list[str]:
+        """What differs."""
+        return together(self.varied)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        rows = [
+            {"run": name, **{key: values.get(key) for key in self.keys}, **summary(run)}
+            for name, values, run in zip(self.names, self.varied, self._few, strict=True)
+        ]
+        return _whole(rows, self.keys)
+
+    def _joined(self, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+        import pandas as pd
+
+        out = []
+        for name, values, rows in zip(self.names, self.varied, frames, strict=True):
+            front = {"run": name, **{key: values.get(key) for key in self.keys}}
+            out.append(pd.concat([_whole([front] * len(rows), self.keys), rows], axis=1))
+        filled = [frame for frame in out if len(frame)]
+        return pd.concat(filled, ignore_index=True) if filled else out[0]
+
+    @cached_property
+    def evaluation(self) -> pd.DataFrame:
+        return self._joined(run.evaluation for run in self._few)
+
+    @cached_property
+    def staleness(self) -> pd.DataFrame:
+        def long(run: Run) -> pd.DataFrame:
+            rows = run.staleness.rename(columns=lambda name: int(name.removeprefix("shard "))).reset_index()
+            rows = rows.melt(id_vars="staleness", var_name="shard", value_name="updates")
+            return rows[rows.updates > 0].reset_index(drop=True)[["shard", "staleness", "updates"]]
+
+        return self._joined(long(run) for run in self._few)
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if name not in ("progress", "iterations", "events", "lost", "refused"):
+            raise AttributeError(f"'Runs' has no attribute {name!r}")
+        self.__dict__[name] = out = self._joined(getattr(Run(path, [name]), name) for path in self.paths)
+        return out
+
+
+def _whole(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> pd.DataFrame:
+    """Return a frame in whose columns `keys` whole numbers stay whole, where some runs have none, too."""
+    import pandas as pd
+
+    out = pd.DataFrame(rows)
+    for key in keys if len(rows) else ():
+        out[key] = out[key].convert_dtypes()
+    return out
+
+
+def open_runs(where: str | Path | Iterable[str | Path]) -> Runs:
+    """Open many run files for analysis: their frames below one another, with what differs as columns.
+
+    Parameters
+    ----------
+    where
+        A pattern like "runs/*.h5", a folder, or a list of paths. Checkpoints and data files in it are passed over.
+
+    Returns
+    -------
+    Tidy pandas frames; see `Runs`.
+
+    Raises
+    ------
+    UserError
+        There is no run file.
+    """
+    paths = find(where)
+    if not paths:
+        raise UserError("No run file is given; give a pattern like 'runs/*.h5', a folder, or a list of paths.")
+    return Runs(paths)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Return how a run came out.
+
+    accuracy (last, on the test set) and best; loss (last, on the test set); seconds; epochs; steps (of all replicas together);
+    staleness (mean over all updates); lost (replicas); ended (how).
+    """
+    last = run.evaluation.iloc[-1] if len(run.evaluation) else None
+    accuracies = run.evaluation.test_accuracy.dropna()
+    updates = run.staleness.to_numpy().sum()
+    late = (run.staleness.index.to_numpy()[:, None] * run.staleness.to_numpy()).sum()
+    return {
+        "accuracy": float("nan") if last is None else float(last.test_accuracy),
+        "best": float(accuracies.max()) if len(accuracies) else float("nan"),
+        "loss": float("nan") if last is None else float(last.test_loss),
+        "seconds": float("nan") if last is None else float(last.seconds),
+        "epochs": float("nan") if last is None else float(last.epochs),
+        "steps": 0 if last is None else int(last.steps),
+        "staleness": float(late / updates) if updates else float("nan"),
+        "ended": run.ended,
+    }
+
+
+def listing(runs: Runs) -> str:
+    """Return the table of runs as text, a line per run: name, what differs, accuracy, seconds, staleness, how it ended."""
+    shown, rest = runs.keys[:_COLUMNS], runs.keys[_COLUMNS:]
+    name = short(runs.keys)
+    head = ["run", "accuracy", "best", "seconds", "epochs", "staleness", "ended"]
+    out = [[*head, *(name[key] for key in shown), *(["also"] if rest else [])]]
+    for row, values in zip(runs.table.to_dict("records"), runs.varied, strict=True):
+        own = [_short(values[key]) if key in values else "" for key in shown]
+        also = [said({key: values[key] for key in rest if key in values}, runs.keys)] if rest else []
+        numbers = (f"{row[key]:.{digits}f}" for key, digits in zip(head[1:6], (4, 4, 1, 1, 2), strict=True))
+        out.append([row["run"], *numbers, row["ended"], *own, *also])
+    table = [["-" if cell == "nan" else cell for cell in row] for row in out]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        lines.append("  ".join(cell.rjust(width) if 0 < i < 6 else cell.ljust(width) for i, cell, width in cells).rstrip())
+    return "\n".join(lines)
