@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dbnet.core.config import Config, build, load, override, restored, stored, to_toml
 from dbnet.core.errors import UserError
-from dbnet.core.registry import family
+from dbnet.core.registry import FAMILIES, family
 from dbnet.methods.downpour import Downpour
 from dbnet.network.layers.dense import Dense
 from dbnet.network.losses.softmax import Softmax
@@ -110,6 +110,37 @@ def test_another_kind_leaves_out_what_it_does_not_know(tmp_path: Path, capsys: p
     for wrong in (["rule.kind=sgd", "rule.initial_sum=1"], ["rule.kind=sgd", "rule.initial_sum.x=1"]):
         with pytest.raises(UserError, match=r"Unknown key 'rule.initial_sum'|'initial_sum' is a value"):
             load(path, wrong, said.append)
+
+
+def test_members_of_ones_own_have_options_in_their_tables(tmp_path: Path) -> None:
+    """They are made from the run file's tables and texts; what an output says of them is read without them."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from typing import ClassVar\nfrom dbnet import Loss\nfrom dbnet.methods.downpour import Downpour\n\n\n"
+        "class Huber(Loss):\n    kind: ClassVar[str] = 'huber'\n    width_of_the_middle: float = 1.0\n\n\n"
+        "class Late(Downpour):\n    kind: ClassVar[str] = 'late'\n    by: int = 3\n"
+    )
+    model = {**MINIMAL["model"], "loss": {"kind": "huber", "width_of_the_middle": 2.0}, "modules": [str(own)]}
+    try:
+        config = build(minimal(model=model, method={"kind": "late", "by": 4}))
+        assert (config.model.loss.width_of_the_middle, config.method.by, config.method.minibatch) == (2.0, 4, 32)
+        (tmp_path / "again.toml").write_text(to_toml(config))
+        assert load(tmp_path / "again.toml") == config
+        shorter = load(tmp_path / "again.toml", ["model.loss=softmax", "method.kind=downpour"], lambda _: None)
+        assert json.loads(shorter.text())["model"]["loss"] == "softmax" and shorter.method == Downpour()
+    finally:
+        FAMILIES["network.losses"].pop("huber", None), FAMILIES["methods"].pop("late", None)
+    read = stored(json.loads(config.text()))
+    assert (read.model.loss.kind, read.model.loss.width_of_the_middle, read.method.by) == ("huber", 2.0, 4)
+    assert read.text() == config.text()
+    for damaged in (
+        {"method": {"kind": 3}},
+        {"rule": [1]},
+        {"method": {"kind": "late", "a b": 1}},
+        {"method": {"kind": "x", "descent": {"kind": []}}},
+    ):
+        with pytest.raises(UserError, match="The stored configuration is damaged: "):
+            stored({**json.loads(config.text()), **damaged})
 
 
 def test_a_run_is_frozen() -> None:
