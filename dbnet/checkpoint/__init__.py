@@ -6,6 +6,7 @@ their messages:
     coordinator -> shard    "checkpoint" (master's path, number of the part, id)
     shard -> coordinator    "saving" bytes         now and then, while its part is under way
                             "saved" Saved          its part is durable and has its name, or why not
+    coordinator             when all have answered: the master, the link to it, then what is older goes
 
 Reading: resume (which one) -> verify (read every byte) -> reader (any range, any topology). format says which files and datasets
 there are.

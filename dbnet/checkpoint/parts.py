@@ -1,9 +1,4 @@
-"""The shard's half of writing a checkpoint: its part; `master` is the coordinator's, `format` says which files there are.
-
-    coordinator -> shard    "checkpoint" (master's path, id)
-    shard -> coordinator    "saving" bytes         now and then, while its part is under way
-                            "saved" Saved          its part is durable and has its name, or why not
-    coordinator             when all have answered: the master, the link to it, then what is older goes
+"""The shard's half of writing a checkpoint: its part; `master` is the coordinator's; the room tells of their messages.
 
 Parts come before the master, the master before the link: whatever ends a run in between, the link leads to a whole checkpoint.
 Disks may block; so the files are written by a thread, and nobody waits for it. A shard hands it one slice at a time between

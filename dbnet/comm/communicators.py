@@ -1,5 +1,7 @@
 """The only Split: world -> servers, replica, node; and how many cores each rank may use.
 
+They are made once and passed as values. After that no collective includes a replica's rank until the run has ended.
+
 Servers (coordinator and shards) exchange messages, the partitions of one replica exchange values, ranks of one node share cores
 and memory. Replicas and shards have no communicator in common but the world's, over which they share a window.
 """

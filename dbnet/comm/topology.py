@@ -1,7 +1,6 @@
-"""Who is what: world = 1 coordinator + S shards + (R + spares) x P partitions, in this order of ranks; the only place that splits.
+"""Who is what: world = 1 coordinator + S shards + (R + spares) x P partitions, in this order of ranks.
 
-The numbering is arithmetic, the same on every rank and without MPI (`Topology`); the communicators are made once
-(`Communicators`) and passed as values. After they are made no collective includes a replica's rank until the run has ended.
+The numbering is arithmetic, the same on every rank and without MPI; `communicators` splits by it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a run will need, computed without MPI: roles, ranges, bytes per fetch and push, memory of every rank.
 
 Memory is all that a rank holds at its worst: the process with its libraries, its window, the vectors, the networks' arrays, and
-the data. A rank that compiles kernels takes more for a while; that is the batch script's matter (`slurm`).
+the data. What a shard holds beside its parameters the method's receiver says (`vectors`). A rank that compiles kernels takes
+more for a while; that is the batch script's matter (`slurm`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The coordinator: once a round it hears the shards, reads what the replicas have reported, and lets every duty act.
 
-It holds no parameters: the shards write their parts of a checkpoint themselves, and who is evaluated is asked for by an order. What
-differs from method to method is a subclass: whom it lets begin, what it hands out, what it does when a replica is lost.
+`Ending` says when a run is to end. It holds no parameters: the shards write their parts of a checkpoint themselves, and who is
+evaluated is asked for by an order. What differs from method to method is a subclass: whom it lets begin, what it hands out,
+what it does when a replica is lost.
 """
 
 from __future__ import annotations

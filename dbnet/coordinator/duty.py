@@ -1,4 +1,8 @@
-"""What a duty of the coordinator is, the facts of a run that its duties share, and the time by which they act."""
+"""What a duty of the coordinator is, the facts of a run that its duties share, and the time by which they act.
+
+A new one is a file in this room, a field of `coordinator.Duties` (whose order is that of a round), and made in
+`run.roles.coordinator`.
+"""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@
     age[rank]     written by the coordinator: seconds since the rank's counter changed
 
 Every rank writes its own row and reads the coordinator's, whose third number says at the end that somebody was lost. A rank
-whose counter stands still for the bound is lost. Nobody is addressed for that, so a dead rank blocks nobody; a rank that only
-slept reads in its order that it was given up. Time in which a rank itself did not run does not count against others: a job
-that was stopped and continued as a whole goes on.
+whose counter stands still for the bound is lost; `membership` acts on it. Nobody is addressed for that, so a dead rank blocks
+nobody; a rank that only slept reads in its order that it was given up. Time in which a rank itself did not run does not count
+against others: a job that was stopped and continued as a whole goes on.
 """
 
 from __future__ import annotations

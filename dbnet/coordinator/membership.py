@@ -1,9 +1,10 @@
 """Membership: which replicas take part, which wait as spares, which are lost, and what was lost with them.
 
-A replica one of whose ranks gives no sign of life for the bound is lost. Its order row says so, in case it only slept; the shards
-apply what is complete in its rings, close them for good, and report how many of its gradients they have applied. So of what it
-computed everything is either applied or counted as lost, and nothing is counted twice. What it was to train on goes to a spare
-replica, which takes its place, or else to all that are left; how is the method's business (`inherit`).
+A replica one of whose ranks gives no sign of life for the bound (`heartbeat`) is lost. Its order row says so, in case it only
+slept; the shards apply what is complete in its rings, close them for good, and report how many of its gradients they have
+applied. So of what it computed everything is either applied or counted as lost, and nothing is counted twice. What it was to
+train on goes to a spare replica, which takes its place, or else to all that are left; how is the method's business
+(`Coordinator.inherit`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a sentence instead of a traceback."""
+"""Exceptions that are shown to a user as a sentence instead of a traceback, and the hint "did you mean" (`nearest`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kind -> class, for every family of interchangeable members.
+"""kind -> class, for every family of interchangeable members; and what is wrong with a table of options, in a sentence (`explain`).
 
 A family is a folder inside the room that uses it (``network.layers``, ``shards.rules``, ...). Its modules define members: frozen
 pydantic models whose fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports

@@ -1,4 +1,4 @@
-"""What a method is: three role classes and its options."""
+"""What a method is: its options, and three role classes: a worker, a receiver at the shards, a coordinator."""
 
 from __future__ import annotations
 

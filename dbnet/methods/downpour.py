@@ -1,12 +1,16 @@
-"""Downpour SGD (Dean et al. 2012, section 4.1 and algorithm 7.1).
+"""Downpour SGD (Dean et al. 2012, section 4.1, algorithm 7.1): the client, and the coordinator that hands on what a lost one had.
 
-Where the paper is silent: step 0 both fetches and pushes, so pushes cover 1, n_push, n_push, ... gradients. What is pushed is the
-sum of the accrued gradients, each the mean over its minibatch; a remainder is pushed at the end, so every computed gradient is
-applied once. The local step (w = w - alpha g) is undone by the next fetch and left out where that comes before the next gradient.
-With `overlap` a fetch takes effect one step later and the gradient accrues in a second buffer while the first one leaves.
+The server is `shards.shard`.
 
-Warmstart: replica 0 trains alone; the others join when it has made its steps or reached its accuracy. After the last of these steps
-it pushes what it has accrued and waits until all of it is applied and the others have fetched: they begin on these steps exactly.
+Where the paper is silent: step 0 both fetches and pushes, so pushes cover 1, n_push, n_push, ... gradients. What is pushed is
+the sum of the accrued gradients, each the mean over its minibatch; a remainder is pushed at the end, so every computed gradient
+is applied once. The local step (w = w - alpha g) is undone by the next fetch and left out where that comes before the next
+gradient. With `overlap` a fetch takes effect one step later and the gradient accrues in a second buffer while the first one
+leaves.
+
+Warmstart: replica 0 trains alone; the others join when it has made its steps or reached its accuracy. After the last of these
+steps it pushes what it has accrued and waits until all of it is applied and the others have fetched: they begin on these steps
+exactly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The run file as tables of pandas: what a run writes is what a notebook reads, also while it is still written.
 
-Each table of the file is a data frame whose columns are those of `tables`; staleness, `applied - fetched`, and the loss over time
-follow from them by arithmetic, and nothing is stored twice.
+Each table of the file is a data frame whose columns are those of `tables`; staleness is `applied - fetched` of an event, its
+histogram per shard is counted by `runfile`, and the loss over time follows by arithmetic.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Run:
     def __init__(self, path: str | Path, tables: Collection[str] = tuple(TABLES)) -> None:
         self.path, self._tables = Path(path), tables
         if not self.path.exists():
-            raise UserError(f"No run file '{path}'; a run prints the path of its own at the end.")
+            raise UserError(f"No record of a run '{path}'; a run prints the path of its own at the end.")
         self.refresh()
 
     def refresh(self) -> None:

@@ -1,6 +1,7 @@
 """Signals: the first one asks a run to write a checkpoint and stop; a later one stops it at once.
 
-SIGTERM, SIGINT and SIGUSR1 set a flag that is read by polling; the coordinator acts on it. Terminals, launchers and Slurm pass the
+SIGTERM, SIGINT and SIGUSR1 set a flag that is read by polling; the coordinator ends the run (`coordinator.Ending`), other
+ranks pass it on with their signs of life. Terminals, launchers and Slurm pass the
 same request on by several ways, so what follows within `SAME` seconds is no second request, and SIGUSR1 never is one: job scripts
 send it as often as they like. A second SIGTERM or SIGINT raises KeyboardInterrupt.
 

@@ -1,4 +1,4 @@
-"""What stands between a push and a shard: a push with NaN or Inf is refused.
+"""What a push is, who receives it, and how it is let in: one with NaN or Inf is refused. How it travels: `store`.
 
 Each slice is looked at before it is applied. From its first bad slice on a push is refused at this shard: nothing more of it is
 applied, the clock stays, no event is made; its slices before that one were finite and stay applied, and other shards may have

@@ -1,8 +1,9 @@
-"""One shard: its range of the parameters, the registers of its rule, its clock, and the events of its updates.
+"""One shard, Downpour's server: its range of the parameters, the registers of its rule, its clock, and the events of its updates.
 
 Only `apply` changes parameters. A push may come in slices, between those of other pushes; when its last slice is applied the
 clock of its partition index goes up by one and the update becomes an event. Every replica pushes each partition index once per
-push, so clocks and staleness mean the same for any number of partitions. A push that is refused (`push`) is neither.
+push, so clocks and staleness mean the same for any number of partitions. An event tells the clock that was fetched and the one
+that was found: their difference is the staleness. A push that is refused (`push`) is neither. `server` is the loop around it.
 """
 
 from __future__ import annotations

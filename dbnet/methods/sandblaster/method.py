@@ -1,4 +1,13 @@
-"""Sandblaster: what it is made of, and what it cannot do."""
+"""Sandblaster: batch optimisation on the shards (Dean et al. 2012, section 4.2 and algorithm 7.2).
+
+The coordinator runs a batch method, by default L-BFGS, without access to a vector: parameters, gradient and history are registers
+on the shards. For each loss and gradient it hands out portions of the batch until all have a result (`work_queue`); replicas fetch
+the parameters once per pass, sum the gradients of a few portions and push the sums; shards add them up (`accrual`).
+
+Where the paper is silent: a bundle of portions is pushed when the coordinator has accepted it, so a portion counts once whatever
+backups, silence and return do. The loss is the mean over the batch, plus model.decay / 2 |w|^2 over the weights (not the biases),
+which the shards add. The history's state is that of a pass under way, so a checkpoint is taken while one is.
+"""
 
 from __future__ import annotations
 
