@@ -21,7 +21,7 @@ _PUBLIC = {
     "load": "run.inference",
     "open_run": "monitor.results",
     "open_runs": "monitor.many",
-    "plan": "commands.plan",
+    "plan": "commands.plan.command",
     "train": "run.train",
 }
 __all__ = sorted(_PUBLIC)

@@ -20,13 +20,13 @@ from dbnet.run import signals
 # Command -> what it does, in a line; its file in dbnet/commands, which holds COMMAND_arguments(parser) and run_COMMAND(options).
 COMMANDS = {
     "train": ("train as a run file says", "train"),
-    "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan"),
+    "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan.command"),
     "evaluate": ("loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network", "evaluate"),
     "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),
     "data": ("prepare a data file", "data"),
-    "inspect": ("say what is in a run file, a checkpoint or a data file", "inspect"),
-    "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "inspect"),
-    "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "inspect"),
+    "inspect": ("say what is in a run file, a checkpoint or a data file", "see.runs"),
+    "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "see.runs"),
+    "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "see.runs"),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dbnet.checkpoint.format import part_of
 from dbnet.checkpoint.reader import Checkpoint
@@ -15,7 +19,11 @@ from dbnet.core.files import UNREADABLE, reading
 from dbnet.core.registry import named, own_modules
 from dbnet.core.untrusted.opening import opened, require_file
 from dbnet.data.file import DataFile
-from dbnet.monitor.results import Run
+from dbnet.monitor.many import summary
+from dbnet.monitor.results import Run, bar, lateness
+
+# More shards than these are not listed one by one.
+_EACH = 8
 
 
 def describe(path: str) -> str:
@@ -31,6 +39,60 @@ def describe(path: str) -> str:
     raise UserError(
         f"'{path}' is neither a run file, a checkpoint nor a data file of dbnet; it holds {', '.join(sorted(names)) or 'nothing'}."
     )
+
+
+def facts(path: str) -> dict[str, Any]:
+    """Return what `describe` says, for scripts: plain values that JSON can hold; UserError where the file is none of dbnet's."""
+    kind = describe(path).partition(",")[0].partition(" of")[0].partition(" '")[0]
+    with reading(path, "it is damaged or not dbnet's"):
+        made = {"run file": _run_facts, "checkpoint": _checkpoint_facts, "data file": _data_facts}[kind](path)
+    return json.loads(json.dumps({"file": path, "kind": kind, **made}, default=str), parse_constant=lambda _: None)
+
+
+def _run_facts(path: str) -> dict[str, Any]:
+    run = Run(path)
+    late = [lateness(row)._asdict() for row in run.staleness.to_numpy().T]
+    return {
+        **summary(run),
+        "about": run.about,
+        "config": json.loads(run.config.text()),
+        "rows": {name: len(getattr(run, name)) for name in ("progress", "evaluation", "iterations", "events", "refused")},
+        "lost": run.lost.to_dict("records"),
+        "staleness_by_shard": late,
+    }
+
+
+def _checkpoint_facts(path: str) -> dict[str, Any]:
+    point = Checkpoint(path)
+    return {
+        "path": str(point.path),
+        "seconds": float(point.seconds),
+        "steps": int(point.steps),
+        "written": _when(point.written),
+        "registers": list(point.registers),
+        "parameters": int(point.size),
+        "dtype": str(point.dtype),
+        "layout": [{"name": name, "offset": int(offset), "shape": list(map(int, shape))} for name, offset, shape in point.layout],
+        "clocks": [int(clock.max()) for clock in point.clock],
+        "replicas": [{name: int(row[name]) for name in ("steps", "pushes", "epoch", "position")} for row in point.replicas],
+        "config": json.loads(point.config.text()),
+        "came_from": [tree["run"]["name"] for tree in point.chain],
+    }
+
+
+def _data_facts(path: str) -> dict[str, Any]:
+    data = DataFile(path)
+    return {
+        "name": data.name,
+        "shape": list(map(int, data.shape)),
+        "classes": int(data.classes),
+        "targets": int(data.targets),
+        "dtype": str(data.dtype),
+        "scale": float(data.scale),
+        "sizes": {part: int(n) for part, n in data.sizes.items()},
+        "source": data.source,
+        "doubts": list(data.doubts),
+    }
 
 
 def stored_config(path: str) -> Config:
@@ -104,9 +166,28 @@ def _run(path: str) -> str:
         scores = (("test accuracy", last.test_accuracy), ("loss", last.test_loss))
         reached = ", ".join(f"{name} {value:.4f}" for name, value in scores if value == value) or "no test set"
         lines.append(f"  last         {reached} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
-    lines += ["  staleness    (updates of each shard by staleness)"]
-    lines += ["    " + line for line in run.staleness.to_string().split("\n")]
-    return "\n".join(lines)
+    return "\n".join([*lines, *stale_lines(run.staleness.to_numpy().T)])
+
+
+def stale_lines(counts: np.ndarray) -> list[str]:
+    """Return what is to be said of staleness [shards, bins]: a line per shard, or of many their sum and the two extremes."""
+    found = [lateness(row) for row in counts]
+    total, bins = lateness(counts.sum(axis=0)), lateness(counts.sum(axis=0)).largest + 1
+    if not total.updates:
+        return ["  staleness    no updates yet"]
+    if not total.largest:
+        return [f"  staleness    0: none of {total.updates:,} updates came in between a fetch and its push"]
+    rows = [(f"shard {shard}", late, counts[shard]) for shard, late in enumerate(found)]
+    if len(rows) > _EACH:
+        known = [row for row in rows if row[1].updates]
+        rows = [min(known, key=lambda row: row[1].mean), max(known, key=lambda row: row[1].mean)]
+    if len(found) > 1:
+        rows = [(f"{len(found)} shards", total, counts.sum(axis=0)), *rows]
+    lines = [f"  staleness    {'updates':>11}     mean  median  95 %  most  from 0 to {bins - 1}"]
+    for name, late, own in rows:
+        numbers = f"{late.updates:>11,} {late.mean:>8.2f} {late.median:>7} {late.q95:>5} {late.largest:>5}"
+        lines.append(f"    {name:<10} {numbers}  {bar(own[:bins], 32)}".rstrip())
+    return lines
 
 
 def _how(run: Run) -> str:
@@ -121,9 +202,12 @@ def _checkpoint(path: str) -> str:
         f"  files        {point.path} and {len(point.ranges)} parts",
         f"  registers    {', '.join(point.registers)}; {point.size:,} numbers each ({point.dtype})",
         *(f"    {name:<20} {'x'.join(map(str, shape)):>16} from {offset}" for name, offset, shape in point.layout),
-        f"  clocks       {', '.join(str(int(c.max())) for c in point.clock)} (updates of each shard)",
+        f"  clocks       {_spread([int(clock.max()) for clock in point.clock])} (updates of each shard)",
     ]
-    for index, row in enumerate(point.replicas):
+    if len(point.replicas) > _EACH:
+        words = (f"{word} {_spread(point.replicas[name].tolist())}" for word, name in (("steps", "steps"), ("epochs", "epoch")))
+        lines.append(f"  replicas     {len(point.replicas)}: {', '.join(words)}")
+    for index, row in enumerate(point.replicas[: _EACH if len(point.replicas) <= _EACH else 0]):
         lines.append(
             f"  replica {index}    step {row['steps']}, push {row['pushes']}, epoch {row['epoch']} at example {row['position']}"
         )
@@ -133,6 +217,14 @@ def _checkpoint(path: str) -> str:
     for name, rows in point.tables.items():
         lines.append(f"  table        {name}: {len(rows)} rows of {', '.join(rows.dtype.names or ())}")
     return "\n".join(lines)
+
+
+def _spread(numbers: list[int]) -> str:
+    """Return a few numbers, or of many the least and the largest."""
+    if len(numbers) <= _EACH:
+        return ", ".join(map(str, numbers))
+    low, high = min(numbers), max(numbers)
+    return f"{low} in each of {len(numbers)}" if low == high else f"{low} to {high} in {len(numbers)}"
 
 
 def _when(seconds: float) -> str:

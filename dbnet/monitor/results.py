@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -98,6 +98,34 @@ class Run:
     def accuracy(self) -> float:
         """Last test accuracy; NaN where there was no evaluation."""
         return float(self.evaluation.test_accuracy.iloc[-1]) if len(self.evaluation) else float("nan")
+
+
+class Late(NamedTuple):
+    """How stale the updates of one shard were: the number of updates, their mean, median, 95 % quantile and largest staleness."""
+
+    updates: int
+    mean: float
+    median: int
+    q95: int
+    largest: int
+
+
+def lateness(counts: np.ndarray) -> Late:
+    """Return what is to be said of updates counted by staleness [bins]; quantiles are staleness that so many have at most."""
+    total, passed = int(counts.sum()), counts.cumsum()
+    if not total:
+        return Late(0, float("nan"), 0, 0, 0)
+    mean = float((np.arange(len(counts)) * counts).sum() / total)
+    median, q95 = (int(np.searchsorted(passed, share * total)) for share in (0.5, 0.95))
+    return Late(total, mean, median, q95, int(np.flatnonzero(counts)[-1]))
+
+
+def bar(counts: np.ndarray, width: int) -> str:
+    """Return a histogram of updates by staleness [bins] as `width` characters; each stands for as many bins as fit."""
+    each = -(-len(counts) // width)
+    heights = np.append(counts, np.zeros(-len(counts) % each)).reshape(-1, each).sum(axis=1)
+    top = heights.max(initial=0)
+    return "".join(" " if not h else "▁▂▃▄▅▆▇█"[min(7, int(8 * h / top))] for h in heights) if top else ""
 
 
 def _decode(value: Any) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finished import Finished
 
-from dbnet.commands.plan import network_memory
+from dbnet.commands.plan.ranks import network_memory
 from dbnet.core import config
 from dbnet.network.network import Network, held
 from dbnet.run.roles import window_layouts
@@ -45,3 +49,20 @@ def test_vectors_of_one_network_share_its_working_arrays(run_file: Path) -> None
 def test_a_network_is_planned_as_large_as_it_is(training: bool, run_file: Path) -> None:
     ready = setup(config.load(run_file, [IMAGES]))
     assert network_memory(ready, 0, 37, training) == Network(ready.model, 37, training=training).nbytes
+
+
+def test_many_ranks_are_few_lines(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    many = ["topology.shards=30", "topology.replicas=40", "topology.partitions=2", "method.minibatch=1"]
+    lines = [line.split() for line in dbnet("plan", run_file, *many).out.splitlines()]
+    ranks = [line for line in lines if line and re.fullmatch(r"\d+(-\d+)?", line[0])]
+    assert [line[:3] for line in ranks] == [["0", "the", "coordinator"], ["1-30", "30", "shards"], ["31-110", "80", "ranks"]]
+    # 64 x 16 + 16 + 16 x 10 + 10 parameters over 30 shards; a partition has half of the units.
+    assert ranks[1][3:6] == ["40", "-", "41"] and int(ranks[2][5]) == 1210 // 2
+
+
+def test_a_plan_for_scripts(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    made = json.loads(dbnet("plan", run_file, "--json").out)
+    assert made["parameters"] == 1210 and [rank["name"] for rank in made["ranks"]][1:4] == ["shard 0", "shard 1", "replica 0"]
+    assert made["layers"][0] == {"kind": "dense", "shape": [16], "parameters": 1040, "options": {"activation": "sigmoid"}}
+    assert made["memory"] == sum(rank["memory"] for rank in made["ranks"])
+    assert "1,040 parameters   activation sigmoid\n" in dbnet("plan", run_file).out

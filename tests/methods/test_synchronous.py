@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dbnet.commands.plan import plan
+from dbnet.commands.plan.command import plan
 from dbnet.core.config import build
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range

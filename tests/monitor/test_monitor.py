@@ -20,9 +20,10 @@ from finished import ROOT, Finished
 from dbnet import open_run
 from dbnet.core.config import Config, build, restored
 from dbnet.core.errors import UserError
+from dbnet.monitor.inspect import describe, facts
 from dbnet.monitor.pictures.figure import draw
-from dbnet.monitor.results import Run
-from dbnet.monitor.runfile import BINS, RunFile, begin
+from dbnet.monitor.results import Run, bar
+from dbnet.monitor.runfile import BINS, FINISHED, RUNNING, RunFile, begin
 from dbnet.monitor.tables import PROGRESS
 from dbnet.shards.shard import EVENT
 
@@ -63,6 +64,25 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert run.staleness["shard 0"].loc[[0, 1, 2, BINS - 1]].tolist() == [2, 1, 1, 1]
     assert run.staleness.sum().tolist() == [5, 1]
     assert run.about["hosts"] == ["a", "b"] and run.about["parameters"] == 8
+
+
+def test_staleness_in_words(tmp_path: Path) -> None:
+    """Of many shards the sum and the two extremes; no rows of zeros."""
+    about = {"parameters": 8, "mpi": "none", "hosts": ["a"]}
+    record = RunFile(tmp_path / "r.h5", config(topology={"shards": 10}), about)
+    for shard in range(10):
+        record.events(shard, events([0, 0, 2, shard + 5]))
+    record.close(FINISHED)
+    late = [0, 0, 2] * 10 + list(range(5, 15))
+    words = describe(str(tmp_path / "r.h5")).split("staleness ")[1].splitlines()
+    assert [line.split()[:2] for line in words[1:]] == [["10", "shards"], ["shard", "0"], ["shard", "9"]]
+    median, q95 = (f"{np.quantile(late, share, method='inverted_cdf'):.0f}" for share in (0.5, 0.95))
+    assert words[1].split()[2:7] == ["40", f"{np.mean(late):.2f}", median, q95, "14"]
+    assert words[3].split()[7:] == ["█", "▅", "▅"] and bar(np.array([8, 0, 4, 1, 0]), 3) == "█▆ "
+    last = facts(str(tmp_path / "r.h5"))["staleness_by_shard"][9]
+    assert last == {"updates": 4, "mean": 4.0, "median": 0, "q95": 14, "largest": 14}
+    RunFile(tmp_path / "e.h5", config(), about).close(RUNNING)
+    assert describe(str(tmp_path / "e.h5")).endswith("no updates yet") and facts(str(tmp_path / "e.h5"))["accuracy"] is None
 
 
 def test_versions_and_revision_are_stored(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from dbnet.commands.base import add_force
 from dbnet.core import config as configuration
@@ -22,6 +23,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
     parser.add_argument("--modules", action="store_true", help="print the own modules that are stored; nothing of them is run")
     parser.add_argument("--verify", action="store_true", help="read all of a checkpoint and name what is damaged")
+    parser.add_argument("--json", action="store_true", help="print what is in the file as JSON, for scripts")
 
 
 def plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,9 @@ def run_inspect(options: argparse.Namespace) -> int:
         sound, report = inspect.verify(options.file)
         print(report)
         return 0 if sound else 1
+    if options.json:
+        print(json.dumps(inspect.facts(options.file), indent=1))
+        return 0
     show = inspect.modules if options.modules else inspect.describe
     print(configuration.to_toml(inspect.stored_config(options.file)) if options.config else show(options.file))
     return 0

@@ -1,0 +1,144 @@
+"""`dbnet plan`: what a run will need, computed without MPI: roles, ranges, bytes per fetch and push, memory of every rank."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dbnet.comm.topology import Role
+from dbnet.commands.base import add_run_file
+from dbnet.commands.plan.ranks import RankPlan, ranks
+from dbnet.commands.plan.slurm import script
+from dbnet.commands.plan.words import describe, layers
+from dbnet.core import config as configuration
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.network.partition import Cut
+from dbnet.run.setup import Setup, setup
+
+
+def check_size(ready: Setup, n: int) -> None:
+    """Raise UserError, with a topology that would fit, where the run file does not make a world of `n` ranks."""
+    world = ready.topology
+    if n == world.size:
+        return
+    shards = max(1, min(world.shards, n // 4))
+    hint = (
+        f"For {n} ranks set for example topology.shards={shards} topology.replicas={n - 1 - shards}."
+        if n >= 3
+        else "A world needs at least 3 ranks."
+    )
+    raise UserError(f"{world.wanted()}, not {n}. {hint}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. `str` gives what `dbnet plan` prints.
+
+    Attributes
+    ----------
+    ranks
+        Every rank in order: its number, name, what it owns, bytes that it moves per step, bytes of memory at its worst.
+    memory
+        Bytes of memory of all ranks together.
+    bytes_per_step
+        Bytes that fetches and pushes move through all shards together while each replica makes one step.
+    doubts
+        What is allowed but seldom meant, in sentences.
+    """
+
+    ranks: list[RankPlan]
+    memory: int
+    bytes_per_step: int
+    doubts: list[str]
+    _text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Plan:
+    """Return what a run will need, computed without MPI and without starting anything.
+
+    Parameters
+    ----------
+    source
+        Path of a run file (TOML), nested tables like those of one, or a configuration.
+    overrides
+        Changes like "topology.replicas=4".
+
+    Returns
+    -------
+    Roles, ranges, memory (bytes, per rank and in all) and bytes per step; print it to read it.
+
+    Raises
+    ------
+    UserError
+        The run file, the data or the network do not fit each other; one sentence says what to mend.
+    """
+    overrides = overrides if isinstance(overrides, str) else list(overrides)
+    ready = setup(configuration.load(source, overrides))
+    return planned(ready, [str(source) if isinstance(source, str | Path) else "RUN.toml", *overrides])
+
+
+def planned(ready: Setup, words: Sequence[str]) -> Plan:
+    """Return the plan of a run that `words` start: its run file and the changes."""
+    rows, world = ranks(ready), ready.topology
+    moved = sum(row.per_step for row in rows if world.role(row.rank) is Role.SERVE)
+    text = describe(ready, rows).replace("RUN.toml", " ".join(words))
+    return Plan(rows, sum(row.memory for row in rows), moved, ready.doubts(), text)
+
+
+def facts(ready: Setup, made: Plan) -> dict[str, Any]:
+    """Return the plan for scripts: plain values; bytes and seconds."""
+    batch, cut = ready.config.method.minibatch, ready.cut
+    return {
+        "parameters": ready.model.layout.size,
+        "dtype": ready.model.dtype.name,
+        "input": list(map(int, ready.data.shape)),
+        "layers": layers(ready),
+        "topology": json.loads(ready.config.text())["topology"],
+        "ranks": [rank._asdict() for rank in made.ranks],
+        "memory": made.memory,
+        "bytes_per_step": made.bytes_per_step,
+        "values_crossing": [cut.crossing(i) for i in range(len(ready.model.layers))] if cut.partitions > 1 else [],
+        "seconds_per_gradient": Cut(ready.model, cut.partitions, batch).seconds,
+        "doubts": made.doubts,
+    }
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_file(parser)
+    parser.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
+    parser.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON, for scripts")
+    parser.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
+    parser.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
+    parser.add_argument("--nodes", type=int, metavar="N", help="--slurm: nodes; default: as few as have a core for each rank")
+    parser.add_argument("--cores", type=int, metavar="C", help="--slurm: cores of a node, shared by its ranks; default: one a rank")
+    parser.add_argument("--time", default="01:00:00", metavar="HH:MM:SS", help="--slurm: time limit (default: 01:00:00)")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    # Scripts count the ranks; the run itself says the rest.
+    config = configuration.load(options.run_file, options.overrides, *([lambda _: None] if options.ranks else []))
+    if options.config:
+        print(configuration.to_toml(config))
+        return
+    if options.ranks:
+        print(config.topology.world)
+        return
+    ready, words = setup(config), [options.run_file, *options.overrides]
+    if options.n is not None:
+        check_size(ready, options.n)
+    if options.slurm:
+        needs = [rank.memory for rank in ranks(ready)]
+        print(script(config, needs, words, nodes=options.nodes, cores=options.cores, time=options.time), end="")
+        return
+    made = planned(ready, words)
+    configuration.warn(*made.doubts)
+    print(json.dumps(facts(ready, made), indent=1) if options.json else made)

@@ -1,0 +1,125 @@
+"""A plan in words: layers, cut, predicted times, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dbnet.comm.topology import Role
+from dbnet.commands.plan.ranks import PROCESS, RankPlan
+from dbnet.core.errors import UserError
+from dbnet.network.partition import Cut
+from dbnet.run.setup import Setup
+
+# More ranks than these of one role share a line.
+EACH = 16
+
+
+def cut_lines(ready: Setup) -> list[str]:
+    """Return what the plan says of a cut: grids, crossing values, predicted times."""
+    model, cut, batch = ready.model, ready.cut, ready.config.method.minibatch
+    item, lines = model.dtype.itemsize, []
+    if cut.partitions > 1:
+        lines += ["", f"Each replica is cut over {cut.partitions} partitions:"]
+        for i, layer in enumerate(model.layers):
+            crossing = cut.crossing(i)
+            grid = " x ".join(map(str, cut.chosen[i]))
+            lines.append(
+                f"  layer {i}: {layer.kind:<8} {grid:>7} parts   {crossing:>9,} values cross below it, "
+                f"{size(2 * crossing * item * batch)} per step up and down"
+            )
+        total = sum(cut.crossing(i) for i in range(len(model.layers)))
+        lines.append(f"  in all {total:,} values per example, {size(2 * total * item * batch)} per step of {batch}")
+        lines.append(f"  the loss: {cut.statistics:,} statistics per example, {size(cut.statistics * item * batch)} per step")
+        if cut.shared:
+            lines.append(
+                f"  the gradients of {cut.shared:,} shared parameters are summed, {size(cut.shared * item)} of each partition"
+            )
+    lines += ["", f"Predicted time of a step (gradient of {batch} examples; {cut.machine.rate / 1e9:.0f} GFLOP/s a rank assumed):"]
+    alone = Cut(model, 1, batch).seconds
+    for partitions in sorted({1, 2, 4, 8, 16, cut.partitions}):
+        try:
+            seconds = Cut(model, partitions, batch).seconds
+        except UserError:
+            continue
+        lines.append(f"  P = {partitions:>2}: {1e3 * seconds:9.2f} ms   {alone / seconds:5.2f} times as fast as one")
+    return lines
+
+
+def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
+    """Return the plan as text."""
+    model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
+    n_fetch, n_push = ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
+    lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
+    for i, layer in enumerate(layers(ready)):
+        shape, options = "x".join(map(str, layer["shape"])), ", ".join(f"{k} {_plain(v)}" for k, v in layer["options"].items())
+        lines.append(
+            f"  layer {i}: {layer['kind']:<8} {shape:>14} units {layer['parameters']:>14,} parameters   {options}".rstrip()
+        )
+    lines += [
+        *cut_lines(ready),
+        "",
+        f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
+        f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {method.slots} per ring",
+        "",
+    ]
+    vectors = 1 + ready.config.method.receiver.vectors(ready.config)
+    lines += [
+        *table(ready, rows),
+        "",
+        f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(PROCESS)} a rank for Python and its libraries",
+        f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
+        f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
+        f"Start it with: mpirun -n {ready.topology.size} dbnet train RUN.toml",
+    ]
+    return "\n".join(lines)
+
+
+def layers(ready: Setup) -> list[dict[str, Any]]:
+    """Return each layer's kind, shape, number of parameters, and those of its options that do not stand in its shape."""
+    model, out = ready.model, []
+    for i, layer in enumerate(model.layers):
+        count = sum(e.range.size for e in model.layout.entries if e.name.startswith(f"{i}."))
+        options = {key: value for key, value in layer.model_dump().items() if key not in ("units", "maps") and value is not None}
+        out.append({"kind": layer.kind, "shape": list(model.shapes[i + 1]), "parameters": count, "options": options})
+    return out
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(ready: Setup, rows: Sequence[RankPlan]) -> list[str]:
+    """Return the lines of all ranks; where there are many of a role they share one, with the least and the most of each figure."""
+    world = ready.topology
+    alike: dict[tuple[Role, bool], list[RankPlan]] = {}
+    for row in rows:
+        alike.setdefault((world.role(row.rank), row.owns.endswith(", spare")), []).append(row)
+    form = "{:>9}  {:<26} {:<50} {:>22} {:>22}".format
+    lines = [form("rank", "role", "owns", "moved per step", "memory")]
+    for (role, spare), own in alike.items():
+        if len(own) <= EACH:
+            lines += [form(r.rank, r.name, r.owns, size(r.per_step), size(r.memory)) for r in own]
+            continue
+        name = f"{len(own)} shards" if role is Role.SERVE else f"{len(own)} ranks of {'spare ' if spare else ''}replicas"
+        owned = [int(row.owns.split()[0]) for row in own] if role is Role.WORK else [part.size for part in ready.ranges]
+        words = f"{_least_to_most(owned, '{:,}'.format)} parameters each"
+        moved, memory = (_least_to_most([getattr(r, key) for r in own], size) for key in ("per_step", "memory"))
+        lines.append(form(f"{own[0].rank}-{own[-1].rank}", name, words, moved, memory))
+    return lines
+
+
+def _least_to_most(values: Sequence[int], words: Callable[[float], str]) -> str:
+    low, high = words(min(values)), words(max(values))
+    return low if low == high else f"{low} - {high}"
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in words, like 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"

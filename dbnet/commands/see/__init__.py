@@ -1,0 +1,1 @@
+"""Look at what is there: `runs` (inspect, plot, runs)."""
