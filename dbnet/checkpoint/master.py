@@ -157,6 +157,16 @@ class Checkpoints:
                 prune(self.folder, self._config.checkpoint.keep, self._number)
 
 
+class Unsaved(Checkpoints):
+    """Of a run that computes nothing: there is nothing to save."""
+
+    def due(self, steps: int) -> bool:
+        return False
+
+    def begin(self, tables: dict[str, np.ndarray], state: dict[str, Any], seconds: float, steps: int) -> None:
+        """Write nothing."""
+
+
 _NUMBERED = re.compile(r"(\d{6,})(\.shard-\d+)?\.h5(\.part)?")
 
 

@@ -45,6 +45,8 @@ class Replica:
         This replica's own, for layers that draw random numbers.
     cut
         The cut and the link to the other partitions; None: the network is whole.
+    networks
+        To train and to evaluate with, of a whole network; default: its own. Replicas that take turns may share them.
 
     Attributes
     ----------
@@ -53,14 +55,14 @@ class Replica:
     """
 
     def __init__(
-        self, model: Model, train: Shares | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None
-    ) -> None:
+        self, model: Model, train: Shares | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None,
+        networks: tuple[Network, Network] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.train, self.watched, self.seed = model, train, watched, seed
         boxes = None if cut is None else cut[0].boxes[cut[1].rank]
         batch = next(iter(watched.values())).batch if watched else train.batch
         self.link = None if cut is None else cut[1]
-        self.network = Network(model, train.batch, boxes)
-        self.judge = Network(model, batch, boxes, training=False)
+        self.network, self.judge = networks or (Network(model, train.batch, boxes), Network(model, batch, boxes, training=False))
         if cut is not None:
             for number, network in enumerate((self.network, self.judge)):
                 Exchange(cut[1], cut[0], network, tags=number * 2 * len(model.layers))

@@ -25,10 +25,10 @@ from dbnet.core.ranges import flatten, size_of
 from dbnet.core.registry import is_running, named, run_module
 from dbnet.data.batches import Batches
 from dbnet.data.file import DataFile, Examples, read_inputs
+from dbnet.data.predictions import check, predictions, write
 from dbnet.network.model import footprint
 from dbnet.network.partition import Cut
 from dbnet.network.replica import Replica, Score
-from dbnet.run.predictions import check, predictions, write
 from dbnet.run.roles import use
 from dbnet.run.setup import EVALUATION_BATCH, make_model
 

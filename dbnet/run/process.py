@@ -39,7 +39,7 @@ class Process:
         The parameters [parameters]; of a cut network, after the run.
     """
 
-    period = 0.0
+    period, saves = 0.0, True
 
     def __init__(self, ready: Setup, interrupt: Interrupt) -> None:
         self._ready, self._interrupt, self.topology = ready, interrupt, ready.topology

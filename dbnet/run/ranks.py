@@ -96,7 +96,7 @@ class Rank:
         Signals, and the start of the run.
     """
 
-    period = POLL
+    period, saves = POLL, True
 
     def __init__(self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting) -> None:
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting

@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dbnet.checkpoint.format import REPLICA, texts
-from dbnet.checkpoint.master import Checkpoints
+from dbnet.checkpoint.master import Checkpoints, Unsaved
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm.channel import Channel, Shards
@@ -27,6 +27,7 @@ from dbnet.coordinator.orders import OrderBook, Orders, Status, coordinator_fiel
 from dbnet.coordinator.progress import Progress
 from dbnet.core import jit
 from dbnet.core.config import Config
+from dbnet.core.ranges import Range
 from dbnet.core.registry import reached
 from dbnet.data.batches import Batches
 from dbnet.monitor import runfile
@@ -66,11 +67,14 @@ class World(Protocol):
         Seconds of the run; by what recurring work falls due.
     period
         Seconds between a replica's looks at its orders; 0: at every turn.
+    saves
+        Whether there is something to save.
     """
 
     clock: Callable[[], float]
     due: Callable[[], float]
     period: float
+    saves: bool
 
     def asked(self) -> bool:
         """Return whether a signal has asked this process to stop."""
@@ -94,7 +98,10 @@ class World(Protocol):
         """Return what else is due whenever a replica looks at its orders."""
 
 
-def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None = None) -> Replica:
+def load_replica(
+    ready: Setup, index: int, partition: int = 0, link: Link | None = None, make: Callable[..., Replica] = Replica,
+    watched: dict[str, Batches] | None = None,
+) -> Replica:  # fmt: skip
     """Return one partition of a replica, with its part of the subset and of what it evaluates in memory.
 
     Parameters
@@ -103,21 +110,29 @@ def load_replica(ready: Setup, index: int, partition: int = 0, link: Link | None
         Which one.
     link
         The replica's other partitions; None: the network is not cut.
+    make, watched
+        Makes the replica; what it evaluates, where that has been read before.
     """
     config, data, model = ready.config, ready.data, ready.model
-    seed, dtype = config.run.seed, model.dtype
+    seed = config.run.seed
     columns = model.columns(model.boxes() if link is None else ready.cut.boxes[partition])
     train = ready.config.method.worker.examples(data, config, first_shares(ready, index), columns)
-    watched = {}
+    watched = read_watched(ready, columns) if watched is None else watched
+    # Replicas at the same step must not draw the same numbers; the partitions of one must.
+    own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return make(model, train, watched, own, None if link is None else (ready.cut, link))
+
+
+def read_watched(ready: Setup, columns: list[Range] | None) -> dict[str, Batches]:
+    """Return what is evaluated: the test set, and a portion of the training set; of each example the units `columns`."""
+    config, data, dtype, watched = ready.config, ready.data, ready.model.dtype, {}
     if data.sizes.get("test"):
         watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
     portion = min(config.evaluate.train, data.sizes["train"])
     if portion:
         chosen = np.linspace(0, data.sizes["train"] - 1, portion).astype(np.int64)
         watched["train"] = Batches(data.read("train", chosen, columns), EVALUATION_BATCH, data.scale, dtype, None)
-    # Replicas at the same step must not draw the same numbers; the partitions of one must.
-    own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return Replica(model, train, watched, own, None if link is None else (ready.cut, link))
+    return watched
 
 
 def use(config: Config, threads: int) -> None:
@@ -155,9 +170,10 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
     crashes = None if watch is None else Crashes.of_launch(ready.topology)
     members = Membership(replicas, channel, watch, made, time, display.say, lambda loss: record.lost(*loss), crashes)
     evaluation = Evaluation(facts, replicas, members, record, time)
+    keeper = Checkpoints if world.saves else Unsaved
     about = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
     duties = Duties(
-        Checkpoints(channel, display.warn, config, about, world.clock, watch is None, point is not None),
+        keeper(channel, display.warn, config, about, world.clock, watch is None, point is not None),
         members,
         Guard(config, ready.model.layout, record, display, time, kind.by_pass),
         evaluation,

@@ -1,0 +1,5 @@
+"""Simulated time: the ends of windows, messages and links in one process, where everything takes virtual seconds.
+
+clock (whose turn it is: the rank with the earliest clock) -> interconnect (when bytes arrive: latency, bandwidth, a host's network
+card) -> window (one-sided operations take effect when they arrive), messages (channels of servers, links of partitions).
+"""

@@ -1,0 +1,214 @@
+"""Virtual seconds: every rank has a clock, and the one with the earliest goes next.
+
+What happens is a heap of (time, rank, number, act): turns of ranks, arrivals of what was sent. Ties go by time, then by rank,
+which is by role (coordinator, shards, replicas) and index, then by the order in which they came about. So nothing depends on a wall
+clock, and a run is the same again to the bit.
+
+A role runs in a greenlet, so that it may wait in the middle of a function: `elapse` while it computes, `await_` while a transfer is
+under way. One that yields with nothing to do rests as under MPI (`turns.drive`): pauses that double up to a bound. A server, which
+looks at nothing but its own memory, is woken by an arrival at the look that would have found it; nobody else looks in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from heapq import heappop, heappush
+
+from greenlet import getcurrent, greenlet
+
+from dbnet.comm.turns import Turns, Wait
+from dbnet.core.errors import Lost
+
+_SHORTEST = 2e-5
+_LOOKS = 0.1  # seconds after which a server that nothing arrives at looks at its clock
+
+
+class VirtualTime:
+    """The clocks of all ranks.
+
+    Parameters
+    ----------
+    pause
+        Longest pause of an idle rank, seconds; 0: it notices at once what arrives, and polls others every `_SHORTEST`.
+    turn
+        Seconds of a turn that says of no other cost; above 0, so that nobody takes turns for ever.
+    deadline
+        Seconds that one wait may last.
+
+    Attributes
+    ----------
+    now
+        The clock of the rank whose turn it is.
+    events
+        How many turns and arrivals there were.
+    """
+
+    def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0) -> None:
+        self.pause, self.turn, self.deadline = pause, turn, deadline
+        self.now, self.events = 0.0, 0
+        self._heap: list[tuple[float, int, int, Callable[[], object]]] = []
+        self._number, self._living = 0, 0
+        self._players: dict[int, Player] = {}
+        self._playing: Player | None = None
+        self._hub: greenlet | None = None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def at(self, time: float, rank: int, act: Callable[[], object]) -> None:
+        """Have `act` called at `time`, in the name of `rank`."""
+        self._number += 1
+        heappush(self._heap, (time, rank, self._number, act))
+
+    def play(self, roles: Mapping[int, Turns], servers: Mapping[int, float], name: Callable[[int], str] = str) -> None:
+        """Play the roles of all ranks to their ends.
+
+        Parameters
+        ----------
+        roles
+            By rank.
+        servers
+            Those that look at nothing but their own memory and the clock, and the longest time from look to look.
+        name
+            Returns a rank's name.
+
+        Raises
+        ------
+        Lost
+            A rank waited longer than the deadline.
+        """
+        self._hub = getcurrent()
+        for rank, role in roles.items():
+            self._players[rank] = player = Player(self, rank, role, servers.get(rank, 0.0), name(rank))
+            self.at(self.now, rank, player.go)
+        self._living = len(roles)
+        heap = self._heap
+        while self._living:
+            if not heap:
+                waiting = "; ".join(p.reason for p in self._players.values() if p.reason)
+                raise Lost(f"Everyone waits: {waiting or 'nobody says for what'}.")
+            self.now, _, _, act = heappop(heap)
+            self.events += 1
+            act()
+
+    def elapse(self, seconds: float) -> None:
+        """Let time pass for the rank whose turn it is."""
+        player, time = self._playing, self.now + seconds
+        if player is None:
+            raise RuntimeError("Time passes only for a rank that is being played.")
+        if not self._heap or (time, player.rank) < self._heap[0][:2]:
+            # Nobody is earlier: it stays this rank's turn.
+            self.now = time
+            return
+        self.at(time, player.rank, player.go)
+        self.switch()
+
+    def switch(self) -> None:
+        """Leave the turn to others, until somebody calls this player's `go`."""
+        self._hub.switch()
+
+    @property
+    def player(self) -> Player:
+        """The rank whose turn it is."""
+        return self._playing
+
+    def notify(self, rank: int) -> None:
+        """Let a rank know that something has arrived in its memory."""
+        player = self._players.get(rank)
+        if player is not None:
+            player.notify()
+
+    def ended(self, rank: int) -> bool:
+        """Return whether a rank's role has come to its end."""
+        return self._players[rank].done
+
+    def kill(self, rank: int) -> None:
+        """A rank dies: it takes no turn any more."""
+        player = self._players[rank]
+        if not player.done:
+            player.done = True
+            self._living -= 1
+
+    def run(self, player: Player, role: greenlet) -> None:
+        """Give a player the turn."""
+        self._playing = player
+        role.switch()
+        self._playing = None
+        if role.dead and not player.done:
+            player.done = True
+            self._living -= 1
+
+
+class Player:
+    """One rank: its role in a greenlet, and how it rests."""
+
+    def __init__(self, time: VirtualTime, rank: int, role: Turns, looks: float, name: str) -> None:
+        self._time, self.rank, self._longest, self._name = time, rank, looks, name
+        self._greenlet = greenlet(partial(self._play, role))
+        self.reason, self._since, self.done = "", 0.0, False
+        self._pause = _SHORTEST
+        # Of a server: since when it rests (None: it does not), which rest it is, whether something arrived in its turn, how long it
+        # rests where nothing does.
+        self._resting: float | None = None
+        self._rest, self._news, self._looks = 0, False, _LOOKS
+
+    def go(self) -> None:
+        """Take the turn."""
+        if not self.done:
+            self._time.run(self, self._greenlet)
+
+    def _play(self, role: Turns) -> None:
+        time = self._time
+        for wait in role:
+            if wait is None:
+                self._pause, self.reason = _SHORTEST, ""
+                time.elapse(time.turn)
+            else:
+                self._idle(wait)
+
+    def _idle(self, wait: Wait) -> None:
+        time = self._time
+        if wait.reason != self.reason:
+            self.reason, self._since = wait.reason, time.now
+        elif self.reason and time.now - self._since > time.deadline:
+            raise Lost(
+                f"{self._name} waited {time.deadline:g} virtual seconds in vain: {wait.reason}. Raise run.deadline, or take a "
+                "faster machine."
+            )
+        if not self._longest:
+            time.elapse(self._longer())
+        elif self._news:
+            self._news, self._looks = False, _LOOKS
+            time.elapse(self._longer() if time.pause else time.turn)
+        else:
+            self._resting, self._rest = time.now, self._rest + 1
+            time.at(time.now + self._looks, self.rank, partial(self._look, self._rest))
+            self._looks = min(2 * self._looks, self._longest)
+            time.switch()
+
+    def _longer(self) -> float:
+        """Return how long to pause now; the next pause is longer."""
+        pause = self._pause
+        self._pause = min(2 * pause, max(self._time.pause, _SHORTEST))
+        return pause
+
+    def _look(self, rest: int) -> None:
+        """The end of a rest in which nothing arrived."""
+        if self._resting is not None and rest == self._rest:
+            self._resting = None
+            self.go()
+
+    def notify(self) -> None:
+        """Something has arrived: it is found at the next look of a rank that would look after one pause after the other."""
+        if self._resting is None:
+            self._news = True
+            return
+        time, at = self._time, self._resting
+        if time.pause:
+            while at < time.now and self._pause < time.pause:
+                at += self._longer()
+            if at < time.now:
+                at += time.pause * -(-(time.now - at) // time.pause)
+        self._resting, self._looks = None, _LOOKS
+        time.at(max(at, time.now), self.rank, self.go)

@@ -1,0 +1,158 @@
+"""Messages in simulated time: channels among coordinator and shards, links among the partitions of a replica."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dbnet.comm.channel import Message
+from dbnet.comm.link import Wires
+from dbnet.comm.simulated.clock import Player
+from dbnet.comm.simulated.interconnect import Interconnect
+
+_ENVELOPE = 128  # bytes of a message beside its arrays
+
+
+def weight(content: Any) -> int:
+    """Return about how many bytes a message is."""
+    if isinstance(content, np.ndarray):
+        return _ENVELOPE + content.nbytes
+    if isinstance(content, list | tuple):
+        return _ENVELOPE + sum(weight(part) for part in content if not isinstance(part, int | float | str))
+    return _ENVELOPE
+
+
+class SimulatedMailboxes:
+    """All servers' messages."""
+
+    def __init__(self, size: int, wire: Interconnect) -> None:
+        self.boxes: list[deque[Message]] = [deque() for _ in range(size)]
+        self.wire = wire
+
+    def at(self, rank: int) -> _Box:
+        """Return the end that belongs to `rank`."""
+        return _Box(self, rank)
+
+    def deliver(self, rank: int, message: Message) -> None:
+        """A message is there."""
+        self.boxes[rank].append(message)
+        self.wire.time.notify(rank)
+
+
+class _Box:
+    def __init__(self, boxes: SimulatedMailboxes, rank: int) -> None:
+        self._boxes, self._rank = boxes, rank
+
+    def send(self, rank: int, kind: str, content: Any = None) -> None:
+        arrival = partial(self._boxes.deliver, rank, Message(self._rank, kind, content))
+        self._boxes.wire.send(self._rank, rank, weight(content), arrival)
+
+    def receive(self) -> Message | None:
+        box = self._boxes.boxes[self._rank]
+        return box.popleft() if box else None
+
+    def pending(self) -> bool:
+        """Whether somebody must wait for what it sent: what is under way arrives by itself."""
+        return False
+
+
+class SimulatedWires(Wires):
+    """What lies between the partitions of one replica.
+
+    Parameters
+    ----------
+    ranks
+        The ranks of the partitions.
+    wire
+        What lies between ranks.
+    """
+
+    def __init__(self, ranks: Sequence[int], wire: Interconnect) -> None:
+        super().__init__(len(ranks))
+        self.ranks, self.wire = ranks, wire
+        self.waiting: dict[int, tuple[deque, Player]] = {}
+
+    def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
+        """Put a copy of `values` on its way."""
+        way = self.way(source, to, tag)
+        arrival = partial(self._deliver, to, way, values.copy())
+        if source == to:
+            arrival()
+        else:
+            self.wire.send(self.ranks[source], self.ranks[to], values.nbytes, arrival)
+
+    def _deliver(self, to: int, way: deque, values: np.ndarray) -> None:
+        way.append(values)
+        found = self.waiting.get(to)
+        if found is not None and found[0] is way:
+            del self.waiting[to]
+            found[1].go()
+
+    def take(self, source: int, to: int, tag: Any) -> np.ndarray:
+        """Return the next values on a way; wait until they are there."""
+        way, time = self.way(source, to, tag), self.wire.time
+        while not way:
+            self.waiting[to] = (way, time.player)
+            time.switch()
+        return way.popleft()
+
+
+class SimulatedLink:
+    """One partition's end.
+
+    Parameters
+    ----------
+    wires
+        Shared by the partitions of the replica.
+    rank
+        Which partition this is.
+    """
+
+    def __init__(self, wires: SimulatedWires, rank: int) -> None:
+        self._wires, self.rank, self.size = wires, rank, wires.size
+
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
+        return True, buffer, to, tag
+
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
+        return False, buffer, source, tag
+
+    def start(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        for sends, buffer, to, tag in transfers:
+            if sends:
+                self._wires.send(self.rank, to, tag, buffer)
+
+    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        for sends, buffer, source, tag in transfers:
+            if not sends:
+                buffer[...] = self._wires.take(source, self.rank, tag)
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        everyone[...] = self._all(mine)
+
+    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
+        total[...] = sum(self._all(mine))
+
+    def share(self, values: np.ndarray) -> None:
+        """Bring what partition 0 has to all."""
+        if self.rank:
+            values[...] = self._wires.take(0, self.rank, "share")
+        else:
+            for other in range(1, self.size):
+                self._wires.send(0, other, "share", values)
+
+    def meet(self) -> None:
+        self._all(np.zeros(0))
+
+    def close(self) -> None:
+        """Memory needs no closing."""
+
+    def _all(self, mine: np.ndarray) -> list[np.ndarray]:
+        """Return what every partition has brought to this meeting, in their order."""
+        for other in range(self.size):
+            self._wires.send(self.rank, other, "all", mine)
+        return [self._wires.take(other, self.rank, "all") for other in range(self.size)]

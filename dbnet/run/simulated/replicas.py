@@ -1,0 +1,236 @@
+"""Replicas in simulated time.
+
+What one computes is computed for good, in no virtual time, and then takes the seconds that the machine's profile says. Replicas of
+a whole network share what they compute with, since no turn of another lies within a gradient. A dry replica computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dbnet.comm.link import Link
+from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.data.batches import Batches, Cursor
+from dbnet.data.subsets import Share
+from dbnet.network.cost import Noise
+from dbnet.network.model import Model
+from dbnet.network.network import Network
+from dbnet.network.partition import Cut
+from dbnet.network.replica import Replica, Score
+
+
+class Pace(NamedTuple):
+    """How long one partition of a replica takes.
+
+    Attributes
+    ----------
+    time, noise
+        The clocks, and what varies them.
+    entity, speed
+        Whose numbers are drawn; what all times are multiplied with.
+    step, batch
+        Seconds of a step, and of a minibatch of an evaluation.
+    """
+
+    time: VirtualTime
+    noise: Noise
+    entity: int
+    speed: float
+    step: float
+    batch: float
+
+    def compute(self, step: int) -> None:
+        """Let the time of a step pass."""
+        self.time.elapse(self.step * self.speed * self.noise.step(self.entity, step))
+
+    def evaluate(self) -> None:
+        """Let the time of a minibatch of an evaluation pass."""
+        self.time.elapse(self.batch * self.speed)
+
+
+class Shared:
+    """What replicas of a whole network compute with, one at a time.
+
+    Parameters
+    ----------
+    model, batch, watched
+        The network, the columns of a minibatch, and what is evaluated.
+    columns
+        Of a minibatch of an evaluation.
+    """
+
+    def __init__(self, model: Model, batch: int, watched: dict[str, Batches], columns: int) -> None:
+        self.watched = watched
+        self.networks = (Network(model, batch), Network(model, columns if watched else batch, training=False))
+        size = self.networks[0].size
+        # One replica evaluates at a time.
+        self.snapshot, self.gradient = np.zeros(size, model.dtype), np.zeros(size, model.dtype)
+        self.user: PacedReplica | None = None
+
+
+class PacedReplica(Replica):
+    """A replica whose steps and evaluations take virtual seconds.
+
+    Parameters
+    ----------
+    pace, shared
+        How long they take; what is shared with others, None: nothing.
+    parts
+        What a replica is made of.
+    """
+
+    def __init__(self, pace: Pace, shared: Shared | None, *parts: object) -> None:
+        super().__init__(*parts, **({} if shared is None else {"networks": shared.networks}))
+        self._pace, self._shared = pace, shared
+        if shared is not None:
+            self.snapshot, self._own = shared.snapshot, shared.gradient
+
+    def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
+        self._takes_over()
+        loss = super().accrue(w, g, accrued, rate)
+        self._pace.compute(self.steps - 1)
+        return loss
+
+    def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
+        self._takes_over()
+        count, loss, right = super().accrue_share(w, g, fresh)
+        if count:
+            self._pace.compute(self.steps - 1)
+        return count, loss, right
+
+    def examine(self, w: np.ndarray) -> None:
+        """Look at the last minibatch, unless another replica's lies in its place."""
+        if self._shared is None or self._shared.user is self:
+            super().examine(w)
+
+    def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
+        self._takes_over()
+        score = super().evaluate(w)
+        for batches in self.watched.values():
+            for _ in range(-(-len(batches) // batches.batch)):
+                self._pace.evaluate()
+                beat()
+        return score
+
+    def _takes_over(self) -> None:
+        if self._shared is not None:
+            self._shared.user = self
+
+
+# --- dry ----------------------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Examples that are counted and not read.
+
+    Parameters
+    ----------
+    batch
+        Examples of a minibatch.
+    shares
+        How many there are.
+    """
+
+    def __init__(self, batch: int, shares: Sequence[Share]) -> None:
+        self.batch, self.taken, self._size = batch, 0, 0
+        self._epoch = self._position = 0
+        for share in shares:
+            self.take(share)
+
+    def take(self, share: Share, beat: Callable[[], None] = lambda: None) -> None:
+        """Count these, too."""
+        self._size += share.size
+        self._epoch, self.taken = max(self._epoch, share.epoch), self.taken + 1
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self._epoch, self._position)
+
+    @property
+    def cursors(self) -> list[Cursor]:
+        return [self.cursor] * self.taken
+
+    def next(self) -> int:
+        """Return the number of examples of the next minibatch."""
+        count = min(self.batch, self._size - self._position)
+        self._position += count
+        if self._position >= self._size:
+            self._epoch, self._position = self._epoch + 1, 0
+        return count
+
+
+class DryReplica:
+    """A replica that computes nothing: its steps take time, and its partitions exchange values without contents.
+
+    Parameters
+    ----------
+    pace, train
+        How long its steps take; what it would train on.
+    cut
+        The cut and the link to the other partitions; None: the network is whole.
+    model, evaluated
+        The network; how many examples an evaluation looks at, and how many at a time.
+    """
+
+    trouble = None
+    right = 0
+    # There is no loss.
+    loss = float("nan")
+
+    def __init__(
+        self, pace: Pace, train: Counted, cut: tuple[Cut, Link] | None, model: Model, evaluated: tuple[Sequence[int], int]
+    ) -> None:
+        self.train, self._pace, self._evaluated = train, pace, evaluated
+        self.steps = self.examples = 0
+        self.snapshot = np.broadcast_to(np.zeros((), model.dtype), (0,))
+        self.link = None if cut is None else cut[1]
+        self._layers: list[tuple[list, list]] = [] if cut is None else self._transfers(*cut, train.batch)
+
+    @staticmethod
+    def _transfers(cut: Cut, link: Link, batch: int) -> list[tuple[list, list]]:
+        """Return for each exchange of a step what is sent and what is received."""
+        out, nothing, item = [], np.zeros((), cut.model.dtype), batch
+        layers = range(1, len(cut.model.layers))
+        for tag, layer in enumerate([*layers, *reversed(layers)]):
+            sends, receives = [], []
+            for message in cut.messages(layer):
+                values = np.broadcast_to(nothing, (message.size * item,))
+                source, target = (message.source, message.target)[:: 1 if tag < len(layers) else -1]
+                if source == link.rank:
+                    sends.append(link.sender(values, target, tag))
+                if target == link.rank:
+                    receives.append(link.receiver(values, source, tag))
+            out.append((sends, receives))
+        return out
+
+    def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
+        """Let a step's time pass."""
+        for sends, receives in self._layers:
+            self.link.start(sends)
+            self.link.wait(receives)
+        if self.link is not None:
+            self.link.meet()
+        self._pace.compute(self.steps)
+        self.steps += 1
+        self.examples += self.train.next()
+        return self.loss
+
+    def examine(self, w: np.ndarray) -> None:
+        """There is nothing to look at."""
+
+    def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
+        """Let an evaluation's time pass."""
+        for size in self._evaluated[0]:
+            for _ in range(-(-size // self._evaluated[1])):
+                self._pace.evaluate()
+                beat()
+        return Score(*[float("nan")] * 4)
+
+
+AnyReplica = Replica | DryReplica

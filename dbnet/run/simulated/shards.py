@@ -1,0 +1,75 @@
+"""Shards in simulated time: a slice takes its seconds before it is applied; so do the commands of a batch method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dbnet.comm.channel import Channel
+from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.core.ranges import Range
+from dbnet.network.cost import Profile
+from dbnet.shards.push import Receiver
+from dbnet.shards.rules.base import Rule
+from dbnet.shards.shard import Shard
+from dbnet.shards.store import Inbox
+
+
+class PacedInbox(Inbox):
+    """Rings whose slices take virtual seconds.
+
+    Parameters
+    ----------
+    time, profile
+        The clocks, and what a slice costs.
+    parts
+        What an inbox is made of.
+    """
+
+    def __init__(self, time: VirtualTime, profile: Profile, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._time, self._profile = time, profile
+        self._item = self._window.local["params"].itemsize
+
+    def _apply(self, row: int, origin: int, slot: int) -> None:
+        self._time.elapse(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
+        super()._apply(row, origin, slot)
+
+
+class PacedReceiver:
+    """A batch method's shard, whose commands take virtual seconds; all else is the receiver's.
+
+    Parameters
+    ----------
+    receiver, time, profile
+        The shard, the clocks, and what a command costs.
+    """
+
+    def __init__(self, receiver: Receiver, time: VirtualTime, profile: Profile) -> None:
+        self._receiver, self._time = receiver, time
+        self._seconds = profile.apply_seconds(receiver.params.nbytes)
+
+    def advance(self, channel: Channel) -> bool:
+        busy = self._receiver.advance(channel)
+        if busy:
+            self._time.elapse(self._seconds)
+        return busy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._receiver, name)
+
+
+class HollowShard(Shard):
+    """A shard of a dry run: it counts what comes, and holds no register."""
+
+    def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
+        super().__init__(Range(0, 0), rule, params, clock, seconds)
+        self.range = part
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        """There are no numbers."""
+
+    def registers(self) -> dict[str, np.ndarray]:
+        return {}

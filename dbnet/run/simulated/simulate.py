@@ -1,0 +1,125 @@
+"""simulate(): load a run file and a machine, prepare, play all roles in virtual seconds, say what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dbnet.comm import communicators
+from dbnet.core import config as configuration
+from dbnet.core.errors import UserError
+from dbnet.monitor import runfile
+from dbnet.monitor.display import Display
+from dbnet.network.cost import Profile, load_profile
+from dbnet.run import roles
+from dbnet.run.outcome import Outcome, outcome
+from dbnet.run.setup import Setup, setup
+from dbnet.run.signals import Interrupt
+from dbnet.run.simulated.world import Simulation
+from dbnet.shards.shard import Shard
+
+_COORDINATOR_LOOKS = 0.25  # virtual seconds: as often as a row of progress falls due
+
+
+class Simulated(NamedTuple):
+    """What a simulated run has produced, and what it took.
+
+    Attributes
+    ----------
+    outcome
+        As of any run.
+    seconds, spent
+        Virtual seconds; processor seconds of this process.
+    operations, events, sent
+        One-sided operations; turns and arrivals; bytes from host to host.
+    """
+
+    outcome: Outcome
+    seconds: float
+    spent: float
+    operations: int
+    events: int
+    sent: int
+
+
+def simulate(
+    run_file: str | Path, machine: str | Path | Profile, overrides: Iterable[str] = (), *, dry: bool = False, quiet: bool = False
+) -> Simulated:
+    """Play a run in simulated time, in this process; the same seed gives the same run file, to the byte.
+
+    Parameters
+    ----------
+    run_file
+        Path of a run file (TOML).
+    machine
+        Path of a machine file (TOML), or a profile.
+    overrides
+        Changes like "topology.replicas=4".
+    dry
+        Compute no gradients: times, bytes and staleness alone.
+    quiet
+        Print nothing but warnings.
+
+    Raises
+    ------
+    UserError
+        Something in the run file, the machine file or the data is to be mended, or is not simulated; nothing has been written.
+    Lost
+        A rank waited in vain for longer than the run's deadline.
+    """
+    display = Display(quiet)
+    profile = machine if isinstance(machine, Profile) else load_profile(machine)
+    ready = setup(configuration.load(run_file, overrides, display.warn))
+    refuse(ready, dry)
+    if not dry:
+        ready.check(None)
+    return play(replace(ready, topology=replace(ready.topology, spares=0)), profile, display, dry)
+
+
+def refuse(ready: Setup, dry: bool) -> None:
+    """Raise UserError where a run asks for what is not simulated."""
+    method = ready.config.method
+    if method.overlap:
+        raise UserError("Simulated time does not know method.overlap; add method.overlap=false to the command.")
+    if dry and method.receiver is not Shard:
+        raise UserError(
+            f"A dry run computes nothing, and method.kind = '{method.kind}' goes by what it computes; leave --dry out, or use "
+            "method.kind = 'downpour'."
+        )
+    if dry and (ready.config.stop.accuracy is not None or ready.config.warmstart.accuracy is not None):
+        raise UserError("A dry run has no accuracy to go by; take stop.accuracy and warmstart.accuracy out.")
+
+
+def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulated:
+    """Play all roles."""
+    interrupt, topology = Interrupt(), ready.topology
+    threads, _ = communicators.cores_for(None, True)
+    world = Simulation(ready, profile, dry, interrupt)
+    working = range(topology.origin_rank(0, 0), topology.size)
+    replicas = {rank: world.replica(rank) for rank in working}
+    runfile.make_folder(ready.config)
+    if not dry:
+        roles.use(ready.config, threads)
+    # A date would make two files differ that are the same.
+    about = {"mpi": "none, simulated time", "hosts": ["simulated"], "world": "simulated", "dry": dry, "started": "in no time"}
+    ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()})
+    display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
+    coordinator = roles.coordinator(ready, world, record, display)
+    players, servers = {0: coordinator.run()}, {0: _COORDINATOR_LOOKS}
+    for shard in range(topology.shards):
+        rank = topology.shard_rank(shard)
+        players[rank] = roles.server(ready, world, shard, world.receiver(shard)).run()
+        servers[rank] = ready.config.run.deadline / 4
+    players |= {rank: roles.worker(ready, world, rank, replica).run() for rank, replica in replicas.items()}
+    began = time.process_time()
+    try:
+        with interrupt:
+            world.time.play(players, servers, topology.name)
+    finally:
+        coordinator.close()
+    spent = time.process_time() - began
+    done = outcome(ready, coordinator, interrupt.by, None if dry else world.params())
+    return Simulated(done, coordinator.time.seconds, spent, world.wire.operations, world.time.events, world.wire.sent)

@@ -1,0 +1,143 @@
+"""The world of simulated time: ends of windows, channels and links whose costs a machine's profile says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from dbnet.comm.channel import Channel
+from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.messages import SimulatedLink, SimulatedMailboxes, SimulatedWires
+from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.coordinator.orders import POLL
+from dbnet.network.cost import Noise, Profile, WayTable
+from dbnet.run import roles
+from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
+from dbnet.run.signals import Interrupt
+from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedReplica, Shared
+from dbnet.run.simulated.shards import HollowShard, PacedInbox, PacedReceiver
+from dbnet.shards.push import Intake, Receiver
+from dbnet.shards.store import WindowStore
+
+
+class Simulation:
+    """The world of simulated time.
+
+    Parameters
+    ----------
+    ready, profile
+        The run and the machine.
+    dry
+        Whether nothing is computed.
+    interrupt
+        Signals.
+    """
+
+    period = POLL
+
+    def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
+        self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
+        self.topology, self.saves = ready.topology, not dry
+        host = profile.host
+        self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline)
+        self.clock = self.due = self.time
+        hosts = [rank // host.ranks if host.ranks else 0 for rank in range(self.topology.size)]
+        self.wire = Interconnect(self.time, hosts, _way(profile.inside), _way(profile.between), host.call)
+        self._memory = SimulatedMemory(roles.window_layouts(ready), dry)
+        self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
+        self._noise = Noise(profile, ready.config.run.seed)
+        self._cut = self.topology.partitions > 1
+        self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
+
+    def asked(self) -> bool:
+        return self._interrupt.asked
+
+    def watch(self) -> None:
+        return None
+
+    def beat(self, rank: int) -> Callable[[], None]:
+        return lambda: None
+
+    def window(self, rank: int) -> SimulatedWindow:
+        return SimulatedWindow(self._memory, self.wire, rank)
+
+    def channel(self, rank: int) -> Channel:
+        return self._boxes.at(rank)
+
+    def link(self, rank: int) -> SimulatedLink | None:
+        replica, partition = self.topology.place(rank)
+        return SimulatedLink(self._wires[replica], partition) if self._cut else None
+
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        local = self._memory.local[self.topology.shard_rank(shard)]
+        return local["params"], local["clock"]
+
+    def inbox(self, shard: int, receiver: Receiver) -> PacedInbox:
+        ready = self._ready
+        users = ready.users[shard]
+        intakes = [Intake(receiver, ready.config.guard.finite and not self._dry) for _ in users]
+        ways = [ready.routes[origin][shard] for origin in users]
+        window = self.window(self.topology.shard_rank(shard))
+        return PacedInbox(self.time, self._profile, window, intakes, self.topology, users, ways)
+
+    def store(self, rank: int, replica: AnyReplica) -> WindowStore:
+        partition = self.topology.place(rank)[1]
+        return self._ready.store(self.window(rank), rank, self._ready.cut.boxes[partition], self.time)
+
+    def receiver(self, shard: int) -> Any:
+        """Return a shard with its registers."""
+        if self._dry:
+            return HollowShard(self._ready.ranges[shard], self._ready.config.rule, *self.memory(shard), self.time)
+        return PacedReceiver(roles.receiver(self._ready, self, shard), self.time, self._profile)
+
+    # --- replicas -------------------------------------------------------------------------------------------------------------
+
+    def replica(self, rank: int) -> AnyReplica:
+        """Return one partition of a replica."""
+        ready, (index, partition), link = self._ready, self.topology.place(rank), self.link(rank)
+        pace = self._pace(index, partition)
+        if self._dry:
+            sizes, watched = ready.data.sizes, ready.config.evaluate.train
+            train = Counted(self._batch, first_shares(ready, index))
+            evaluated = [sizes.get("test", 0), min(watched, sizes["train"])]
+            return DryReplica(pace, train, (ready.cut, link) if link else None, ready.model, (evaluated, EVALUATION_BATCH))
+        if link is not None:
+            return roles.load_replica(ready, index, partition, link, partial(PacedReplica, pace, None))
+        return roles.load_replica(ready, index, make=partial(PacedReplica, pace, self._shared), watched=self._shared.watched)
+
+    @cached_property
+    def _shared(self) -> Shared:
+        model = self._ready.model
+        watched = roles.read_watched(self._ready, model.columns(model.boxes()))
+        return Shared(model, self._batch, watched, EVALUATION_BATCH)
+
+    @property
+    def _batch(self) -> int:
+        config = self._ready.config
+        return config.method.worker.batch(config, self._ready.data.sizes["train"])
+
+    @cached_property
+    def _seconds(self) -> list[tuple[float, float]]:
+        """For each partition the seconds of a step and of a minibatch of an evaluation."""
+        model, profile = self._ready.model, self._profile
+        return [
+            (profile.step_seconds(model, boxes, self._batch), profile.forward_seconds(model, boxes, EVALUATION_BATCH))
+            for boxes in self._ready.cut.boxes
+        ]
+
+    def _pace(self, replica: int, partition: int) -> Pace:
+        # Other replicas, however many, change nobody's numbers.
+        entity = replica << 16 | partition
+        return Pace(self.time, self._noise, entity, self._noise.speed(replica), *self._seconds[partition])
+
+    def params(self) -> np.ndarray:
+        """Return all parameters."""
+        return np.concatenate([self.memory(shard)[0] for shard in range(self.topology.shards)])
+
+
+def _way(table: WayTable) -> Way:
+    return Way(table.latency, table.bandwidth * 1e9)

@@ -1,0 +1,284 @@
+"""Simulated time: the same numbers as without it where order cannot matter, the same bytes again, queues as theory has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finished import Finished
+
+from dbnet.comm.channel import Mailboxes
+from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import Turns
+from dbnet.comm.window import WindowLayout
+from dbnet.core.config import build
+from dbnet.core.errors import Lost, UserError
+from dbnet.core.ranges import Range
+from dbnet.core.registry import make
+from dbnet.monitor.results import Run
+from dbnet.network.cost import Noise, Profile
+from dbnet.network.model import Footprint, Piece
+from dbnet.run.simulated import replicas
+from dbnet.run.simulated.shards import PacedInbox
+from dbnet.run.simulated.simulate import Simulated, simulate
+from dbnet.run.train import execute
+from dbnet.shards.push import Intake
+from dbnet.shards.routes import routes
+from dbnet.shards.server import Server
+from dbnet.shards.shard import Shard
+from dbnet.shards.store import Rings, WindowStore
+
+MACHINES = Path(__file__).resolve().parents[2] / "jobs" / "machines"
+
+
+def machine(**more: Any) -> Profile:
+    """Return a machine whose steps take about a millisecond, and whose messages are neither free nor all that matters."""
+    tables: dict[str, Any] = {
+        "compute": {"rate": 1.0, "step": 1e-3, "apply": 1.0, "slice": 1e-5},
+        "inside": {"latency": 1e-6, "bandwidth": 5.0},
+        "between": {"latency": 2e-5, "bandwidth": 0.1},
+        "noise": {"kind": "exponential"},
+    }
+    return Profile.model_validate(tables | more)
+
+
+@pytest.fixture
+def tree(place: Path, make_data: Callable[..., Path]) -> dict[str, Any]:
+    """Return a small run: ten parameters of the first layer and twelve of the second, eight examples."""
+    return {
+        "run": {"folder": "out", "picture": False},
+        "data": {"path": str(make_data())},
+        "model": {
+            "layers": [{"kind": "dense", "units": 5, "activation": "tanh"}, {"kind": "dense", "units": 2}],
+            "dtype": "float64",
+        },
+        "method": {"kind": "downpour", "minibatch": 2, "slot": 64, "slots": 2},
+        "rule": {"kind": "adagrad", "rate": 0.1},
+        "topology": {"shards": 2, "replicas": 2},
+        "stop": {"epochs": 6},
+        "evaluate": {"epochs": 2},
+    }
+
+
+def played(tree: dict[str, Any], profile: Profile | None = None, **ways: Any) -> Simulated:
+    return simulate(tree, profile or machine(), quiet=True, **ways)
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("noise", ["none", "exponential", "tail"])
+def test_one_replica_in_any_schedule_trains_as_alone(tree: dict[str, Any], noise: str, partitions: int) -> None:
+    tree |= {"method": {"kind": "sgd", "minibatch": 2, "slot": 64}, "topology": {"shards": 2, "partitions": partitions}}
+    alone = execute(build(tree), quiet=True)
+    done = played(tree, machine(noise={"kind": noise, "share": 0.3})).outcome
+    assert done.finished and not done.unsaved
+    np.testing.assert_array_equal(done.params, alone.params)
+
+
+@pytest.mark.parametrize(("replicas", "partitions"), [(4, 1), (2, 2)])
+def test_synchronous_replicas_are_one_with_their_batches_together(tree: dict[str, Any], replicas: int, partitions: int) -> None:
+    tree |= {"stop": {"steps": 9}, "topology": {"shards": 2}, "method": {"kind": "synchronous", "minibatch": 8}}
+    one = execute(build(tree), quiet=True)
+    tree |= {
+        "topology": {"shards": 2, "replicas": replicas, "partitions": partitions},
+        "method": {"kind": "synchronous", "minibatch": 8 // replicas, "slot": 64},
+    }
+    done = played(tree).outcome
+    np.testing.assert_allclose(done.params, one.params, rtol=0, atol=1e-12)
+    assert (Run(done.run_file).events.eval("applied - fetched") == 0).all()
+
+
+def test_a_batch_method_comes_to_the_same(tree: dict[str, Any]) -> None:
+    """One replica has one order; three sum in another, to the rounding."""
+    tree |= {"method": {"kind": "sandblaster", "minibatch": 2, "portion": 2, "slot": 64}, "stop": {"iterations": 5}}
+    tree["evaluate"] = {"epochs": 5}
+    one = tree | {"topology": {"shards": 2}}
+    np.testing.assert_array_equal(played(one).outcome.params, execute(build(one), quiet=True).params)
+    three = played(tree | {"topology": {"shards": 2, "replicas": 3}}).outcome
+    np.testing.assert_allclose(Run(three.run_file).iterations.loss, Run(one_of(one)).iterations.loss, rtol=1e-9)
+
+
+def one_of(tree: dict[str, Any]) -> Path:
+    return execute(build(tree), quiet=True).run_file
+
+
+def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any]) -> None:
+    found = []
+    for seed in (1, 1, 2):
+        tree["run"]["seed"] = seed
+        done = played(tree).outcome
+        about = Run(done.run_file).about
+        assert about["world"] == "simulated" and about["machine"]["noise"]["kind"] == "exponential"
+        found.append(done.run_file.read_bytes())
+        for path in Path("out").glob("run.*"):
+            path.unlink() if not path.is_dir() else [part.unlink() for part in path.iterdir()] and path.rmdir()
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any]) -> None:
+    """What moves and when does not depend on the numbers."""
+    tree["topology"] = {"shards": 2, "replicas": 3}
+    wet, dry = played(tree), played(tree, dry=True)
+    assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
+    one, two = Run(wet.outcome.run_file).events, Run(dry.outcome.run_file).events
+    assert len(one) and (one == two).all(axis=None) and len(set(one.eval("applied - fetched"))) > 2
+
+
+def test_another_replica_changes_nobody_elses_draws(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[tuple[int, int, int], float] = {}
+    compute, number = replicas.Pace.compute, 0
+
+    def noted(pace: replicas.Pace, step: int) -> None:
+        taken[number, pace.entity, step] = pace.speed * pace.noise.step(pace.entity, step)
+        compute(pace, step)
+
+    monkeypatch.setattr(replicas.Pace, "compute", noted)
+    profile = machine(speed={"slow": 0.5, "factor": 3.0})
+    for number in (2, 3):
+        tree |= {"topology": {"replicas": number}, "stop": {"steps": 70}}
+        played(tree, profile)
+    few, many = ({key[1:]: value for key, value in taken.items() if key[0] == n} for n in (2, 3))
+    assert len(few) == 140 and few == {key: many[key] for key in few} and len(set(few.values())) == 140
+
+
+class Field:
+    """One shard and many origins, each of which pushes at moments of its own, whatever becomes of its pushes."""
+
+    SIZE = 125  # float64 values of a push: 1000 bytes
+
+    def __init__(self, origins: int, service: float, pause: float) -> None:
+        world, whole = Topology(1, origins), [Piece(Range(0, self.SIZE), 0)]
+        footprint = Footprint(whole, whole, self.SIZE)
+        rings = Rings([Range(0, self.SIZE)], [list(range(origins))], np.dtype("f8"), 8 * self.SIZE, 64)
+        self.time = VirtualTime(pause, 1e-9, 1e9)
+        way = Way(1e-6, 1e15)
+        self.wire = Interconnect(self.time, range(world.size), way, way)
+        layouts = [WindowLayout([]), WindowLayout(rings.fields(0, world)), *[WindowLayout([])] * origins]
+        memory = SimulatedMemory(layouts)
+        local = memory.local[1]
+        shard = Shard(
+            Range(0, self.SIZE), make("shards.rules", {"kind": "sgd"}, "rule"), local["params"], local["clock"], self.time
+        )
+        ways, windows = routes(footprint.pushed, rings.ranges), [SimulatedWindow(memory, self.wire, r) for r in range(world.size)]
+        inbox = PacedInbox(
+            self.time, machine(compute={"rate": 1.0, "apply": 1e-6 / service}), windows[1],
+            [Intake(shard) for _ in range(origins)], world, list(range(origins)), ways * origins,
+        )  # fmt: skip
+        self.boxes, self.came, self.left = Mailboxes(2), [], []
+        taking = inbox._intakes[0].take
+        for intake in inbox._intakes:
+            intake.take = partial(self._taken, taking)
+        saver = type("Nothing", (), {"advance": lambda self: False, "close": lambda self: None, "begin": None})()
+        self.server = Server(shard, inbox, self.boxes.at(1), saver, self.time)
+        self.stores = [WindowStore(windows[2 + r], world, (r, 0), footprint, rings, clock=self.time) for r in range(origins)]
+
+    def _taken(self, take: Callable[..., bool], *push: Any) -> bool:
+        self.left.append(self.time.now)
+        return take(*push)
+
+    def origin(self, store: WindowStore, moments: np.ndarray) -> Turns:
+        store.accrued(first=True)
+        for moment in moments:
+            self.time.elapse(max(0.0, moment - self.time.now))
+            self.came.append(self.time.now)
+            yield from store.push(1, 0)
+
+    def end(self, moment: float) -> Turns:
+        self.time.elapse(moment)
+        self.boxes.at(0).send(1, "end")
+        self.time.notify(1)
+        yield None
+
+    def play(self, moments: list[np.ndarray]) -> float:
+        """Return the mean time from a push to the end of its service."""
+        players = {2 + r: self.origin(*pair) for r, pair in enumerate(zip(self.stores, moments, strict=True))}
+        last = max(m[-1] for m in moments if len(m)) + 1e3
+        self.time.play({0: self.end(last), 1: self.server.run(), **players}, {1: 1e9})
+        assert len(self.came) == len(self.left)
+        return float(np.mean(self.left) - np.mean(self.came))
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_pushes_queue_at_a_shard_as_theory_has_it(load: float) -> None:
+    """Random arrivals, one server, equal services (M/D/1): a push is served after s + load s / 2 (1 - load) in the mean."""
+    origins, pushes, service = 8, 6000, 1.0
+    rng = np.random.default_rng(3)
+    arrivals = np.cumsum(rng.exponential(service / load, pushes))
+    owner = rng.integers(0, origins, pushes)
+    field = Field(origins, service, 0.0)
+    mean = field.play([arrivals[owner == r] for r in range(origins)])
+    # For these very arrivals: each waits for what is left of those before (Lindley).
+    begun = np.maximum.accumulate(arrivals - service * np.arange(pushes)) + service * np.arange(pushes)
+    assert mean == pytest.approx(float((begun - arrivals).mean()) + service, rel=1e-3)
+    assert mean == pytest.approx(service + load * service / (2 * (1 - load)), rel=0.05)
+
+
+def test_cards_of_hosts_are_shared() -> None:
+    """Two long transfers out of one host take the time of both, the packet between them its own; within a host nobody waits."""
+    time, found = VirtualTime(), {}
+    wire = Interconnect(time, [0, 0, 1, 2], Way(0.0, 1e6), Way(0.25, 1e6))
+
+    def role() -> Iterator[None]:
+        for name, source, target, size in [("a", 0, 2, 10**6), ("b", 1, 3, 10**6), ("c", 0, 2, 1000), ("d", 0, 1, 10**6)]:
+            wire.send(source, target, size, partial(lambda name: found.update({name: time.now}), name))
+        time.elapse(5.0)
+        yield None
+
+    time.play({0: role()}, {})
+    assert found == pytest.approx({"a": 1.25, "b": 2.25, "c": 0.251, "d": 1.0})
+
+
+def test_noise_is_of_mean_one() -> None:
+    for kind in ("gamma", "exponential"):
+        noise = Noise(machine(noise={"kind": kind, "variation": 0.6}), 5)
+        drawn = np.array([noise.step(7, i) for i in range(20000)])
+        assert drawn.mean() == pytest.approx(1.0, abs=0.03)
+        assert drawn.std() == pytest.approx({"gamma": 0.6, "exponential": 1.0}[kind], rel=0.05)
+        assert noise.step(7, 3) == drawn[3]
+
+
+def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:
+    """A machine too slow for the deadline."""
+    tree |= {"method": {"kind": "synchronous", "minibatch": 2}, "run": tree["run"] | {"deadline": 0.2}}
+    with pytest.raises(Lost, match=r"waited 0.2 virtual seconds in vain: .*the others' gradients.* run.deadline"):
+        played(tree, machine(speed={"cycle": [1.0, 1e5]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "ways", "words"),
+    [
+        ({"method": {"kind": "downpour", "overlap": True}}, {}, "method.overlap=false"),
+        ({"method": {"kind": "synchronous"}}, {"dry": True}, "leave --dry out"),
+        ({"stop": {"accuracy": 0.9, "epochs": 1}}, {"dry": True}, "no accuracy to go by"),
+    ],
+)
+def test_what_is_not_simulated_is_refused(tree: dict[str, Any], change: dict, ways: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        played(tree | change, **ways)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(MACHINES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_machine_that_comes_with_dbnet(path: Path, dbnet: Callable[..., Finished], run_file: Path) -> None:
+    done = dbnet("simulate", run_file, "--machine", path, "stop.steps=3", "stop.epochs=", "--dry")
+    assert done.code == 0 and "virtual s in" in done.out
+    assert json.loads(json.dumps(Run("out/run.h5").about["machine"]))["about"]
+
+
+def test_a_wrong_machine_gets_one_sentence(dbnet: Callable[..., Finished], run_file: Path) -> None:
+    text = (MACHINES / "present.toml").read_text()
+    for right, wrong, words in (
+        ("apply =", "aply =", "'compute.apply' is missing; add it to the machine file 'machine.toml'"),
+        ("slice =", "slic =", "Unknown key 'compute.slic' (did you mean 'slice'?)"),
+    ):
+        Path("machine.toml").write_text(text.replace(right, wrong))
+        done = dbnet("simulate", run_file, "--machine", "machine.toml")
+        assert done.code == 2 and words in done.err
+    assert not Path("out").exists()
