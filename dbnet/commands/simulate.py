@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dbnet.commands.base import add_run_file
-from dbnet.monitor.plot import drawn
+from dbnet.monitor.pictures.figure import drawn
 from dbnet.run import signals
 from dbnet.run.simulated.simulate import Simulated, simulate
 

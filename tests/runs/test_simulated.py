@@ -15,6 +15,7 @@ from finished import Finished
 from dbnet.comm.channel import Mailboxes
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.messages import SimulatedLink, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
@@ -233,6 +234,26 @@ def test_cards_of_hosts_are_shared() -> None:
 
     time.play({0: role()}, {})
     assert found == pytest.approx({"a": 1.25, "b": 2.25, "c": 0.251, "d": 1.0})
+
+
+def test_partitions_meet() -> None:
+    """Three partitions on hosts of their own: sums and gathered values are whole, and nobody leaves before the last has come."""
+    time, found = VirtualTime(), []
+    wires = SimulatedWires([0, 1, 2], Interconnect(time, [0, 1, 2], Way(0.0, 1.0), Way(0.5, 1e9)))
+
+    def role(rank: int) -> Turns:
+        link, everyone, total, shared = SimulatedLink(wires, rank), np.zeros((3, 2)), np.zeros(2), np.full(1, float(rank + 7))
+        time.elapse(float(rank))
+        link.gather(np.full(2, rank), everyone)
+        link.total(np.full(2, rank + 1.0), total)
+        link.share(shared)
+        found.append((everyone[:, 0].tolist(), total.tolist(), shared.tolist()))
+        link.meet()
+        found.append(time.now)
+        yield None
+
+    time.play({rank: role(rank) for rank in range(3)}, {})
+    assert found[:3] == [([0, 1, 2], [6, 6], [7])] * 3 and min(found[3:]) >= 3.5
 
 
 def test_noise_is_of_mean_one() -> None:
