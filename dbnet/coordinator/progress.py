@@ -11,7 +11,7 @@ from dbnet.coordinator.duty import Duty, Facts, RunTime
 from dbnet.coordinator.evaluation import Evaluation
 from dbnet.coordinator.orders import Status
 from dbnet.monitor.display import Display
-from dbnet.monitor.runfile import RunFile
+from dbnet.monitor.runfile import ENDED, RunFile
 from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
 
@@ -37,8 +37,9 @@ class Progress(Duty):
         self._facts, self._record, self._display, self._evaluation, self._time = facts, record, display, evaluation, time
         self._rows, self._shown = rows, Status.nothing(len(facts.steps))
         self._next = self._shown_at = 0.0
-        self._loss = self._rate = float("nan")
+        self._loss = float("nan")
         self._trouble = ""
+        display.begin(facts.config, record.path.stem)
 
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
         return {"events": self._record.events}
@@ -88,14 +89,15 @@ class Progress(Duty):
         if fresh.any():
             self._record.progress(rows[fresh])
             self._loss = float((now["loss"] - then["loss"])[fresh].sum() / done[fresh].sum())
-            self._rate = float(rows["throughput"].sum())
+            self._display.report(rows[fresh], self._record.staleness)
         self._shown = now
         if self._rows:
             epochs, steps = now.epochs(self._facts.examples), self._facts.beside + now.steps
-            self._display.row(self._time.seconds, epochs, steps, self._loss, self._rate, self._record.mean_staleness, score)
+            self._display.row(self._time.seconds, epochs, steps, self._loss, self._record.mean_staleness, score)
 
     def conclude(self, state: int) -> None:
         """End the run file in this state."""
+        self._display.end(ENDED.get(state, "broken off"))
         lost = self._record.close(state)
         if lost:
             self._display.warn(f"{lost} rows of the run file '{self._record.path}' are lost ({self._record.trouble}).")

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
+
+from dbnet.core.config import Config
+from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
 
 _HEAD = "  seconds   epochs      steps   loss   test acc  train acc  examples/s  staleness"
 _ITERATIONS = "  seconds  iteration          loss  gradient      step  passes  rounds  backups  discarded   test acc"
+
+
+# A rate that is shown is a mean over the last seconds: what falls into one report varies.
+RECENT = 5.0
+
+
+class Speed(NamedTuple):
+    """How fast a replica was in the last seconds: examples per second, share of its time that it waited, last mean loss."""
+
+    replica: int
+    rate: float
+    waited: float
+    loss: float
+
+
+def recent(rows: np.ndarray, span: float = RECENT) -> list[Speed]:
+    """Return how fast each replica was in the last `span` seconds before the last of these rows of the table `progress`."""
+    out = []
+    rows = rows[rows["seconds"] >= rows["seconds"].max(initial=0.0) - span]
+    for replica in np.unique(rows["replica"]):
+        own = rows[rows["replica"] == replica]
+        first, last, losses = own[0], own[-1], own["loss"][np.isfinite(own["loss"])]
+        time = float(last["seconds"] - first["seconds"])
+        rate = float(last["examples"] - first["examples"]) / time if time > 0 else float(last["throughput"])
+        waited = float(last["waited"] - first["waited"]) / time if time > 0 else float("nan")
+        out.append(Speed(int(replica), rate, waited, float(losses[-1]) if len(losses) else float("nan")))
+    return out
 
 
 class Display:
@@ -18,6 +50,18 @@ class Display:
         self._quiet, self._interval, self._last = quiet, interval, 0.0
         self._headed = False
         self._shown: Score | None = None
+        self._rows = np.zeros(0, PROGRESS)
+
+    def begin(self, config: Config, name: str) -> None:
+        """A run of this name begins."""
+
+    def end(self, state: str = "broken off") -> None:
+        """The run has ended, how `state` says in words."""
+
+    def report(self, rows: np.ndarray, counts: np.ndarray) -> None:
+        """Take in new rows of the table `progress`, and how many updates had which staleness [shards, bins]."""
+        kept = np.concatenate([self._rows, rows])
+        self._rows = kept[kept["seconds"] >= kept["seconds"].max(initial=0.0) - RECENT]
 
     def say(self, text: str) -> None:
         """Print a sentence."""
@@ -33,10 +77,9 @@ class Display:
         """Print a sentence about something that went wrong, also where nothing else is printed."""
         print(f"dbnet: {text}", file=sys.stderr, flush=True)
 
-    def row(
-        self, seconds: float, epochs: float, steps: int, loss: float, rate: float, staleness: float, score: Score | None
-    ) -> None:
+    def row(self, seconds: float, epochs: float, steps: int, loss: float, staleness: float, score: Score | None) -> None:
         """Print where the run stands; without a new `score` only if the last line is old enough."""
+        rate = sum(speed.rate for speed in recent(self._rows)) if len(self._rows) else float("nan")
         if score is None and seconds - self._last < self._interval:
             return
         self._last = seconds

@@ -18,7 +18,7 @@ from dbnet.core.config import Config, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.untrusted.opening import opened
-from dbnet.monitor.runfile import FINISHED, STOPPED
+from dbnet.monitor.runfile import ENDED, FINISHED, STOPPED
 from dbnet.monitor.tables import TABLES
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Run:
     def ended(self) -> str:
         """How the run ended, in words: finished, stopped by a signal, running, or broken off (nothing was written for a minute)."""
         if self.finished or self.stopped:
-            return "finished" if self.finished else "stopped by a signal"
+            return ENDED[FINISHED if self.finished else STOPPED]
         return "running" if time.time() - self.written < SILENT else "broken off"
 
     @property

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
+ENDED = {FINISHED: "finished", STOPPED: "stopped by a signal"}
 _CHUNK = 4096
 _AHEAD = 1 << 20
 
@@ -217,6 +218,11 @@ class RunFile:
         """Append the pushes that one shard has refused."""
         rows = [(seconds, shard, *refusal.push, refusal.index, refusal.value) for refusal in refusals]
         self._append("refused", np.array(rows, REFUSED))
+
+    @property
+    def staleness(self) -> np.ndarray:
+        """How many updates had which staleness so far [shards, bins]; not to be written to."""
+        return self._staleness
 
     @property
     def mean_staleness(self) -> float:

@@ -17,6 +17,7 @@ from dbnet.core import config as configuration
 from dbnet.core.config import Config
 from dbnet.core.errors import Stopped
 from dbnet.monitor.display import Display
+from dbnet.monitor.live import display_for
 from dbnet.run.outcome import Marker, Outcome
 from dbnet.run.process import train_here
 from dbnet.run.ranks import train_ranks
@@ -108,7 +109,7 @@ def execute(
         On the coordinator, when all ranks have ended: too many gradients were not finite. The message is the diagnosis.
     """
 
-    display = Display(quiet or (comm is not None and comm.rank > 0))
+    display = display_for(quiet or (comm is not None and comm.rank > 0))
     say = display.warn if comm is None or comm.rank == 0 else lambda sentence: None
     config = mpi.together(comm, lambda: configuration.load(source, overrides, say))
     marker, shared = marker or Marker(None), ()

@@ -357,7 +357,7 @@ def test_version(dbnet: Command) -> None:
 
 
 WRONG = {
-    "": "'dbnet' needs a command: train, plan, evaluate, predict, data, inspect, plot, runs, bench;",
+    "": "'dbnet' needs a command: train, simulate, plan, evaluate, predict, data, inspect, plot, runs, watch, bench;",
     "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, plan, ",
     "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
     "plan": "'dbnet plan' needs RUN.toml; ",

@@ -25,6 +25,7 @@ LIBRARIES = {
     "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor"},
     "pandas": {"monitor"},
     "matplotlib": {"monitor"},
+    "rich": {"monitor"},
     "torch": {"commands.bench.layers", "commands.bench.step"},
 }
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "tools"}

@@ -1,1 +1,1 @@
-"""Look at what is there: `runs` (inspect, plot, runs)."""
+"""Look at what is there: `runs` (inspect, plot, runs, watch)."""

@@ -10,6 +10,7 @@ from dbnet.core import config as configuration
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading, refuse_taken
 from dbnet.monitor import inspect
+from dbnet.monitor.live import watch
 from dbnet.monitor.many import Runs, find, listing
 from dbnet.monitor.pictures.against import AXES
 from dbnet.monitor.pictures.figure import chosen, draw, form
@@ -49,6 +50,21 @@ def runs_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("folder", nargs="*", default=["runs"], metavar="FOLDER", help="folders or run files (default: runs)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON, for scripts")
+
+
+def watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show a run while it goes on, from another terminal; Ctrl-C ends the look and not the run."
+    parser.add_argument("run_file", metavar="RUN.h5", help="the run file of a run that goes on, or has ended however")
+    parser.add_argument("--once", action="store_true", help="show where it stands and end; so it is where no terminal is")
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    try:
+        with reading(options.run_file, "it is damaged or not dbnet's"):
+            watch(options.run_file, options.once)
+    except KeyboardInterrupt:
+        return 0
+    return 0
 
 
 def run_inspect(options: argparse.Namespace) -> int:
