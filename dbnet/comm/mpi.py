@@ -22,6 +22,7 @@ from dbnet.core.errors import Lost, Refused, Stopped, UserError, exit_code, own_
 
 T = TypeVar("T")
 _LAST = 60
+_SHORTEST, _LONGEST = 5e-4, 2e-2
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -161,9 +162,11 @@ def together(comm: Any, function: Callable[[], T]) -> T:
 
 def meet(comm: Any) -> None:
     """Wait for all ranks of `comm` without burning the cores that some of them still compute on."""
-    request = comm.Ibarrier()
+    request, pause = comm.Ibarrier(), _SHORTEST
     while not request.Test():
-        time.sleep(1e-3)
+        time.sleep(pause)
+        # Of many ranks that wait long each would take a part of the cores.
+        pause = min(1.1 * pause, _LONGEST)
 
 
 def leave(code: int) -> NoReturn:

@@ -127,10 +127,13 @@ def _type(name: str, scalar: str) -> Any:
     return types.Array(base, match[2].count(":"), "C") if match[2] else base
 
 
-def warm(dtype: str, only: Callable[[str], bool] = lambda module: True) -> int:
-    """Compile or load all declared kernels for ``float32`` or ``float64``; return how many had to be compiled."""
+def warm(dtype: str, only: Callable[[str], bool] = lambda module: True, first: bool = True) -> int:
+    """Compile or load all declared kernels for ``float32`` or ``float64``; return how many had to be compiled.
+
+    `first` is whether they may have to be compiled; whoever comes after such a one loads them at the same time as others do.
+    """
     compiled = 0
-    with _lock():
+    with _lock(fcntl.LOCK_EX if first else fcntl.LOCK_SH):
         for signature, jitted in KERNELS:
             if only(jitted.py_func.__module__):
                 words = signature.split(";") if signature else ()
@@ -142,15 +145,15 @@ def warm(dtype: str, only: Callable[[str], bool] = lambda module: True) -> int:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
-    """Let one process of this host at a time write the cache."""
+def _lock(kind: int) -> Iterator[None]:
+    """Let one process of this host at a time write the cache, or many read it."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         patience = time.monotonic() + _PATIENCE
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > patience:

@@ -52,11 +52,11 @@ def train_ranks(
 
     replica = mpi.together(comm, load)
     mpi.together(comm, lambda: runfile.make_folder(config) if role is Role.COORDINATE else None)
-    # One rank of each node fills the cache of compiled kernels, the others load it.
+    # One rank of each node fills the cache of compiled kernels, the others load what they need from it.
     for turn in (True, False):
         if (comms.node.rank == 0) is turn:
             with starting.works():
-                roles.use(ready.config, threads)
+                roles.use(ready.config, threads, None if turn else role)
         mpi.meet(comms.node)
     # Not removed in the end: a request that comes twice must not kill a rank that is just obeying it.
     interrupt = Interrupt().install()

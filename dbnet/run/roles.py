@@ -15,6 +15,7 @@ from dbnet.checkpoint.parts import PartWriter
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
+from dbnet.comm.topology import Role
 from dbnet.comm.window import Window, WindowLayout
 from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
 from dbnet.coordinator.crashes import Crashes
@@ -135,13 +136,14 @@ def read_watched(ready: Setup, columns: list[Range] | None) -> dict[str, Batches
     return watched
 
 
-def use(config: Config, threads: int) -> None:
-    """Give BLAS and the kernels their threads, and have the kernels that this run needs compiled or loaded."""
+def use(config: Config, threads: int, role: Role | None = None) -> None:
+    """Give BLAS and the kernels their threads, and have kernels ready: what a role needs, or what the whole run does, compiled."""
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
-    members = (*config.model.layers, config.model.loss, config.rule)
-    used = reached({"dbnet.network.replica", *(type(member).__module__ for member in members)})
-    jit.warm(config.model.dtype, used.__contains__)
+    work = {"dbnet.network.replica", *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
+    serve = {type(config.rule).__module__, "dbnet.core.vector"}
+    needs = {Role.WORK: work, Role.SERVE: serve, Role.COORDINATE: {"dbnet.core.jit"}, None: work | serve}[role]
+    jit.warm(config.model.dtype, reached(needs).__contains__, role is None)
 
 
 def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from dbnet.core import jit
+from dbnet.core.errors import UserError
 from dbnet.data import batches
 from dbnet.network import network, replica
 from dbnet.network.layers.activations import ACTIVATIONS
@@ -195,3 +197,11 @@ def test_a_temporary_cache_that_others_could_fill(what: str, no_home: Path, monk
     for folder in (one, two):
         fresh = folder.parent
         assert folder.is_dir() and fresh.parent == no_home.parent and fresh not in before and fresh.stat().st_mode & 0o777 == 0o700
+
+
+def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "_PATIENCE", 0)
+    with jit._lock(fcntl.LOCK_SH):
+        assert jit.warm("float32", {"dbnet.core.jit"}.__contains__, False) == 0
+        with pytest.raises(UserError, match="has been compiling"):
+            jit.warm("float32", {"dbnet.core.jit"}.__contains__, True)

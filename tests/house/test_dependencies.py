@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -59,3 +60,15 @@ def test_package_imports_only_what_it_depends_on() -> None:
                 modules = [node.module or ""]
             unknown |= {f"{path.name}: {module}" for module in modules if module.split(".")[0] not in known | optional}
     assert not unknown
+
+
+def test_a_rank_imports_nothing_that_only_commands_need() -> None:
+    """Each of hundreds of ranks would pay for it: 0.1 s of processor for SciPy's linear algebra, more for pandas or a plot."""
+    look = (
+        "import sys, dbnet.run.train\n"
+        "from dbnet.core.registry import family\n"
+        "[family(name) for name in ('methods', 'network.layers', 'network.losses', 'shards.rules')]\n"
+        "print(*{'scipy.linalg', 'pandas', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.split() == []

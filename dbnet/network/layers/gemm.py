@@ -7,14 +7,32 @@ rank's transfers; so the BLAS that SciPy publishes for compiled code is called t
 from __future__ import annotations
 
 import ctypes
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from scipy.linalg import cython_blas
+
+
+def _table() -> ModuleType:
+    """Load SciPy's table of BLAS functions alone: every rank would pay 0.1 s of processor for the rest of `scipy.linalg`."""
+    name = "scipy.linalg.cython_blas"
+    spec = PathFinder.find_spec(name, [str(Path(find_spec("scipy").origin).parent / "linalg")])
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # Whoever imports `scipy.linalg` later shall bind it there himself.
+    sys.modules.pop(name, None)
+    return module
+
+
+_TABLE = _table().__pyx_capi__
 
 
 def _function(name: str) -> ctypes._CFuncPtr:
     """Return the C function behind one of SciPy's exported BLAS capsules."""
-    capsule = cython_blas.__pyx_capi__[name]
+    capsule = _TABLE[name]
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
