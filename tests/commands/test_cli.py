@@ -303,6 +303,7 @@ def test_help_mentions_every_option(words: tuple[str, ...], dbnet: Command) -> N
             assert action.help, f"{' '.join(words)}: {action.dest} has no help"
 
 
+@pytest.mark.long
 def test_a_reader_that_has_seen_enough(run_file: Path) -> None:
     """`dbnet ... | head`: no traceback; a run goes on."""
     for words in (["plan", "--config", run_file], ["train", run_file, "stop.steps=2"], ["inspect", "out/run.h5"]):
