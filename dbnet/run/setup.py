@@ -55,12 +55,11 @@ class Setup:
     @cached_property
     def routes(self) -> list[dict[int, Route]]:
         """By which route each origin pushes to each shard."""
-        out = []
-        for origin in range(self.topology.origins):
-            partition = origin % self.topology.partitions
+        out, ranges = [], self.ranges
+        for partition in range(self.topology.partitions):
             pushed = footprint(self.model, self.cut.boxes[partition], leads=partition == 0).pushed
-            out.append({route.shard: route for route in routes(pushed, self.ranges)})
-        return out
+            out.append({route.shard: route for route in routes(pushed, ranges)})
+        return out * self.topology.copies
 
     @cached_property
     def users(self) -> list[list[int]]:

@@ -123,9 +123,10 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any]) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any]) -> None:
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int) -> None:
     """What moves and when does not depend on the numbers."""
-    tree["topology"] = {"shards": 2, "replicas": 3}
+    tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
     wet, dry = played(tree), played(tree, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
     one, two = Run(wet.outcome.run_file).events, Run(dry.outcome.run_file).events

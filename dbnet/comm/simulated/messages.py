@@ -77,9 +77,9 @@ class SimulatedWires(Wires):
         self.waiting: dict[int, tuple[deque, Player]] = {}
 
     def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
-        """Put a copy of `values` on its way."""
+        """Put a copy of `values` on its way; of those that cannot change, themselves."""
         way = self.way(source, to, tag)
-        arrival = partial(self._deliver, to, way, values.copy())
+        arrival = partial(self._deliver, to, way, values.copy() if values.flags.writeable else values)
         if source == to:
             arrival()
         else:
@@ -129,7 +129,10 @@ class SimulatedLink:
     def wait(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
         for sends, buffer, source, tag in transfers:
             if not sends:
-                buffer[...] = self._wires.take(source, self.rank, tag)
+                values = self._wires.take(source, self.rank, tag)
+                # Where nothing is computed nothing can be written to.
+                if buffer.flags.writeable:
+                    buffer[...] = values
 
     def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
         everyone[...] = self._all(mine)

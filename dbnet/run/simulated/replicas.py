@@ -7,7 +7,7 @@ a whole network share what they compute with, since no turn of another lies with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -165,6 +165,15 @@ class Counted:
         return count
 
 
+class Crossed(NamedTuple):
+    """One exchange among the partitions of a replica: what is sent and received, or what is gathered by all."""
+
+    sends: list[Any]
+    receives: list[Any]
+    mine: np.ndarray | None = None
+    everyone: np.ndarray | None = None
+
+
 class DryReplica:
     """A replica that computes nothing: its steps take time, and its partitions exchange values without contents.
 
@@ -190,32 +199,47 @@ class DryReplica:
         self.steps = self.examples = 0
         self.snapshot = np.broadcast_to(np.zeros((), model.dtype), (0,))
         self.link = None if cut is None else cut[1]
-        self._layers: list[tuple[list, list]] = [] if cut is None else self._transfers(*cut, train.batch)
+        step, watched = ((), ()), ((), ())
+        if cut is not None:
+            step, watched = self._transfers(*cut, train.batch), self._transfers(*cut, evaluated[1])
+        (self._up, self._down), (self._judge, _) = step, watched
+        self._shared = np.zeros(0 if cut is None else cut[0].shared, model.dtype)
 
     @staticmethod
-    def _transfers(cut: Cut, link: Link, batch: int) -> list[tuple[list, list]]:
-        """Return for each exchange of a step what is sent and what is received."""
-        out, nothing, item = [], np.zeros((), cut.model.dtype), batch
-        layers = range(1, len(cut.model.layers))
-        for tag, layer in enumerate([*layers, *reversed(layers)]):
-            sends, receives = [], []
-            for message in cut.messages(layer):
-                values = np.broadcast_to(nothing, (message.size * item,))
-                source, target = (message.source, message.target)[:: 1 if tag < len(layers) else -1]
-                if source == link.rank:
-                    sends.append(link.sender(values, target, tag))
-                if target == link.rank:
-                    receives.append(link.receiver(values, source, tag))
-            out.append((sends, receives))
-        return out
+    def _transfers(cut: Cut, link: Link, batch: int) -> tuple[list[Crossed], list[Crossed]]:
+        """Return what is sent and received, exchange by exchange: up to the statistics of the loss, and down."""
+        nothing, layers, out = np.zeros((), cut.model.dtype), range(1, len(cut.model.layers)), []
+        for down in (False, True):
+            exchanges = []
+            for layer in reversed(layers) if down else layers:
+                exchange = Crossed([], [])
+                for message in cut.messages(layer):
+                    values = np.broadcast_to(nothing, (message.size * batch,))
+                    source, target = (message.source, message.target)[:: -1 if down else 1]
+                    if source == link.rank:
+                        exchange.sends.append(link.sender(values, target, 2 * layer + down))
+                    if target == link.rank:
+                        exchange.receives.append(link.receiver(values, source, 2 * layer + down))
+                exchanges.append(exchange)
+            out.append(exchanges)
+        statistics = np.zeros((cut.model.loss.width, batch), cut.model.dtype)
+        out[0].append(Crossed([], [], statistics, np.zeros((link.size, *statistics.shape), statistics.dtype)))
+        return out[0], out[1]
+
+    def _exchange(self, exchanges: Sequence[Crossed]) -> None:
+        for sends, receives, mine, everyone in exchanges:
+            if mine is not None:
+                self.link.gather(mine, everyone)
+            elif sends or receives:
+                self.link.start(sends)
+                self.link.wait(receives)
 
     def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
         """Let a step's time pass."""
-        for sends, receives in self._layers:
-            self.link.start(sends)
-            self.link.wait(receives)
-        if self.link is not None:
-            self.link.meet()
+        self._exchange(self._up)
+        self._exchange(self._down)
+        if self._shared.size:
+            self.link.total(self._shared, self._shared)
         self._pace.compute(self.steps)
         self.steps += 1
         self.examples += self.train.next()
@@ -226,10 +250,12 @@ class DryReplica:
 
     def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
         """Let an evaluation's time pass."""
-        for size in self._evaluated[0]:
-            for _ in range(-(-size // self._evaluated[1])):
-                self._pace.evaluate()
-                beat()
+        batches = sum(-(-size // self._evaluated[1]) for size in self._evaluated[0])
+        for _ in range(batches):
+            self._exchange(self._judge)
+        for _ in range(batches):
+            self._pace.evaluate()
+            beat()
         return Score(*[float("nan")] * 4)
 
 

@@ -31,7 +31,12 @@ class PacedInbox(Inbox):
     def __init__(self, time: VirtualTime, profile: Profile, *parts: Any) -> None:
         super().__init__(*parts)
         self._time, self._profile = time, profile
-        self._item = self._window.local["params"].itemsize
+        self._item, self._all = self._window.local["params"].itemsize, np.array(self._users, np.int64)
+
+    def drain(self) -> bool:
+        # Of hundreds of rings few have something.
+        found = np.flatnonzero(self._head[self._all] != self._tail[self._all]).tolist()
+        return any([self._take(row, self._users[row]) for row in found if not self._closed[row]])
 
     def _apply(self, row: int, origin: int, slot: int) -> None:
         self._time.elapse(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
