@@ -1,9 +1,10 @@
 """How ranks give way: every role is a generator that yields when others may run.
 
 A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
-acts. With MPI each rank drives its own generator (`drive`): it gives a sign of life at every yield, backs off while idle and gives
-up a wait after the deadline, naming who waits for whom. Within one process all roles take turns (`take_turns`), always in the same
-order, and what recurs falls due by a count of turns (`Rounds`) and by no clock, so a run can be repeated.
+acts. So does whatever it calls that takes turns; results come by ``yield from``. With MPI each rank drives its own generator
+(`drive`): it gives a sign of life at every yield, backs off while idle and gives up a wait after the deadline, naming who waits
+for whom. Within one process all roles take turns (`take_turns`), always in the same order, and what recurs falls due by a count of
+turns (`Rounds`) and by no clock, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from greenlet import getcurrent, greenlet
 
@@ -27,7 +28,9 @@ class Wait(NamedTuple):
 
 
 IDLE = Wait("")
-Turns = Generator[Wait | None, None, None]
+T = TypeVar("T")
+# `Turns[float]` returns a number, `Turns` nothing.
+Turns = Generator[Wait | None, None, T]
 _SHORTEST, _LONGEST = 2e-5, 1e-3
 
 
@@ -106,6 +109,15 @@ def take_turns(roles: Iterable[Turns], rounds: Rounds | None = None) -> None:
                 waits.append(wait)
         if waits and len(waits) == len(alive):
             raise Lost(f"Everyone waits: {'; '.join(w.reason for w in waits)}.")
+
+
+def result(turns: Turns[T]) -> T:
+    """Run what waits for nobody to its end; return its result."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
 
 
 def give_way(wait: Wait | None) -> None:

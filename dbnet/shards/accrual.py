@@ -14,13 +14,13 @@ and those come after a pass has been collected, so all replicas compute from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnet.comm.channel import Channel, Shards
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Turns, Wait
 from dbnet.core import vector
 from dbnet.core.config import Config
 from dbnet.shards.push import Push, Receiving, Refusal
@@ -63,13 +63,13 @@ class ShardSpace(Space):
         if number == self._number:
             self._answers[shard] = scalars
 
-    def totals(self, commands: Sequence[Command]) -> Generator[Wait | None, None, list[float]]:
+    def totals(self, commands: Sequence[Command]) -> Turns[list[float]]:
         return (yield from self.ask(commands))
 
     def ask(
         self, commands: Sequence[Command] = (), *, begin: int | None = None, counts: Sequence[int] = (), iterate: str = "params",
         give_up: Callable[[], bool] = lambda: False,
-    ) -> Generator[Wait | None, None, list[float] | None]:  # fmt: skip
+    ) -> Turns[list[float] | None]:  # fmt: skip
         """Ask all shards and wait; return the sums of the scalars, or None where `give_up` said so."""
         self._number += 1
         self._answers = {}

@@ -11,13 +11,13 @@ yields while others carry it out: ``products = yield from space.run([...])``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Turns
 from dbnet.core import vector
 
 Registers = dict[str, np.ndarray]
@@ -244,7 +244,7 @@ class Space(ABC):
     def __init__(self, dtype: np.dtype | str = "float64") -> None:
         self.rounds, self.dtype = 0, np.dtype(dtype)
 
-    def run(self, commands: Iterable[Command]) -> Generator[Wait, None, list[list[float]]]:
+    def run(self, commands: Iterable[Command]) -> Turns[list[list[float]]]:
         """Run one round; return the scalars of those commands that have any, in order."""
         commands = list(commands)
         self.rounds += 1
@@ -252,7 +252,7 @@ class Space(ABC):
         return [[next(scalars) for _ in range(command.scalars)] for command in commands if command.scalars]
 
     @abstractmethod
-    def totals(self, commands: Sequence[Command]) -> Generator[Wait, None, Sequence[float]]:
+    def totals(self, commands: Sequence[Command]) -> Turns[Sequence[float]]:
         """Execute the commands on all ranges in order; return all their scalars, each summed over the ranges in float64."""
 
 
@@ -269,6 +269,6 @@ class LocalSpace(Space):
         super().__init__(registers["params"].dtype)
         self.registers = registers
 
-    def totals(self, commands: Sequence[Command]) -> Generator[Wait, None, list[float]]:
+    def totals(self, commands: Sequence[Command]) -> Turns[list[float]]:
         return [scalar for command in commands for scalar in perform(self.registers, command)]
         yield

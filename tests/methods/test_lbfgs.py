@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,15 +16,17 @@ from pydantic import ValidationError
 from scipy import optimize, sparse
 from split_space import SplitSpace
 
+from dbnet.comm.turns import Turns, result
 from dbnet.core.ranges import Range
 from dbnet.core.registry import family
-from dbnet.methods.descent.base import Descent, Pass, minimize, solve
+from dbnet.methods.descent.base import Descent, solve
 from dbnet.methods.descent.conjugate import ConjugateGradient, GradientDescent
 from dbnet.methods.descent.history import State, direction
 from dbnet.methods.descent.lbfgs import LBFGS
 from dbnet.methods.descent.linesearch import Point, Wolfe, strong_wolfe
 from dbnet.methods.descent.multibatch import MultiBatch
 from dbnet.methods.descent.owlqn import OWLQN
+from dbnet.methods.descent.problem import Halted, LocalProblem
 from dbnet.shards.space import LocalSpace
 
 Loss = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -101,14 +104,6 @@ def objective(f: Loss) -> Callable[[np.ndarray, np.ndarray, Range | None], float
     return evaluate
 
 
-def proceed(run: Generator, value: float | None = None) -> Pass:
-    """Send a value to a method; return its next pass."""
-    request = run.send(value)
-    while not isinstance(request, Pass):
-        request = run.send(None)
-    return request
-
-
 def local(x0: np.ndarray, dtype: str = "float64") -> LocalSpace:
     return LocalSpace({"params": x0.astype(dtype), "gradient": np.zeros(x0.size, dtype)})
 
@@ -164,20 +159,17 @@ def test_vector_free_direction_is_the_two_loop_recursion(k: int, seed: int) -> N
 def test_direction_on_registers_is_the_two_loop_recursion_of_the_path() -> None:
     f, x0 = quadratic(), np.zeros(50)
     space, state, path = local(x0), State(), []
-    run = minimize(space, SMALL, state)
-    proceed(run)
-    while True:
-        r = space.registers
-        loss, r["gradient"][:] = f(r["params"])
+    r = space.registers
+
+    def follow(params: np.ndarray, gradient: np.ndarray, examples: Range | None) -> float:
         if state.loss is not None:
             if not path or not np.array_equal(path[-1][0], r["base"]):
                 path.append((r["base"].copy(), r["previous"].copy()))
             s, y = (np.diff([p[i] for p in path[-5:]], axis=0).reshape(-1, 50) for i in (0, 1))
             np.testing.assert_allclose(r["direction"], two_loop(s, y, path[-1][1]), rtol=0, atol=1e-10)
-        try:
-            proceed(run, loss)
-        except StopIteration:
-            break
+        return objective(f)(params, gradient, examples)
+
+    solve(space, follow, SMALL, state)
     # The ring of five pairs was filled and overwritten several times.
     assert state.iteration == 25 and len(path) == 25 and len(state.memory["slots"]) == 4
 
@@ -196,16 +188,17 @@ LINES = {
 
 def search(name: str, wolfe: Wolfe, step: float) -> tuple[Point | None, list[float]]:
     phi, steps = LINES[name], []
-    run = strong_wolfe(wolfe, Point(0.0, *map(float, phi(0.0))), step)
-    try:
-        steps.append(next(run))
-        while True:
-            asked = run.send(float(phi(steps[-1])[0]))
-            while asked is None:
-                asked = run.send(float(phi(steps[-1])[1]))
-            steps.append(asked)
-    except StopIteration as end:
-        return end.value, steps
+
+    def loss(step: float) -> Turns[float]:
+        steps.append(step)
+        yield None
+        return float(phi(step)[0])
+
+    def slope() -> Turns[float]:
+        yield None
+        return float(phi(steps[-1])[1])
+
+    return result(strong_wolfe(wolfe, Point(0.0, *map(float, phi(0.0))), step, loss, slope)), steps
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -336,13 +329,34 @@ def test_reasons() -> None:
 
 @pytest.mark.parametrize("options", [MultiBatch(batch=50, rate=0.1), GradientDescent(gradient_norm=0.0, loss_change=0.0)])
 def test_without_a_bound_iterations_go_on_until_the_caller_ends_them(options: Descent) -> None:
-    f, state = objective(synthetic()), State()
+    class Enough(LocalProblem):
+        def accepted(self, state: State) -> Turns[str]:
+            yield None
+            return "enough" if state.iteration == 105 else ""
 
-    def evaluate(params: np.ndarray, gradient: np.ndarray, examples: Range | None) -> float:
-        state.ending = "enough" if state.iteration >= 104 else ""
-        return f(params, gradient, examples)
+    state = State()
+    assert result(options.minimize(Enough(local(np.zeros(20)), objective(synthetic())), state)) == "enough"
+    assert state.iteration == 105
 
-    assert solve(local(np.zeros(20)), evaluate, options, state) == "enough" and state.iteration == 105
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_iterate_is_told_of_when_params_is_it(kind: str) -> None:
+    f, heard = synthetic(), []
+
+    class Heard(LocalProblem):
+        def accepted(self, state: State) -> Turns[str]:
+            heard.append((state.iteration, state.loss, self.space.registers["params"].copy()))
+            yield None
+            return ""
+
+    state, problem = State(), Heard(local(np.zeros(20)), objective(f))
+    result(ALL[kind].minimize(problem, state))
+    assert [iteration for iteration, *_ in heard] == list(range(1, state.iteration + 1)) and state.iteration > 10
+    np.testing.assert_array_equal(heard[-1][2], problem.space.registers["params"])
+    if kind != "multibatch_lbfgs":
+        strength = getattr(ALL[kind], "strength", 0.0)
+        for _, loss, x in heard:
+            assert loss == pytest.approx(f(x)[0] + strength * np.abs(x).sum(), rel=1e-14)
 
 
 def test_negative_curvature_is_survived() -> None:
@@ -434,17 +448,17 @@ def test_ranges_agree_with_the_whole(kind: str, parts: int) -> None:
     whole, cut = local(x0), SplitSpace({"params": x0.copy(), "gradient": np.zeros(20)}, parts)
     options = ALL[kind].model_copy(update={"iterations": 12})
     solve(whole, objective(f), options, state)
-    run = minimize(cut, options, state2)
-    try:
-        request = proceed(run)
-        while True:
+
+    class Cut(LocalProblem):
+        def loss(self, examples: Range | None = None, iterate: str = "params") -> Turns[float]:
             gradient = np.zeros(20)
-            loss = objective(f)(cut.whole("params"), gradient, request.examples)
+            yield None
+            loss = self.objective(cut.whole("params"), gradient, examples)
             for part, lo in zip(cut.parts, np.cumsum([0, *(p["params"].size for p in cut.parts)])[:-1], strict=True):
                 part["gradient"][:] = gradient[lo : lo + part["gradient"].size]
-            request = proceed(run, loss)
-    except StopIteration:
-        pass
+            return loss
+
+    result(options.minimize(Cut(cut, objective(f)), state2))
     np.testing.assert_allclose(cut.whole("params"), whole.registers["params"], rtol=1e-10, atol=1e-10)
     assert state2.loss == pytest.approx(state.loss, rel=1e-10) and cut.rounds == whole.rounds
 
@@ -461,19 +475,25 @@ def test_restart_continues_as_if_uninterrupted(kind: str, problem: str, interrup
     straight, state = local(x0), State()
     solve(straight, objective(f), options, state)
 
-    first, early = local(x0), State()
-    # The last case stops after an iteration, the others in the middle of one, while a pass is outstanding.
+    first, early, passes = local(x0), State(), []
+    # The last case stops after an iteration, the others in the middle of one, while a pass is under way.
     short = options.model_copy(update={"iterations": 7}) if interrupt == 10_000 else options
-    run = minimize(first, short, early)
-    try:
-        request = proceed(run)
-        for _ in range(interrupt - 1):
-            r = first.registers
-            request = proceed(run, objective(f)(r["params"], r["gradient"], request.examples))
-    except StopIteration:
-        pass
+
+    def halting(params: np.ndarray, gradient: np.ndarray, examples: Range | None) -> float:
+        passes.append((early.saved(), {k: v.copy() for k, v in first.registers.items()}))
+        if len(passes) == interrupt:
+            raise Halted
+        return objective(f)(params, gradient, examples)
+
+    with nullcontext() if interrupt == 10_000 else pytest.raises(Halted):
+        solve(first, halting, short, early)
     saved, registers = json.loads(json.dumps(early.saved())), {k: v.copy() for k, v in first.registers.items()}
-    registers["gradient"][:] = np.nan if interrupt < 10_000 else registers["gradient"]
+    if interrupt < 10_000:
+        # Nothing was touched on the way.
+        assert early.saved() == passes[-1][0]
+        for name, values in registers.items():
+            np.testing.assert_array_equal(values, passes[-1][1][name])
+        registers["gradient"][:] = np.nan
     second, late = LocalSpace(registers), State(**saved)
     solve(second, objective(f), options, late)
     np.testing.assert_allclose(second.registers["params"], straight.registers["params"], rtol=1e-10, atol=1e-10)

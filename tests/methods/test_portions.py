@@ -23,7 +23,6 @@ from dbnet.core.errors import Lost
 from dbnet.core.ranges import Range
 from dbnet.data.file import Examples
 from dbnet.data.portions import Blocks, Portion, Reader
-from dbnet.methods.descent.base import Pass
 from dbnet.methods.sandblaster.work_queue import Task, WorkQueue, pack, task_fields, unpack
 from dbnet.shards.space import Fill
 
@@ -426,7 +425,7 @@ def test_no_trial_point_is_evaluated(lost: bool):
             yield from world.coordinator.space.run([Fill("params", k)])
             yield from world.coordinator.evaluate()
             yield from world.coordinator.space.run([Fill("params", k + 0.5)])
-            yield from world.coordinator.sum_up(Pass(Range(0, 24), "base"))
+            yield from world.coordinator.loss(Range(0, 24), "base")
         world.done = True
 
     world.leading = role()

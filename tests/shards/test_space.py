@@ -10,7 +10,7 @@ from split_space import SplitSpace
 
 from dbnet.comm.channel import Mailboxes, Shards
 from dbnet.comm.topology import Topology
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Wait, result
 from dbnet.core import vector
 from dbnet.core.config import build
 from dbnet.core.ranges import Range
@@ -28,12 +28,7 @@ MASKS = ["everywhere", "some"]
 
 def run(space: Space, commands: list[space.Command]) -> list[list[float]]:
     """Run a round to its end."""
-    round = space.run(commands)
-    while True:
-        try:
-            next(round)
-        except StopIteration as end:
-            return end.value
+    return result(space.run(commands))
 
 
 def vectors(count: int, n: int, dtype: str, seed: int = 0) -> list[np.ndarray]:

@@ -20,7 +20,6 @@ from dbnet.core import config
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.data.portions import Blocks, Portion
-from dbnet.methods.descent.base import Pass
 from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
 from dbnet.methods.sandblaster.work_queue import task_fields
 from dbnet.methods.sandblaster.worker import SandblasterWorker
@@ -134,7 +133,7 @@ class BatchWorld:
     def passes(self, spans: list[Range]) -> Turns:
         for k, span in enumerate(spans, start=1):
             yield from self.coordinator.space.run([Fill("params", k)])
-            loss = yield from self.coordinator.sum_up(Pass(span))
+            loss = yield from self.coordinator.loss(span)
             self.results.append((loss, np.concatenate([a.held["gradient"] for a in self.accruals])))
         self.coordinator.replicas.stop()
         self.done = True

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Generator
 
 import numpy as np
 
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Turns, Wait
 from dbnet.core.ranges import split
 from dbnet.shards.space import Command, Registers, Space, perform
 
@@ -20,7 +19,7 @@ class SplitSpace(Space):
         ranges = split(registers["params"].size, parts)
         self.parts = [{name: v[r.slice] for name, v in registers.items()} for r in ranges]
 
-    def totals(self, commands: list[Command]) -> Generator[None, None, list[float]]:
+    def totals(self, commands: list[Command]) -> Turns[list[float]]:
         # Through pickle, as a command that is sent would go.
         commands = pickle.loads(pickle.dumps(commands))
         answers = [[x for command in commands for x in perform(part, command)] for part in self.parts]

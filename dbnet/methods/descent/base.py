@@ -1,60 +1,32 @@
-"""Batch methods over a Space: what they share.
+"""Batch methods over a Problem: what they share.
 
-The coordinator's side of Sandblaster. A method is a generator: it yields a `Pass` when it needs loss and gradient at the register
-params, expects the gradient in the register gradient, and is sent the loss; it yields `ACCEPTED` when params is a new iterate; it
-returns the reason why it ended. Between passes it sends rounds of commands to the space, and hands through the space's waits. So
-one code is driven in one process (`solve`) or by a coordinator that must go on serving while replicas and shards work.
+The coordinator's side of Sandblaster. A method asks its problem for passes, and its problem's space for rounds of commands between
+them; it tells the problem of each iterate, and returns why it ended. So one code runs in one process (`solve`) and on a coordinator
+that must go on serving while replicas and shards work.
 
 An iteration begins with one round: remember params and gradient as base and previous, set the direction, its slope, and params at
 the first trial point. A trial that the loss alone rejects costs one more round, the next trial point. Any other costs one for its
 slope, which brings all products that the next direction needs; so an iteration whose first step is accepted takes two rounds.
-
-State that is saved while a Pass is outstanding belongs to base and previous, which are not changed before the next iteration. So
-registers and state saved then, or after the end, continue the run as if it had not stopped, with the iterate in place of params,
-too.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator
 from math import isfinite, sqrt
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Turns, result
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import Member
 from dbnet.methods.descent.history import Directions, State
-from dbnet.methods.descent.linesearch import Point, Search, Wolfe, strong_wolfe
-from dbnet.shards.space import Combine, Command, Create, Dot, LocalSpace, Space
+from dbnet.methods.descent.linesearch import Point, Wolfe, strong_wolfe
+from dbnet.methods.descent.problem import LocalProblem, Objective, Problem
+from dbnet.shards.space import Combine, Command, Create, Dot, LocalSpace
 
-
-class Pass(NamedTuple):
-    """Request for loss and gradient at params.
-
-    Attributes
-    ----------
-    examples
-        None: all data. Otherwise the positions lo ... hi - 1 of an endless stream of examples (position modulo the data's size,
-        reordered in every epoch or not); then loss and gradient are means over these examples.
-    iterate
-        The register that holds the iterate: params, or base while params is a trial point.
-    """
-
-    examples: Range | None = None
-    iterate: str = "params"
-
-
-class Accepted(NamedTuple):
-    """Notice that params and gradient are those of a new iterate, and that the state counts it."""
-
-
-ACCEPTED = Accepted()
 NOT_FINITE = "the loss is not finite"
-Requests = Generator[Pass | Accepted | Wait, float, str]
 
 
 class Descent(Member):
@@ -69,21 +41,37 @@ class Descent(Member):
     family: ClassVar[str] = "methods.descent"
     iterations: int | None = Field(default=None, ge=0, le=1 << 53)
 
-    def spent(self, state: State) -> bool:
-        """Return whether the iterations are over."""
-        return self.iterations is not None and state.iteration >= self.iterations
-
     def reads(self) -> tuple[str, ...]:
         """Return the names of registers that it reads and that somebody else fills."""
         return ()
 
     @abstractmethod
+    def memory(self, state: State) -> Directions:
+        """Return the memory that proposes the directions."""
+
     def registers(self) -> tuple[str, ...]:
         """Return the registers that are needed beside params and gradient."""
+        return self.memory(State()).registers
+
+    def reason(self, state: State) -> str:
+        """Return why to stop here, or nothing."""
+        return "iterations" if self.iterations is not None and state.iteration >= self.iterations else ""
 
     @abstractmethod
-    def steps(self, space: Space, state: State) -> Requests:
-        """Run the method."""
+    def minimize(self, problem: Problem, state: State) -> Turns[str]:
+        """Minimize the loss over the register params.
+
+        Parameters
+        ----------
+        problem
+            What is minimized.
+        state
+            Kept up to date for the caller. To continue a run: its saved state, with its registers in the problem's space.
+
+        Returns
+        -------
+        The reason why it ended.
+        """
 
 
 class FullBatch(Descent):
@@ -101,14 +89,41 @@ class FullBatch(Descent):
     loss_change: float = Field(default=1e-9, ge=0)
 
     def reason(self, state: State) -> str:
-        """Return why to stop here, or nothing."""
-        if state.ending or not isfinite(state.loss):
-            return state.ending or NOT_FINITE
+        if not isfinite(state.loss):
+            return NOT_FINITE
         if sqrt(state.square) <= self.gradient_norm:
             return "gradient norm"
         if state.change is not None and state.change < self.loss_change:
             return "loss change"
-        return "iterations" if self.spent(state) else ""
+        return super().reason(state)
+
+    def minimize(self, problem: Problem, state: State) -> Turns[str]:
+        space, memory, ending = problem.space, self.memory(state), ""
+        yield from space.run([Create(memory.registers)])
+        if state.loss is None:
+            state.loss, state.square = yield from self.first(problem, state)
+            memory.forget()
+        else:
+            yield from space.run(memory.restore)
+        while not (ending := ending or self.reason(state)):
+            if (yield from self.advance(problem, state, memory)):
+                ending = yield from problem.accepted(state)
+                continue
+            yield from space.run(memory.restore)
+            if memory.fresh:
+                ending = "no decrease along the gradient"
+            else:
+                memory.forget()
+        yield from space.run(memory.commit)
+        return ending
+
+    @abstractmethod
+    def first(self, problem: Problem, state: State) -> Turns[tuple[float, float]]:
+        """Evaluate the first point; return its loss and the square of its gradient."""
+
+    @abstractmethod
+    def advance(self, problem: Problem, state: State, memory: Directions) -> Turns[bool]:
+        """Make one iteration; return whether a step was accepted. If not, params and gradient are to be restored."""
 
 
 class Smooth(FullBatch):
@@ -122,103 +137,67 @@ class Smooth(FullBatch):
 
     line: Wolfe = Wolfe()
 
-    @abstractmethod
-    def memory(self, state: State) -> Directions:
-        """Return the memory that proposes the directions."""
+    def first(self, problem: Problem, state: State) -> Turns[tuple[float, float]]:
+        loss = yield from evaluate(problem, state)
+        ((square,),) = yield from problem.space.run([Dot("gradient", "gradient")])
+        return loss, square
 
-    def registers(self) -> tuple[str, ...]:
-        return self.memory(State()).registers
-
-    def steps(self, space: Space, state: State) -> Requests:
-        memory, line = self.memory(state), self.line.complete(space.dtype)
-        yield from begin(space, state, memory)
-        while not (reason := self.reason(state)):
-            accepted = yield from _iterate(space, line, state, memory)
-            if accepted:
-                yield ACCEPTED
-            elif memory.fresh:
-                reason = "no decrease along the gradient"
-                break
-            else:
-                memory.forget()
-        yield from space.run(memory.commit)
-        return reason
+    def advance(self, problem: Problem, state: State, memory: Directions) -> Turns[bool]:
+        terms, step = memory.propose()
+        start = [*memory.commit, Combine(terms, "direction"), Dot("gradient", "direction"), move(step)]
+        ((slope,),) = yield from problem.space.run(start)
+        if not slope < 0:
+            return False
+        trial, line = Trial(problem, state, memory, step), self.line.complete(problem.space.dtype)
+        point = yield from strong_wolfe(line, Point(0.0, state.loss, slope), step, trial.loss, trial.slope)
+        if point is None:
+            return False
+        memory.learn(trial.products)
+        state.accept(point.loss, point.step, slope)
+        return True
 
 
-def evaluate(state: State, examples: Range | None = None, iterate: str = "params") -> Generator[Pass | Wait, float, float]:
-    """Ask for a pass; return its loss."""
-    loss = yield Pass(examples, iterate)
-    state.passes += 1
-    return float(loss)
-
-
-def begin(space: Space, state: State, memory: Directions) -> Generator[Pass | Wait, float, None]:
-    """Evaluate the first point, or return to the point that the state belongs to."""
-    yield from space.run([Create(memory.registers)])
-    if state.loss is not None:
-        yield from space.run(memory.restore)
-        return
-    state.loss = yield from evaluate(state)
-    ((state.square,),) = yield from space.run([Dot("gradient", "gradient")])
-    memory.forget()
-
-
-def _iterate(space: Space, line: Wolfe, state: State, memory: Directions) -> Generator[Pass | Wait, float, bool]:
-    """Make one iteration; return whether a step was accepted. If not, params and gradient are as before."""
-    terms, step = memory.propose()
-    ((slope,),) = yield from space.run([*memory.commit, Combine(terms, "direction"), Dot("gradient", "direction"), _move(step)])
-    point, products = None, []
-    if slope < 0:
-        search = strong_wolfe(line, Point(0.0, state.loss, slope), step)
-        point, products = yield from _search(space, state, memory, search)
-    if point is None:
-        yield from space.run(memory.restore)
-        return False
-    memory.learn(products)
-    state.accept(point.loss, point.step, slope)
-    return True
-
-
-def _search(
-    space: Space, state: State, memory: Directions, search: Search
-) -> Generator[Pass | Wait, float, tuple[Point | None, list[float]]]:
-    """Answer a line search whose first trial point is already in params; return the products surveyed last, too."""
-    products: list[float] = []
-    try:
-        step = next(search)
-        while True:
-            if step is None:
-                (answer,), products = yield from space.run([Dot("gradient", "direction"), *memory.survey()])
-            else:
-                answer = yield from evaluate(state, iterate="base")
-            step = search.send(answer)
-            if step is not None:
-                yield from space.run([_move(step)])
-    except StopIteration as end:
-        return end.value, products
-
-
-def _move(step: float) -> Command:
-    return Combine(((1.0, "base"), (step, "direction")), "params")
-
-
-def minimize(space: Space, options: Descent, state: State | None = None) -> Requests:
-    """Minimize the loss over the register params.
+class Trial:
+    """The points base + step * direction that a line search tries, each in params.
 
     Parameters
     ----------
-    space
-        Holds the registers params and gradient; the others are created in it.
-    options
-        The method.
-    state
-        Kept up to date for the caller. To continue a run: its saved state, with its registers in the space.
+    at
+        The step at which params is.
 
-    Returns
-    -------
-    A generator that yields `Pass` and expects the loss, yields notices and waits, and returns the reason why it ended.
+    Attributes
+    ----------
+    products
+        What the memory is to learn of the point whose slope was asked for last.
     """
-    return options.steps(space, state if state is not None else State())
+
+    def __init__(self, problem: Problem, state: State, memory: Directions, at: float) -> None:
+        self.problem, self.state, self.memory, self.at = problem, state, memory, at
+        self.products: list[float] = []
+
+    def loss(self, step: float) -> Turns[float]:
+        """Move there, and return the loss."""
+        if step != self.at:
+            yield from self.problem.space.run([move(step)])
+            self.at = step
+        return (yield from evaluate(self.problem, self.state, iterate="base"))
+
+    def slope(self) -> Turns[float]:
+        """Return the slope along the direction, and survey the point in the same round."""
+        (slope,), self.products = yield from self.problem.space.run([Dot("gradient", "direction"), *self.memory.survey()])
+        return slope
+
+
+def move(step: float) -> Command:
+    """Return the command that goes from base along the direction."""
+    return Combine(((1.0, "base"), (step, "direction")), "params")
+
+
+def evaluate(problem: Problem, state: State, examples: Range | None = None, iterate: str = "params") -> Turns[float]:
+    """Make a pass and count it; return its loss."""
+    loss = yield from problem.loss(examples, iterate)
+    state.passes += 1
+    return float(loss)
 
 
 def resumed(saved: dict[str, Any], options: Descent) -> State:
@@ -241,18 +220,6 @@ def resumed(saved: dict[str, Any], options: Descent) -> State:
     return State(**saved["state"])
 
 
-Objective = Callable[[Any, Any, Range | None], float]
-
-
 def solve(space: LocalSpace, objective: Objective, options: Descent, state: State | None = None) -> str:
     """Minimize in this process; ``objective(params, gradient, examples)`` writes the gradient and returns the loss."""
-    run = minimize(space, options, state)
-    try:
-        request = next(run)
-        while True:
-            loss = None
-            if isinstance(request, Pass):
-                loss = objective(space.registers["params"], space.registers["gradient"], request.examples)
-            request = run.send(loss)
-    except StopIteration as end:
-        return end.value
+    return result(options.minimize(LocalProblem(space, objective), state if state is not None else State()))

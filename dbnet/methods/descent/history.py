@@ -29,15 +29,13 @@ class State:
     iteration, passes
         Accepted iterations, and passes including those of an iteration under way.
     examples
-        Examples of these passes; the caller counts them.
+        Examples of these passes; the problem counts them.
     loss, change, square
         Loss at base, its last relative change, and the squared norm of the gradient.
     step, slope
         Step accepted last and the slope with which its search began; 0 after a restart.
     memory
         The scalars that the method remembers of earlier iterations.
-    ending
-        Set by the caller: why to end at the next iterate. Not saved.
     """
 
     iteration: int = 0
@@ -49,10 +47,9 @@ class State:
     step: float = 0.0
     slope: float = 0.0
     memory: dict[str, Any] = field(default_factory=dict)
-    ending: str = ""
 
     def saved(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "ending"}
+        return asdict(self)
 
     def accept(self, loss: float, step: float, slope: float) -> None:
         """Record an accepted iteration."""

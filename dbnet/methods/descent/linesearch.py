@@ -1,18 +1,20 @@
 """Line search for the strong Wolfe conditions (Nocedal & Wright 2006, algorithms 3.5 and 3.6).
 
 Along phi(a) = f(x + a d) a step is accepted when phi(a) <= phi(0) + c1 a phi'(0) and |phi'(a)| <= c2 |phi'(0)|. Each trial
-point costs a pass over the data, so the search is a generator: it yields a step and is sent phi(step); it yields None and is sent
-the slope at that step. The slope is asked for only where the algorithm needs it, never where the loss alone rejects the step.
+point costs a pass over the data, so loss and slope are generators, during which others take their turns. The slope is asked for
+only where the algorithm needs it, never where the loss alone rejects the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable
 from math import inf, isfinite, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from dbnet.comm.turns import Turns
 
 
 class Point(NamedTuple):
@@ -21,9 +23,6 @@ class Point(NamedTuple):
     step: float
     loss: float
     slope: float = nan
-
-
-Search = Generator[float | None, float, Point | None]
 
 
 def rounding(dtype: np.dtype) -> float:
@@ -59,10 +58,12 @@ class Wolfe(BaseModel):
 
 
 class _Search:
-    """One search: its conditions, its origin, and how many trials are left."""
+    """One search: its conditions, its origin, what it searches along, and how many trials are left."""
 
-    def __init__(self, wolfe: Wolfe, origin: Point) -> None:
-        self.wolfe, self.origin, self.left = wolfe, origin, wolfe.trials
+    def __init__(
+        self, wolfe: Wolfe, origin: Point, loss: Callable[[float], Turns[float]], slope: Callable[[], Turns[float]]
+    ) -> None:
+        self.wolfe, self.origin, self.loss, self.slope, self.left = wolfe, origin, loss, slope, wolfe.trials
         self.slack = wolfe.complete(np.dtype("f8")).noise * abs(origin.loss)
 
     def decreases(self, point: Point) -> bool:
@@ -73,18 +74,18 @@ class _Search:
         """Test the second condition."""
         return abs(point.slope) <= -self.wolfe.curvature * self.origin.slope
 
-    def trial(self, step: float) -> Generator[float | None, float, Point]:
+    def trial(self, step: float) -> Turns[Point]:
         self.left -= 1
-        return Point(step, (yield step))
+        return Point(step, (yield from self.loss(step)))
 
-    def bracket(self, step: float) -> Search:
+    def bracket(self, step: float) -> Turns[Point | None]:
         """Algorithm 3.5: lengthen the step until an interval holds an acceptable one."""
         last = self.origin
         while self.left > 0:
             here = yield from self.trial(step)
             if not self.decreases(here) or (last.step > 0 and here.loss >= last.loss + self.slack):
                 return (yield from self.zoom(last, here))
-            here = here._replace(slope=(yield None))
+            here = here._replace(slope=(yield from self.slope()))
             if self.flat(here):
                 return here
             if here.slope >= 0:
@@ -93,7 +94,7 @@ class _Search:
             last, step = here, min(max(further, 2 * step), 10 * step) if isfinite(further) else 2 * step
         return (yield from self.settle(last))
 
-    def zoom(self, lo: Point, hi: Point) -> Search:
+    def zoom(self, lo: Point, hi: Point) -> Turns[Point | None]:
         """Algorithm 3.6: shrink an interval that holds an acceptable step; `lo` is its end with the lower loss."""
         third = None
         while self.left > 0 and abs(hi.step - lo.step) > 1e-12 * max(hi.step, lo.step):
@@ -101,7 +102,7 @@ class _Search:
             if not self.decreases(here) or here.loss >= lo.loss + self.slack:
                 third, hi = hi, here
                 continue
-            here = here._replace(slope=(yield None))
+            here = here._replace(slope=(yield from self.slope()))
             if self.flat(here):
                 return here
             if here.slope * (hi.step - lo.step) >= 0:
@@ -111,16 +112,18 @@ class _Search:
             lo = here
         return (yield from self.settle(lo))
 
-    def settle(self, best: Point) -> Search:
+    def settle(self, best: Point) -> Turns[Point | None]:
         """Return to the best step that decreased the loss, if there was one."""
         if best.step == 0:
             return None
-        loss = yield best.step
-        return Point(best.step, loss, (yield None))
+        loss = yield from self.loss(best.step)
+        return Point(best.step, loss, (yield from self.slope()))
 
 
-def strong_wolfe(wolfe: Wolfe, origin: Point, step: float) -> Search:
-    """Search for a step; yield trial steps and expect the loss at each, or None and expect the slope there.
+def strong_wolfe(
+    wolfe: Wolfe, origin: Point, step: float, loss: Callable[[float], Turns[float]], slope: Callable[[], Turns[float]]
+) -> Turns[Point | None]:
+    """Search for a step.
 
     Parameters
     ----------
@@ -128,13 +131,17 @@ def strong_wolfe(wolfe: Wolfe, origin: Point, step: float) -> Search:
         Step 0, with its loss and its (negative) slope.
     step
         First step to try.
+    loss
+        Returns phi(step).
+    slope
+        Returns phi'(step) at the step whose loss was asked for last.
 
     Returns
     -------
-    The accepted point, which is the one yielded last. When the trials ran out, the best point that decreased the loss; None if
+    The accepted point, whose loss was asked for last. When the trials ran out, the best point that decreased the loss; None if
     there was none.
     """
-    return (yield from _Search(wolfe, origin).bracket(step))
+    return (yield from _Search(wolfe, origin, loss, slope).bracket(step))
 
 
 def _between(lo: Point, hi: Point, third: Point | None) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from math import isfinite
 from typing import ClassVar
 
 from pydantic import Field
 
-from dbnet.comm.turns import Wait
+from dbnet.comm.turns import Turns
 from dbnet.core.ranges import Range
-from dbnet.methods.descent.base import ACCEPTED, NOT_FINITE, Descent, Pass, Requests, evaluate
+from dbnet.methods.descent.base import NOT_FINITE, Descent, evaluate, move
 from dbnet.methods.descent.history import History, State
-from dbnet.shards.space import Combine, Copy, Create, Space
+from dbnet.methods.descent.problem import Problem
+from dbnet.shards.space import Combine, Copy, Create
 
 
 class MultiBatch(Descent):
@@ -62,34 +62,36 @@ class MultiBatch(Descent):
         return Range(lo, lo + self.shared), Range(lo + self.shared, lo + period), Range(lo + period, lo + self.batch)
 
     def registers(self) -> tuple[str, ...]:
-        return (*History(State(), self.history, self.curvature).registers, "total")
+        return (*super().registers(), "total")
 
-    def steps(self, space: Space, state: State) -> Requests:
-        memory = History(state, self.history, self.curvature, gradient="total")
+    def memory(self, state: State) -> History:
+        return History(state, self.history, self.curvature, gradient="total")
+
+    def minimize(self, problem: Problem, state: State) -> Turns[str]:
+        space, memory, ending = problem.space, self.memory(state), ""
         yield from space.run([Create(self.registers())])
         if not state.memory:
             memory.forget()
-        while not self.spent(state) and not state.ending:
-            loss = yield from self._gradient(space, state, memory)
+        while not (ending := ending or self.reason(state)):
+            loss = yield from self._batch(problem, state, memory)
             if not isfinite(loss):
                 return NOT_FINITE
             terms, first = memory.propose()
             step = min(1.0, first) * self.rate / (1 + state.iteration / self.decay if self.decay else 1)
-            move = Combine(((1.0, "base"), (step, "direction")), "params")
-            yield from space.run([Combine(terms, "direction"), Copy("params", "base"), move])
+            yield from space.run([Combine(terms, "direction"), Copy("params", "base"), move(step)])
             state.iteration, state.loss, state.step = state.iteration + 1, loss, step
-            yield ACCEPTED
-        return state.ending or "iterations"
+            ending = yield from problem.accepted(state)
+        return ending
 
-    def _gradient(self, space: Space, state: State, memory: History) -> Generator[Pass | Wait, float, float]:
+    def _batch(self, problem: Problem, state: State, memory: History) -> Turns[float]:
         """Sum the batch's gradient in total, the right part's own in previous; learn the pair. Return the batch's loss."""
-        weights = [part.size / self.batch for part in self.parts(state.iteration)]
+        space, weights = problem.space, [part.size / self.batch for part in self.parts(state.iteration)]
         *pair, product = memory.survey()
         loss = 0.0
         for i, (part, weight) in enumerate(zip(self.parts(state.iteration), weights, strict=True)):
             if not part.size:
                 continue
-            loss += weight * (yield from evaluate(state, part))
+            loss += weight * (yield from evaluate(problem, state, part))
             add = Combine(((weight, "gradient"), (float(i > 0), "total")), "total")
             if i == 0:
                 yield from space.run([*pair, add])

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import ClassVar
 
 from pydantic import Field
 
-from dbnet.comm.turns import Wait
-from dbnet.methods.descent.base import ACCEPTED, FullBatch, Pass, Requests, evaluate
-from dbnet.methods.descent.history import History, State
+from dbnet.comm.turns import Turns
+from dbnet.methods.descent.base import FullBatch, evaluate
+from dbnet.methods.descent.history import Directions, History, State
 from dbnet.methods.descent.linesearch import rounding
-from dbnet.shards.space import Align, Combine, Create, Dot, Norm1, ProjectOrthant, PseudoGradient, Space
+from dbnet.methods.descent.problem import Problem
+from dbnet.shards.space import Align, Combine, Command, Dot, Norm1, ProjectOrthant, PseudoGradient
+
+
+class OrthantHistory(History):
+    """The pairs of L-BFGS; directions start from the pseudo-gradient, which is formed at each new point."""
+
+    def __init__(self, state: State, length: int, curvature: float, pseudo: PseudoGradient) -> None:
+        super().__init__(state, length, curvature, gradient="pseudo")
+        self.pseudo = pseudo
+        self.registers = (*self.registers, "pseudo", "moved")
+        self.restore = (*self.restore, pseudo)
+
+    def survey(self) -> list[Command]:
+        return [self.pseudo, *super().survey()]
 
 
 class OWLQN(FullBatch):
@@ -51,37 +64,21 @@ class OWLQN(FullBatch):
     def reads(self) -> tuple[str, ...]:
         return (self.mask,) if self.mask else ()
 
-    def registers(self) -> tuple[str, ...]:
-        return (*History(State(), self.history, self.curvature).registers, "pseudo", "moved")
+    @property
+    def pseudo(self) -> PseudoGradient:
+        """The command that forms the pseudo-gradient: the penalty has no gradient where a parameter is 0."""
+        return PseudoGradient(self.strength, self.mask, "pseudo")
 
-    def steps(self, space: Space, state: State) -> Requests:
-        memory = History(state, self.history, self.curvature, gradient="pseudo")
-        yield from space.run([Create(self.registers())])
-        pseudo = PseudoGradient(self.strength, self.mask, "pseudo")
-        if state.loss is None:
-            loss = yield from evaluate(state)
-            (state.square,), (norm,) = yield from space.run([pseudo, Dot("pseudo", "pseudo"), Norm1("params", self.mask)])
-            state.loss = loss + self.strength * norm
-            memory.forget()
-        else:
-            yield from space.run([*memory.restore, pseudo])
-        while not (reason := self.reason(state)):
-            step, loss = yield from self._search(space, state, memory)
-            if step:
-                (products,) = yield from space.run([pseudo, *memory.survey()])
-                memory.learn(products)
-                state.accept(loss, step, 0.0)
-                yield ACCEPTED
-            elif memory.fresh:
-                reason = "no decrease along the gradient"
-                break
-            else:
-                memory.forget()
-        yield from space.run(memory.commit)
-        return reason
+    def memory(self, state: State) -> Directions:
+        return OrthantHistory(state, self.history, self.curvature, self.pseudo)
 
-    def _search(self, space: Space, state: State, memory: History) -> Generator[Pass | Wait, float, tuple[float, float]]:
-        """Halve the step until the loss decreases enough; return step and loss, or 0 with params and gradient as before."""
+    def first(self, problem: Problem, state: State) -> Turns[tuple[float, float]]:
+        loss = yield from evaluate(problem, state)
+        (square,), (norm,) = yield from problem.space.run([self.pseudo, Dot("pseudo", "pseudo"), Norm1("params", self.mask)])
+        return loss + self.strength * norm, square
+
+    def advance(self, problem: Problem, state: State, memory: Directions) -> Turns[bool]:
+        space = problem.space
         slack = (rounding(space.dtype) if self.noise is None else self.noise) * abs(state.loss)
         terms, step = memory.propose()
         start = [*memory.commit, Combine(terms, "direction"), Align("direction", "pseudo", self.mask)]
@@ -96,10 +93,12 @@ class OWLQN(FullBatch):
             (predicted,), (norm,) = yield from space.run([*start, *moved])
             start = []
             if not predicted < 0:
-                break
-            loss = (yield from evaluate(state, iterate="base")) + self.strength * norm
+                return False
+            loss = (yield from evaluate(problem, state, iterate="base")) + self.strength * norm
             if loss <= state.loss + self.decrease * predicted + slack:
-                return step, loss
+                (products,) = yield from space.run(memory.survey())
+                memory.learn(products)
+                state.accept(loss, step, 0.0)
+                return True
             step /= 2
-        yield from space.run(memory.restore)
-        return 0.0, state.loss
+        return False

@@ -1,4 +1,4 @@
-"""The coordinator of a batch method: it answers the method's questions by passes over the data, and owns no vector.
+"""The coordinator of a batch method: it is the method's problem, makes its passes over the data, and owns no vector.
 
 For each loss and gradient it hands out portions of the batch until all have a result (algorithm 7.2 of Dean et al. 2012,
 `work_queue`); the shards add up what the replicas push (`accrual`). The history's state is that of a pass under way, so a
@@ -20,14 +20,16 @@ from dbnet.coordinator.duty import Facts
 from dbnet.coordinator.orders import Status
 from dbnet.core.ranges import Range
 from dbnet.data.portions import Blocks
-from dbnet.methods.descent.base import NOT_FINITE, Pass, Requests, minimize, resumed
+from dbnet.methods.descent.base import NOT_FINITE, resumed
+from dbnet.methods.descent.history import State
+from dbnet.methods.descent.problem import Halted
 from dbnet.methods.sandblaster.work_queue import WorkQueue, task_fields
 from dbnet.shards.accrual import ShardSpace
 from dbnet.shards.space import Command, Copy, Decay, Scale
 
 
 class SandblasterCoordinator(Coordinator):
-    """Runs a batch method: answers its passes, records its iterations, says when to end."""
+    """Runs a batch method, as the problem that it minimizes: makes its passes, records its iterates, says when to end."""
 
     by_pass: ClassVar[bool] = True
     rows: ClassVar[bool] = False
@@ -77,7 +79,7 @@ class SandblasterCoordinator(Coordinator):
     def run(self) -> Turns:
         self.replicas.go(self.duties.membership.active)
         yield from self.evaluate()
-        yield from self.drive(minimize(self.space, self.options, self.descent))
+        yield from self.minimize()
         yield from self.dismiss()
         yield from self.finish()
 
@@ -85,30 +87,18 @@ class SandblasterCoordinator(Coordinator):
         self.tick()
         return self.news
 
-    def drive(self, run: Requests) -> Turns:
-        """Answer the batch method until it ends."""
-        answer: float | None = None
-        while not self.duties.guard.stops:
-            try:
-                request = run.send(answer)
-            except StopIteration as end:
-                self.duties.progress.say(f"The batch method ended by {end.value}.")
-                self.duties.guard.stopped = end.value == NOT_FINITE
-                return
-            answer = None
-            if isinstance(request, Pass):
-                if (answer := (yield from self.sum_up(request))) is None:
-                    # What the run leaves behind is the iterate, and no trial point.
-                    yield from self.space.run([Copy(request.iterate, "params")])
-                    return
-            elif isinstance(request, Wait) or request is None:
-                yield request
-            else:
-                yield from self.iteration()
+    def minimize(self) -> Turns:
+        """Run the batch method until it ends, or the run is to stop."""
+        try:
+            reason = yield from self.options.minimize(self, self.descent)
+        except Halted:
+            return
+        self.duties.progress.say(f"The batch method ended by {reason}.")
+        self.duties.guard.stopped = reason == NOT_FINITE
 
-    def sum_up(self, request: Pass) -> Turns:
-        """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss, or None if the run is to stop."""
-        span = request.examples or Range(0, self.blocks.examples)
+    def loss(self, examples: Range | None = None, iterate: str = "params") -> Turns[float]:
+        """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss."""
+        span = examples or Range(0, self.blocks.examples)
         queue, config = self.queue, self.facts.config
         patience, scalars = config.method.patience, None
         minibatch = min(config.method.minibatch, self.blocks.size, self.blocks.examples)
@@ -119,22 +109,31 @@ class SandblasterCoordinator(Coordinator):
             queue.turn()
             return self.ending.halted or queue.lost(patience)
 
+        self._heed_guard()
         while scalars is None:
-            yield from self.space.ask(begin=queue.number + 1, iterate=request.iterate)
+            yield from self.space.ask(begin=queue.number + 1, iterate=iterate)
             queue.open(queue.number + 1, span, self.blocks.portions(span))
             if self.checkpoint_due:
                 self.checkpoint()
             yield from self._hand_out()
             scalars = yield from self.space.ask(end, counts=queue.bundles, give_up=lost)
             if self.ending.halted:
-                return None  # What is saved while a pass is under way is the state of the last iterate.
+                # What the run leaves behind is the iterate, and no trial point.
+                yield from self.space.run([Copy(iterate, "params")])
+                raise Halted
             if scalars is None:
                 # A replica fell silent with an accepted bundle: once more, with more patience.
                 queue.tally.restarts += 1
                 patience *= 2
         yield from self._written()
         self.descent.examples += span.size
+        self._heed_guard()
         return self.duties.guard.loss(queue.number, queue.loss / span.size + sum(scalars))
+
+    def _heed_guard(self) -> None:
+        """Go no further when too many passes were refused."""
+        if self.duties.guard.stops:
+            raise Halted
 
     def _hand_out(self) -> Turns:
         queue = self.queue
@@ -165,9 +164,9 @@ class SandblasterCoordinator(Coordinator):
             self.queue.turn()
             yield None if heard else Wait("the coordinator waits for the replicas to end")
 
-    def iteration(self) -> Turns:
-        """Record an iterate, have it evaluated if that is due, and see whether it is the last."""
-        state, now = self.descent, self._counts()
+    def accepted(self, state: State) -> Turns[str]:
+        """Record an iterate, have it evaluated if that is due; return why it is the last, or nothing."""
+        now = self._counts()
         since = [int(b - a) for a, b in zip(self._before, now, strict=True)]
         self._before = now
         norm = float(np.sqrt(state.square))
@@ -176,9 +175,10 @@ class SandblasterCoordinator(Coordinator):
             yield from self.evaluate()
         stop = self.facts.config.stop
         if self.ending.reached:
-            state.ending = "the run's time or accuracy"
-        elif stop.epochs is not None and state.examples >= stop.epochs * self.blocks.examples:
-            state.ending = "the run's epochs"
+            return "the run's time or accuracy"
+        if stop.epochs is not None and state.examples >= stop.epochs * self.blocks.examples:
+            return "the run's epochs"
+        return ""
 
     def _counts(self) -> tuple[int, ...]:
         dropped = int(self.status["dropped"].sum())
