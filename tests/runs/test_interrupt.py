@@ -21,6 +21,7 @@ from dbnet.comm import mpi
 from dbnet.coordinator.coordinator import Coordinator
 from dbnet.core import errors
 from dbnet.core.errors import UserError
+from dbnet.core.ranges import Range
 from dbnet.monitor.results import Run
 from dbnet.run import train
 from dbnet.run.outcome import Marker
@@ -120,6 +121,10 @@ def test_sandblaster_goes_on_as_if_it_had_not_stopped(
     interrupted(monkeypatch, ticks)
     part = train.execute(str(run_file), [*changes, "run.name=part"], quiet=True)
     assert part.stopped and Run(part.run_file).stopped
+    # What it leaves behind is the iterate, and no trial point.
+    point, kept = Checkpoint(part.checkpoint), np.zeros_like(part.params)
+    point.read("params", Range(0, point.size), kept)
+    assert np.array_equal(part.params, kept)
     rest = train.execute(str(run_file), [*changes, "run.name=rest"], resume=str(part.checkpoint), quiet=True)
     assert not rest.stopped
     losses = [*Run(part.run_file).iterations.loss, *Run(rest.run_file).iterations.loss]
