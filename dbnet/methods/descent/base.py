@@ -148,7 +148,7 @@ class Smooth(FullBatch):
         ((slope,),) = yield from problem.space.run(start)
         if not slope < 0:
             return False
-        trial, line = Trial(problem, state, memory, step), self.line.complete(problem.space.dtype)
+        trial, line = Trial(problem, state, memory), self.line.complete(problem.space.dtype)
         point = yield from strong_wolfe(line, Point(0.0, state.loss, slope), step, trial.loss, trial.slope)
         if point is None:
             return False
@@ -158,12 +158,7 @@ class Smooth(FullBatch):
 
 
 class Trial:
-    """The points base + step * direction that a line search tries, each in params.
-
-    Parameters
-    ----------
-    at
-        The step at which params is.
+    """The points base + step * direction that a line search tries; the first one is in params before it begins.
 
     Attributes
     ----------
@@ -171,15 +166,16 @@ class Trial:
         What the memory is to learn of the point whose slope was asked for last.
     """
 
-    def __init__(self, problem: Problem, state: State, memory: Directions, at: float) -> None:
-        self.problem, self.state, self.memory, self.at = problem, state, memory, at
+    def __init__(self, problem: Problem, state: State, memory: Directions) -> None:
+        self.problem, self.state, self.memory = problem, state, memory
         self.products: list[float] = []
+        self._first = True
 
     def loss(self, step: float) -> Turns[float]:
         """Move there, and return the loss."""
-        if step != self.at:
+        if not self._first:
             yield from self.problem.space.run([move(step)])
-            self.at = step
+        self._first = False
         return (yield from evaluate(self.problem, self.state, iterate="base"))
 
     def slope(self) -> Turns[float]:
