@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("say what is in a run file, a checkpoint or a data file", "see.runs"),
     "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "see.runs"),
     "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "see.runs"),
+    "report": ("write a page about runs: results, pictures, settings, what to look at", "see.runs"),
     "watch": ("show a run while it goes on, from another terminal", "see.runs"),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }

@@ -358,8 +358,8 @@ def test_version(dbnet: Command) -> None:
 
 
 WRONG = {
-    "": "'dbnet' needs a command: train, simulate, plan, evaluate, predict, data, inspect, plot, runs, watch, bench;",
-    "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, plan, ",
+    "": "'dbnet' needs a command: train, simulate, plan, evaluate, predict, data, inspect, plot, runs, report, watch, bench;",
+    "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, simulate, plan, ",
     "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
     "plan": "'dbnet plan' needs RUN.toml; ",
     "train a.toml --quite": "'dbnet train' does not take '--quite' (did you mean '--quiet'?); 'dbnet train --help'",

@@ -15,6 +15,7 @@ from dbnet.monitor.many import Runs, find, listing
 from dbnet.monitor.pictures.against import AXES
 from dbnet.monitor.pictures.figure import chosen, draw, form
 from dbnet.monitor.pictures.panels import PANELS
+from dbnet.monitor.report import report
 from dbnet.monitor.results import Run
 from dbnet.monitor.tables import TABLES
 
@@ -50,6 +51,27 @@ def runs_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("folder", nargs="*", default=["runs"], metavar="FOLDER", help="folders or run files (default: runs)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON, for scripts")
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a report of runs: one page of HTML with pictures, results, settings, and what to look at; it needs no network."
+    )
+    parser.add_argument("run_files", nargs="+", metavar="RUN.h5", help="run files, also ones that still grow")
+    parser.add_argument("--out", metavar="FILE.html", help="default for one run: its name with .html")
+    parser.add_argument("--against", metavar="AXIS", default="seconds", help=f"of the curves: one of {', '.join(AXES)}")
+    add_force(parser)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    paths = find(options.run_files)
+    if options.out is None and len(paths) > 1:
+        raise UserError("Where shall the report of several runs go? Give --out FILE.html.")
+    out = options.out or str(paths[0].with_name(paths[0].name.removesuffix(".h5") + ".html"))
+    refuse_taken(out, options.force)
+    with reading(", ".join(map(str, paths)), "it is damaged or not dbnet's"):
+        report(paths, out, options.against)
+    print(out)
 
 
 def watch_arguments(parser: argparse.ArgumentParser) -> None:

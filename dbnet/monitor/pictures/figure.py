@@ -73,15 +73,21 @@ def draw(
     names = chosen(what) or usual(runs)
     # What cannot be drawn is said before anything is written.
     made = compose(groups(runs, each), names, against)
+    with writing(Path(path)) as part:
+        saved(made, part, ending)
+
+
+def saved(figure: Any, file: Any, ending: str) -> None:
+    """Write a figure to a path or an open file; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
-    with rc_context(_STYLE), writing(Path(path)) as part:
+    with rc_context(_STYLE):
         kept = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
-        made.savefig(part, format=ending, dpi=130, metadata=kept)
+        figure.savefig(file, format=ending, dpi=130, metadata=kept)
 
 
-def compose(shown: Sequence[Group], names: Sequence[str], against: str) -> Any:
-    """Return a figure with a panel for each of `names`."""
+def compose(shown: Sequence[Group], names: Sequence[str], against: str, titled: bool = True) -> Any:
+    """Return a figure with a panel for each of `names`; `titled`: of a single run with its name."""
     # Without pyplot, whose backend belongs to the notebook that calls this.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -97,18 +103,20 @@ def compose(shown: Sequence[Group], names: Sequence[str], against: str) -> Any:
             fill(axes, PANELS[name], shown, against)
         for axes in panels[len(names) :]:
             axes.remove()
-        _legends(figure, panels[: len(names)], shown)
+        _legends(figure, panels[: len(names)], shown, titled)
     return figure
 
 
-def _legends(figure: Any, panels: Sequence[Any], shown: Sequence[Group]) -> None:
+def _legends(figure: Any, panels: Sequence[Any], shown: Sequence[Group], titled: bool) -> None:
     """Put legends below the curves: one for all panels where several runs are compared, else one for each panel."""
     if len(shown) > 1 or len(shown[0].runs) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
-        wide = max(map(len, labels), default=0) > 40
-        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=1 if wide else min(len(labels), 3) or 1)
+        # A letter takes about 0.08 inches, line and gap 0.6.
+        fit = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, labels), default=1)))
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=max(1, min(fit, len(labels))))
         return
-    figure.suptitle(shown[0].label, fontsize=11)
+    if titled:
+        figure.suptitle(shown[0].label, fontsize=11)
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         if labels:

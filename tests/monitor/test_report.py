@@ -1,0 +1,108 @@
+"""The report: one page that needs nothing else, says what came out, and what to look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from finished import Finished
+
+from dbnet.core.config import build
+from dbnet.monitor.report import advice, changed, report
+from dbnet.monitor.results import Run
+from dbnet.monitor.runfile import FINISHED, RunFile
+from dbnet.monitor.tables import PROGRESS
+from dbnet.shards.shard import EVENT
+
+TREE = {"data": {"path": "d.h5"}, "model": {"layers": [{"kind": "dense", "units": 2}]}, "stop": {"epochs": 9}}
+ABOUT = {"hosts": ["a", "a", "b"], "mpi": "MPICH", "parameters": 6}
+
+
+def made(path: Path, rates: list[int], losses: list[float], late: list[int], waited: float = 0.0, **changes: object) -> Path:
+    """Write a run: replicas of these rates, losses by epoch, and on each of two shards updates that are so late."""
+    record = RunFile(path, build({**TREE, "topology": {"replicas": len(rates), "shards": 2}, **changes}), ABOUT)
+    for second, loss in enumerate(losses):
+        rows = np.zeros(len(rates), PROGRESS)
+        rows["seconds"], rows["replica"], rows["loss"] = second, np.arange(len(rates)), 1
+        rows["examples"], rows["waited"] = second * np.array(rates), waited * second
+        record.progress(rows)
+        record.evaluation(second, 0, second, second, loss, 1 - loss / 10, loss, 0.5)
+    for shard in range(2):
+        events = np.zeros(20, EVENT)
+        events["applied"] = 100 + np.arange(20)
+        events["fetched"], events["seconds"] = events["applied"] - late[shard], np.linspace(0, len(losses) - 1, 20)
+        record.events(shard, events)
+    record.close(FINISHED)
+    return path
+
+
+class Page(HTMLParser):
+    """Takes down the tags of a page, with their attributes, and its words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_what_to_look_at(tmp_path: Path) -> None:
+    good = Run(made(tmp_path / "good.h5", [100, 110], [2.0, 1.0, 0.9], [1, 1]))
+    assert advice(good) == []
+    bad = Run(made(tmp_path / "bad.h5", [100, 100, 100, 25], [2.0, 1.0, 0.5, 0.9], [1, 31], 0.5))
+    said = advice(bad)
+    assert [text.split(":")[0].split(" (")[0] for text in said] == [
+        "Replica 3 was 4.0 times slower than the others",
+        "Replicas waited 50 % of their time for shards",
+        "Shard 1 is behind the others",
+        "The test loss was least at epoch 2.0",
+    ]
+    full = Run(made(tmp_path / "full.h5", [100, 100], [2.0, 1.0], [40, 40], method={"slots": 16}))
+    assert "Staleness is 40 on average with 2 replicas: the rings are full (16 slots each)." in advice(full)[0]
+
+
+def test_what_is_no_default() -> None:
+    found = changed(build({**TREE, "rule": {"rate": 0.5}, "method": {"kind": "sandblaster", "portion": 64}}))
+    assert found == {
+        "data.path": "d.h5", "model.layers.0.kind": "dense", "model.layers.0.units": 2, "stop.epochs": 9, "rule.rate": 0.5,
+        "method.kind": "sandblaster", "method.portion": 64,
+    }  # fmt: skip
+
+
+def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    # What a stranger's run is called is text.
+    paths = [
+        made(tmp_path / f"{name}.h5", [100, 110], [2.0, end, 0.9], [1, 3], run={"name": name, "seed": seed}, rule={"rate": rate})
+        for name, seed, rate, end in (("a", 1, 0.1, 1.0), ("<b>&amp;", 2, 0.1, 1.5), ("c", 1, 0.3, 1.2))
+    ]
+    report(paths, tmp_path / "r.html", "epochs")
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "b"} & {tag for tag, _ in page.tags}
+    outside = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")]
+    assert all(value and value.startswith("#") for value in outside) and "url(http" not in text and "@import" not in text
+    assert "<b>&amp;" in page.words and "downpour" in page.words
+    svgs = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(svgs) == 5
+    # They fit any width.
+    assert all("viewBox" in svg.attrib and not {"width", "height"} & set(svg.attrib) for svg in svgs)
+    for heading in ("What to look at", "Results", "Repetitions", "Pictures", "Replicas and shards", "Settings", "What ran where"):
+        assert f">{heading}</h" in text
+    assert "rate=0.1" in page.words and "a (2), b (1)" in page.words and "0.9100" in page.words
+
+
+def test_the_command(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    assert dbnet("train", run_file, "--quiet").code == 0
+    assert dbnet("report", "out/run.h5").out.strip() == "out/run.html" and Path("out/run.html").stat().st_size > 30_000
+    assert "that file exists" in dbnet("report", "out/run.h5").err
+    assert "Where shall the report" in dbnet("report", "out/run.h5", "out/run.h5").err
