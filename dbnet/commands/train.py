@@ -31,6 +31,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for scripts"
     )
+    parser.add_argument("--record", action="store_true", help="record the schedule, for 'dbnet replay': record.schedule=true")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -50,6 +51,8 @@ def run_train(options: argparse.Namespace) -> int:
         marker.ended(code)
         return code
 
+    if options.record:
+        options.overrides = [*options.overrides, "record.schedule=true"]
     signals.leave_group()
     guardian = guard(options.run_file, options.overrides)
     comm = mpi.world()

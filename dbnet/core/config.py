@@ -1,9 +1,9 @@
 """A run as one typed, complete, frozen value: read from TOML, changed by `table.key=value`, stored in every output.
 
 The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
-[evaluate], [checkpoint] and [guard]; every key has a default but the data's path and the layers. Layers, loss, method and rule are
-members of families: their options are whatever the member's class says. Relative paths in a run file are relative to the folder
-that the command is given in.
+[evaluate], [checkpoint], [guard] and [record]; every key has a default but the data's path and the layers. Layers, loss, method
+and rule are members of families: their options are whatever the member's class says. Relative paths in a run file are relative to
+the folder that the command is given in.
 """
 
 from __future__ import annotations
@@ -156,6 +156,13 @@ class CheckpointTable(Table):
     keep: int = Field(default=2, gt=0, le=COUNT, description="checkpoints that are kept; older ones are removed")
 
 
+class RecordTable(Table):
+    """What makes an asynchronous run one that can be repeated to the bit."""
+
+    schedule: bool = Field(default=False, description="record NAME.schedule, what 'dbnet replay' plays again")
+    limit: int = Field(default=1 << 30, gt=0, le=COUNT, description="bytes of it; past them recording ends and the run goes on")
+
+
 class Config(Table):
     """The whole run."""
 
@@ -174,6 +181,7 @@ class Config(Table):
     evaluate: EvaluateTable = EvaluateTable()
     checkpoint: CheckpointTable = CheckpointTable()
     guard: GuardTable = GuardTable()
+    record: RecordTable = RecordTable()
 
     def output(self, ending: str) -> Path:
         """Return the path of one of the run's outputs."""

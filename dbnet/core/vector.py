@@ -82,6 +82,15 @@ def first_bad(x: np.ndarray, largest: float) -> int:
     return -1
 
 
+@kernel("T[:]")
+def check_sum(x: np.ndarray) -> int:
+    """Return 32 bits that change with any bit of `x`, and when its values change places."""
+    bits, total = x.view(np.uint32), np.uint64(0)
+    for i in range(bits.size):
+        total += np.uint64(bits[i]) * np.uint64(2 * i + 1)
+    return (total ^ (total >> np.uint64(32))) & np.uint64(0xFFFFFFFF)
+
+
 @kernel("f8;T[:];T[:];T[:]", fast=True)
 def decay(a: float, x: np.ndarray, mask: np.ndarray, g: np.ndarray) -> float:
     """Add a x to g where the mask is 1; return the sum of x^2 there."""

@@ -25,12 +25,15 @@ class Method(Member):
         What a shard does with a push: here the rule, on arrival.
     coordinator
         Who is asked for what, and when it ends.
+    recordable
+        Whether its schedule can be recorded: all that decides is in orders, fetches and pushes.
     """
 
     family: ClassVar[str] = "methods"
     worker: ClassVar[type[Worker]]
     receiver: ClassVar[type[Receiver]] = Shard
     coordinator: ClassVar[type[Coordinator]]
+    recordable: ClassVar[bool] = False
     minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
     overlap: bool = Field(
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"

@@ -145,6 +145,7 @@ class Stochastic(Method):
     """Base of the methods that take one minibatch after the other."""
 
     coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
+    recordable: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
         stop = config.stop

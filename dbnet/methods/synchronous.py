@@ -82,7 +82,7 @@ class Collect(Front):
 
     def _step(self, partition: int) -> None:
         """Update if nobody is missing."""
-        came, rule = self._came[partition], self.shard.rule
+        came = self._came[partition]
         if not came or self._taking[partition] - set(came):
             return
         whole = sum(came.values())
@@ -90,8 +90,7 @@ class Collect(Front):
             here = slice(lo, lo + n)
             if whole:
                 scale(self._sum[here], 1 / whole)
-                state = {name: register[here] for name, register in self.shard.state.items()}
-                rule.apply(self.params[here], self._sum[here], state, int(self.clock[partition]) + 1)
+                self.shard.apply(lo, self._sum[here], int(self.clock[partition]) + 1)
             fill(self._sum[here], 0.0)
         came.clear()
         # Who sees the clock sees the parameters.

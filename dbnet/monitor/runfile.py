@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
@@ -57,6 +58,19 @@ def versions() -> dict[str, str]:
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
     }
+
+
+def machine() -> dict[str, Any]:
+    """Return what else of a machine can change the last bit of a result: its processor, and how its BLAS computes."""
+    found = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    blas = [
+        f"{b['internal_api']} {b['version']} {b.get('architecture', '')}".strip()
+        for b in threadpool_info()
+        if b["user_api"] == "blas"
+    ]
+    return {"processor": found[0] if found else platform.machine(), "blas": sorted(set(blas)), **versions()}
 
 
 def revision() -> str:
@@ -89,7 +103,9 @@ def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
     name, number = config.run.name, 1
     while True:
         named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-        if not any(os.path.lexists(named.output(ending)) for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".png")):
+        if not any(
+            os.path.lexists(named.output(ending)) for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".png")
+        ):
             with suppress(FileExistsError):
                 return named, RunFile(named.output(".h5"), named, about)
         number += 1

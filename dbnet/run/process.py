@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,11 @@ from dbnet.run.setup import Setup, stopwatch
 from dbnet.run.signals import Interrupt
 from dbnet.shards.local_store import LocalStore, Store
 from dbnet.shards.push import Receiver
+from dbnet.shards.schedule.fetching import RecordingLocalStore
+from dbnet.shards.schedule.log import PartLog
+from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.server import NoInbox
+from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox
 
 
@@ -42,6 +47,7 @@ class Process:
     period, saves = 0.0, True
 
     def __init__(self, ready: Setup, interrupt: Interrupt) -> None:
+        self.logs: dict[int, PartLog] = {}
         self._ready, self._interrupt, self.topology = ready, interrupt, ready.topology
         self.clock, self.due = stopwatch(), Rounds(ready.turn)
         self._cut = self.topology.partitions > 1
@@ -50,6 +56,8 @@ class Process:
         self._window, self._boxes = LocalWindow(layouts), Mailboxes(1 + self.topology.shards)
         self.flat = np.zeros(0 if self._cut else ready.model.layout.size, ready.model.dtype)
         self._clocks = [np.zeros(1, np.int64) for _ in ready.ranges]
+        self._pieces = ready.pieces(whole=not self._cut) if ready.config.record.schedule else []
+        self._versions = [np.zeros(len(pieces), np.int64) for pieces in self._pieces]
         self._wires = [Wires(self.topology.partitions) for _ in range(self.topology.replicas)]
         self._receivers: list[Receiver] = []
 
@@ -80,14 +88,27 @@ class Process:
 
     def inbox(self, shard: int, receiver: Receiver) -> Inbox | NoInbox:
         self._receivers.append(receiver)
-        return self._ready.inbox(self.window(self.topology.shard_rank(shard)), shard, receiver) if self._cut else NoInbox()
+        rank = self.topology.shard_rank(shard)
+        return self._ready.inbox(self.window(rank), shard, receiver, self.log(rank)) if self._cut else NoInbox()
+
+    def log(self, rank: int) -> PartLog | None:
+        return self.logs.get(rank)
+
+    def counting(self, shard: int, *parts: Any) -> Shard:
+        rank = self.topology.shard_rank(shard)
+        versions = self.window(rank).local["version"] if self._cut else self._versions[shard]
+        return CountingShard(*parts, self._pieces[shard], versions)
 
     def store(self, rank: int, replica: Replica) -> Store:
-        ready, config = self._ready, self._ready.config
+        ready, config, log = self._ready, self._ready.config, self.log(rank)
         if self._cut:
-            return ready.store(self.window(rank), rank, replica.network.boxes, self.due)
-        index = self.topology.place(rank)[0]
-        return LocalStore(self.flat, self._receivers, index, not config.method.worker.steps_locally(config), config.guard.finite)
+            return ready.store(self.window(rank), rank, replica.network.boxes, self.due, log)
+        share = not config.method.worker.steps_locally(config)
+        parts = (self.flat, self._receivers, self.topology.place(rank)[0], share, config.guard.finite)
+        if log is None:
+            return LocalStore(*parts)
+        serving = [(self.logs[self.topology.shard_rank(shard)], versions) for shard, versions in enumerate(self._versions)]
+        return RecordingLocalStore(log, serving, *parts)
 
     def params(self) -> np.ndarray:
         """Return all parameters."""
@@ -103,7 +124,10 @@ def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     replicas = [roles.load_replica(ready, *topology.place(rank), world.link(rank)) for rank in working]
     runfile.make_folder(ready.config)
     roles.use(ready.config, threads)
-    ready, record = roles.open_record(ready, {"mpi": "none, one process", "hosts": [socket.gethostname()]})
+    about = {"mpi": "none, one process", "hosts": [socket.gethostname()], **roles.schedule(ready)}
+    ready, record = roles.open_record(ready, about)
+    for rank in range(1, topology.size) if "schedule" in about else ():
+        world.logs[rank] = roles.open_log(ready, about["schedule"]["id"], rank, threads, display.warn, here=True)
     display.say(f"One process, all roles taking turns: {topology.words()}; {threads} of {cores} cores for the kernels.")
     world.clock = stopwatch()
     coordinator = roles.coordinator(ready, world, record, display)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ from dbnet.run.setup import Setup, stopwatch
 from dbnet.run.signals import Interrupt
 from dbnet.run.starting import Starting
 from dbnet.shards.push import Receiver
+from dbnet.shards.schedule.log import PartLog
+from dbnet.shards.schedule.serving import CountingShard
+from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox, WindowStore
 
 
@@ -62,8 +66,9 @@ def train_ranks(
     interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
-    about = {"mpi": mpi.library_version(), "hosts": hosts}
+    about = {"mpi": mpi.library_version(), "hosts": hosts, **roles.schedule(ready)}
     ready, record = mpi.together(comm, lambda: roles.open_record(ready, about) if role is Role.COORDINATE else (ready, None))
+    log = _open_log(ready, comm, about["schedule"]["id"], threads, display) if "schedule" in about else None
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
@@ -74,7 +79,7 @@ def train_ranks(
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank, done = Rank(ready, comms, window, interrupt, starting), None
+    rank, done = Rank(ready, comms, window, interrupt, starting, log), None
     if role is Role.COORDINATE:
         done, broken = _coordinate(ready, rank, record, display)
     else:
@@ -83,6 +88,14 @@ def train_ranks(
     if broken and done is None:
         mpi.leave(0)
     return done, () if broken else (window, starting)
+
+
+def _open_log(ready: Setup, comm: Any, identity: str, threads: int, display: Display) -> PartLog | None:
+    """Create this rank's part of the schedule under the name that the coordinator has found for the run."""
+    name, identity = comm.bcast((ready.config.run.name, identity))
+    config = ready.config
+    named = replace(ready, config=config.model_copy(update={"run": config.run.model_copy(update={"name": name})}))
+    return mpi.together(comm, lambda: roles.open_log(named, identity, comm.rank, threads, display.warn))
 
 
 class Rank:
@@ -94,11 +107,17 @@ class Rank:
         The run, communicators, the window.
     interrupt, starting
         Signals, and the start of the run.
+    log
+        Its part of the schedule, if that is recorded.
     """
 
     period, saves = POLL, True
 
-    def __init__(self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting) -> None:
+    def __init__(
+        self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting,
+        log: PartLog | None = None,
+    ) -> None:  # fmt: skip
+        self._log = log
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
         self.clock = self.due = stopwatch()
         self.rank, self._watch = comms.world.rank, None
@@ -132,10 +151,16 @@ class Rank:
         return self._window.local["params"], self._window.local["clock"]
 
     def inbox(self, shard: int, receiver: Receiver) -> Inbox:
-        return self._ready.inbox(self._window, shard, receiver)
+        return self._ready.inbox(self._window, shard, receiver, self._log)
 
     def store(self, rank: int, replica: Replica) -> WindowStore:
-        return self._ready.store(self._window, rank, replica.network.boxes)
+        return self._ready.store(self._window, rank, replica.network.boxes, log=self._log)
+
+    def log(self, rank: int) -> PartLog | None:
+        return self._log
+
+    def counting(self, shard: int, *parts: Any) -> Shard:
+        return CountingShard(*parts, self._ready.pieces(whole=False)[shard], self._window.local["version"])
 
     def play(self, role: Turns) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +17,7 @@ from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
 from dbnet.comm.topology import Role
-from dbnet.comm.window import Window, WindowLayout
+from dbnet.comm.window import Field, Window, WindowLayout
 from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
 from dbnet.coordinator.crashes import Crashes
 from dbnet.coordinator.duty import Facts, RunTime
@@ -26,6 +27,7 @@ from dbnet.coordinator.heartbeat import HeartbeatWatch, heartbeat_fields
 from dbnet.coordinator.membership import Membership
 from dbnet.coordinator.orders import OrderBook, Orders, Status, coordinator_fields
 from dbnet.coordinator.progress import Progress
+from dbnet.coordinator.recording import RecordingOrders
 from dbnet.core import jit
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
@@ -38,6 +40,8 @@ from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.shards.local_store import Store
 from dbnet.shards.push import Receiver, Receiving
+from dbnet.shards.schedule.log import PartLog, part_of_schedule, schedule_of
+from dbnet.shards.schedule.serving import RecordingWriter
 from dbnet.shards.server import NoInbox, Server
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox
@@ -55,7 +59,9 @@ def coordinator_layout(ready: Setup) -> WindowLayout:
 def window_layouts(ready: Setup) -> list[WindowLayout]:
     """Return the window layout of every rank."""
     world = ready.topology
-    shards = [WindowLayout(ready.rings.fields(s, world)) for s in range(world.shards)]
+    pieces = ready.pieces(whole=False) if ready.config.record.schedule else None
+    versions = [[] if pieces is None else [Field("version", "int64", (len(mine),))] for mine in pieces or [()] * world.shards]
+    shards = [WindowLayout([*ready.rings.fields(s, world), *versions[s]]) for s in range(world.shards)]
     return [coordinator_layout(ready), *shards, *(WindowLayout(()) for _ in range(world.origins))]
 
 
@@ -97,6 +103,12 @@ class World(Protocol):
 
     def beat(self, rank: int) -> Callable[[], None]:
         """Return what else is due whenever a replica looks at its orders."""
+
+    def log(self, rank: int) -> PartLog | None:
+        """Return where a rank writes its part of the schedule; None where none is recorded."""
+
+    def counting(self, shard: int, *parts: Any) -> Shard:
+        """Return a shard, made of `parts`, that counts the changes of its slices."""
 
 
 def load_replica(
@@ -147,11 +159,32 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
 
 
 def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
-    """Create the run file; return the run with the name that it got, and the file."""
+    """Create the run file, and a folder for the schedule if `about` has one; return the run with its name, and the file."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
     config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size})
+    if "schedule" in about:
+        schedule_of(config).mkdir()
     return replace(ready, config=config), record
+
+
+def schedule(ready: Setup) -> dict[str, Any]:
+    """Return what the run file says of a schedule that is recorded: its identity, and the checkpoint that the run goes on from."""
+    point = ready.checkpoint
+    origin = ["", ""] if point is None else [str(point.path), point.id]
+    return {"schedule": {"id": secrets.token_hex(8), "from": origin}} if ready.config.record.schedule else {}
+
+
+def open_log(
+    ready: Setup, identity: str, rank: int, threads: int, say: Callable[[str], None], here: bool = False
+) -> PartLog | None:
+    """Create a rank's part of the schedule, if it has one; `here`: all roles are in this process."""
+    if not rank:
+        return None
+    world, limit = ready.topology, ready.config.record.limit
+    path = part_of_schedule(ready.config, world, rank)
+    about = {"run": identity, "part": path.name, "here": here, "threads": threads, "machine": runfile.machine()}
+    return PartLog(path, about, limit // (world.size - 1), say)
 
 
 def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -> Coordinator:
@@ -198,7 +231,8 @@ def beginning(ready: Setup) -> Facts:
 def receiver(ready: Setup, world: World, index: int) -> Receiver:
     """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
     part, point, (params, clock) = ready.ranges[index], ready.checkpoint, world.memory(index)
-    shard = Shard(part, ready.config.rule, params, clock, world.clock)
+    parts = (part, ready.config.rule, params, clock, world.clock)
+    shard = world.counting(index, *parts) if ready.config.record.schedule else Shard(*parts)
     if point is not None:
         for name, register in shard.registers().items():
             point.read(name, part, register)
@@ -221,15 +255,19 @@ def receiver(ready: Setup, world: World, index: int) -> Receiver:
 
 def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
     """Return the server of one shard."""
-    channel = world.channel(ready.topology.shard_rank(index))
-    saver = PartWriter(takes, channel, world.due, world.watch() is None)
+    rank = ready.topology.shard_rank(index)
+    channel, log = world.channel(rank), world.log(rank) if ready.config.record.schedule else None
+    parts = (takes, channel, world.due, world.watch() is None)
+    saver = PartWriter(*parts) if log is None else RecordingWriter(log, *parts)
     return Server(takes, world.inbox(index, takes), channel, saver, world.due)
 
 
 def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
     """Return one partition of a replica, with its counters from the checkpoint if there is one."""
     index, store = ready.topology.place(rank)[0], world.store(rank, replica)
-    orders = Orders(world.window(rank), ready.topology, index, world.due, replica.link, world.period, world.beat(rank))
+    log, beat = world.log(rank) if ready.config.record.schedule else None, world.beat(rank)
+    parts = (world.window(rank), ready.topology, index, world.due, replica.link, world.period, beat)
+    orders = Orders(*parts) if log is None else RecordingOrders(log, *parts)
     if ready.checkpoint is not None and index < ready.topology.replicas:
         row = ready.checkpoint.replica(index, ready.topology.replicas)
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from dbnet.checkpoint.reader import Checkpoint, require_data
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Window
@@ -27,7 +29,11 @@ from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.routes import Route, routes
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.schedule.fetching import RecordingStore
+from dbnet.shards.schedule.log import PartLog
+from dbnet.shards.schedule.serving import RecordingInbox
+from dbnet.shards.schedule.slices import SlicePiece, slice_pieces
+from dbnet.shards.store import Inbox, Rings, WindowStore, elements
 
 EVALUATION_BATCH = 250
 
@@ -73,18 +79,35 @@ class Setup:
         longest = max((route.size for ways in self.routes for route in ways.values()), default=1)
         return Rings(self.ranges, self.users, self.model.dtype, min(method.slot, longest * item), method.slots)
 
-    def inbox(self, window: Window, shard: int, receiver: Receiver) -> Inbox:
-        """Return what takes the pushes to a shard out of the rings in its window."""
+    def pieces(self, whole: bool) -> list[list[SlicePiece]]:
+        """Return of every shard the pieces of the slices in which pushes come; `whole`: each push is one."""
+        longest = None if whole else elements(self.rings.slot, self.model.dtype)
+        ways = self.routes[: self.topology.partitions]
+        return [slice_pieces([way.get(shard) for way in ways], longest) for shard in range(self.topology.shards)]
+
+    def clocks(self, partition: int) -> np.ndarray:
+        """Return every shard's clock when the run begins."""
+        point, parts = self.checkpoint, self.topology.partitions
+        return np.array([0 if point is None else point.clock_of(part, parts)[partition] for part in self.ranges], np.int64)
+
+    def inbox(self, window: Window, shard: int, receiver: Receiver, log: PartLog | None = None) -> Inbox:
+        """Return what takes the pushes to a shard out of the rings in its window, and writes down which."""
         users = self.users[shard]
         intakes = [Intake(receiver, self.config.guard.finite) for _ in users]
-        return Inbox(window, intakes, self.topology, users, [self.routes[origin][shard] for origin in users])
+        parts = (window, intakes, self.topology, users, [self.routes[origin][shard] for origin in users])
+        return Inbox(*parts) if log is None else RecordingInbox(log, *parts)
 
-    def store(self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None) -> WindowStore:
+    def store(
+        self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None
+    ) -> WindowStore:
         """Return how a working rank fetches and pushes over the window; within one process by `turns`, and not on a thread."""
         replica, partition = self.topology.place(rank)
         mine = footprint(self.model, boxes, leads=partition == 0)
         overlap, clock = self.config.method.overlap and turns is None, turns or time.perf_counter
-        return WindowStore(window, self.topology, (replica, partition), mine, self.rings, overlap, clock)
+        parts = (window, self.topology, (replica, partition), mine, self.rings, overlap, clock)
+        if log is None:
+            return WindowStore(*parts)
+        return RecordingStore(log, mine.used, self.pieces(whole=False), self.clocks(partition), *parts)
 
     @property
     def turn(self) -> float:
@@ -153,6 +176,11 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
     config.method.check(config)
+    if config.record.schedule and not config.method.recordable:
+        raise UserError(
+            f"The schedule of method.kind = '{config.method.kind}' cannot be recorded yet; set record.schedule = false, or train "
+            "with downpour, sgd or synchronous."
+        )
     return out
 
 

@@ -84,6 +84,8 @@ def refuse(ready: Setup, dry: bool) -> None:
     method = ready.config.method
     if method.overlap:
         raise UserError("Simulated time does not know method.overlap; add method.overlap=false to the command.")
+    if ready.config.record.schedule:
+        raise UserError("Simulated time is the same again by itself; add record.schedule=false to the command.")
     if dry and method.receiver is not Shard:
         raise UserError(
             f"A dry run computes nothing, and method.kind = '{method.kind}' goes by what it computes; leave --dry out, or use "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import pytest
 import sums
 
 from dbnet import train
+from dbnet.__main__ import main
 from dbnet.data.file import write
 from dbnet.monitor.results import Run
-from dbnet.run import inference
 
 TOGETHER = ["method.kind=synchronous", "rule={kind='sgd', rate=0.05}", "model.dtype=float64", "stop.epochs=99", "stop.steps=12"]
 TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
@@ -67,6 +66,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
                 "method.overlap=true",
                 "method.n_push=4",
                 "method.n_fetch=4",
+                "record.schedule=true",
                 "rule.rate=0.02",
                 "stop.epochs=15",
                 *two_replicas,
@@ -84,10 +84,11 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
         {
             "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", "topology.shards=4", "topology.replicas=1"],
             "wide": shape,
-            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", *shape],
+            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record.schedule=true", *shape],
             "tally": [*sums.overrides(small), *shape],
             "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
-            "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", *shape],
+            "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", "record.schedule=true", *shape],
+            "cut": ["rule={kind='adam', rate=0.02}", "method.slot=512", "method.n_push=2", "record.schedule=true", *halves],
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
             "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],
@@ -100,7 +101,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
 ALL = [
     *(("on3", name) for name in ("sgd", "plain", "decay")),
     *(("on4", name) for name in ("sgd", "sgd-momentum", "shards", "replicas", "overlap", "tally-overlap", "overlap-seldom")),
-    *(("on6", name) for name in ("sgd", "wide", "rings", "tally", "tally-seldom", "float64", "empty-shard", "idle-replica")),
+    *(("on6", name) for name in ("sgd", "wide", "rings", "tally", "tally-seldom", "float64", "empty-shard", "idle-replica", "cut")),
     *(("on6", name) for name in ("together", "cut-together")),
 ]
 
@@ -186,6 +187,15 @@ def test_synchronous_replicas_equal_one_with_their_batches_together(run: Run, tm
         np.testing.assert_allclose(file["params"][:], other["params"][:], rtol=0, atol=1e-12)
 
 
+@every([("on4", "overlap-seldom"), ("on6", "rings"), ("on6", "float64"), ("on6", "cut")])
+def test_a_recorded_run_replays_to_the_bit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipeline, slices that interleave, a warmstart, a cut network, four rules; evaluations and rule states included."""
+    code, said = main(["replay", str(run.path)]), capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, "), said
+    assert code == 0 and len(set(run.events.replica)) > 1
+    assert (run.events.applied > run.events.fetched).any(), "nothing was stale, so nothing was shown"
+
+
 @every([("on6", "rings")])
 def test_rings_fill_and_wrap(run: Run) -> None:
     assert (run.events.groupby(["shard", "replica"]).size() == run.events.push.max() + 1).all()
@@ -224,14 +234,6 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
         assert mine[mine.replica == 0].push.min() == pushes
 
 
-def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> None:
-    score, _ = inference.evaluate(str(on3 / "plain.checkpoint.h5"), None, "test")
-    run = Run(on3 / "plain.h5")
-    assert score.test_accuracy == pytest.approx(run.accuracy)
-    assert json.loads(run.config.text())["run"]["name"] == "plain"
-
-
-@pytest.mark.long
 def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
     """Over TCP nothing moves unless the target helps."""
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}

@@ -1,0 +1,127 @@
+"""`dbnet replay`: play a recorded run again, compare it to the bit, say what was compared or what differed first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from dbnet.checkpoint.reader import Checkpoint
+from dbnet.comm.communicators import cores_for
+from dbnet.commands.evaluate import add_trust
+from dbnet.commands.replay.outcome import Compared, Difference
+from dbnet.commands.replay.world import ReplayedWorld
+from dbnet.core.config import Config, fitting, override, restored, stored
+from dbnet.core.errors import UserError
+from dbnet.core.registry import own_modules
+from dbnet.monitor.results import Run
+from dbnet.monitor.runfile import machine
+from dbnet.run import roles
+from dbnet.run.inference import run_modules
+from dbnet.run.setup import Setup, setup
+from dbnet.shards.schedule.log import PartOfSchedule, part_of_schedule, schedule_of
+
+
+def replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Play a recorded run again in this process, and compare it with the record to the bit: every gradient, every\n"
+        "evaluation, every checkpoint, the end.\n\n"
+        "  mpirun -n 6 dbnet train jobs/digits.toml --record      records runs/digits.schedule\n"
+        "  dbnet replay runs/digits.h5\n\n"
+        "Exit code 0: identical; 1: something differs, and the first such thing is named."
+    )
+    parser.add_argument("run_file", metavar="RUN.h5", help="the run file of a recorded run")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="rule.key=value",
+        help="run another rule or rate under the same schedule; only the evaluations are shown then, side by side",
+    )  # fmt: skip
+    add_trust(parser)
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    run = Run(options.run_file)
+    recorded = run.about.get("schedule")
+    if not isinstance(recorded, dict):
+        raise UserError(f"'{options.run_file}' was not recorded; train with --record, or with record.schedule = true.")
+    # The folder may have been moved since.
+    moved = {"name": run.path.stem, "folder": str(run.path.parent)}
+    config = run.config.model_copy(update={"run": run.config.run.model_copy(update=moved)})
+    run_modules(options.run_file, own_modules(run.about["modules"], config.model.modules), options.trust_modules, "--trust-modules")
+    ready = setup(_changed(config, options.overrides), _point(recorded))
+    parts = _parts(ready, options.run_file, recorded["id"])
+    threads = sorted({part.about["threads"] for part in parts.values()})
+    exact = _alike(parts) and not options.overrides
+    roles.use(ready.config, max(threads, default=cores_for(None, True)[0]))
+    compared = Compared(exact, ready.topology.shards)
+    here = any(part.about["here"] for part in parts.values())
+    world = ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared)
+    other = f" with {' '.join(options.overrides)}" if options.overrides else ""
+    print(f"Replay of {run.path}{other}: {ready.topology.words()}.", flush=True)
+    try:
+        world.play()
+    except Difference as difference:
+        print(f"different: {difference}; identical before: {compared.words()}")
+        return 1
+    said = "identical" if exact else "another rule under the same schedule" if options.overrides else "played, not compared"
+    print(f"{said}: {compared.words()}{'' if world.ended else _short(parts)}")
+    if not exact:
+        print(_scores(compared))
+    return 0
+
+
+def _scores(compared: Compared) -> str:
+    """Return a line for each evaluation: the test set's numbers as recorded and now."""
+    lines = [f"{'evaluation by':<24}  {'recorded':>17}  {'now':>17}"]
+    for who, *both in compared.scores:
+        lines.append("  ".join([f"{who:<24}", *(f"{loss:8.4f} {accuracy:8.4f}" for loss, accuracy, *_ in both)]))
+    return "\n".join(lines)
+
+
+def _changed(config: Config, overrides: list[str]) -> Config:
+    """Return the configuration with another rule; UserError where something else is to be another."""
+    tree = json.loads(config.text())
+    for text in overrides:
+        if not text.startswith(("rule.", "rule=")):
+            raise UserError(f"'{text}': under a recorded schedule only the rule can be another one; train anew for anything else.")
+        override(tree, text)
+    for left in fitting(tree, overrides):
+        print(f"dbnet: {left}", file=sys.stderr)
+    return restored(stored(tree))
+
+
+def _short(parts: dict[int, PartOfSchedule]) -> str:
+    full = [str(part.path) for part in parts.values() if part.full]
+    return f"; the record ends before the run did, {f'{full[0]} was full' if full else 'which was killed'}"
+
+
+def _point(recorded: dict[str, Any]) -> str | None:
+    """Return the checkpoint that the run went on from, if it did and that is still there."""
+    path, identity = recorded["from"]
+    if identity and Checkpoint(path).id != identity:
+        raise UserError(f"The run went on from '{path}', which has been written anew since; it cannot be played again.")
+    return path or None
+
+
+def _parts(ready: Setup, run_file: str, identity: str) -> dict[int, PartOfSchedule]:
+    """Return the parts of the record by rank; a replica that never began may have none."""
+    config, world, out = ready.config, ready.topology, {}
+    if not schedule_of(config).is_dir():
+        raise UserError(f"'{run_file}' was recorded, but its folder '{schedule_of(config)}' is not beside it.")
+    for rank in range(1, world.size):
+        path = part_of_schedule(config, world, rank)
+        if path.exists() or rank <= world.shards:
+            out[rank] = PartOfSchedule(path)
+            if out[rank].about["run"] != identity:
+                raise UserError(f"'{path}' is of another run than '{run_file}'.")
+    return out
+
+
+def _alike(parts: dict[int, PartOfSchedule]) -> bool:
+    """Return whether this machine computes to the bit as those of the record did; warn where it may not."""
+    here, there = machine(), [part.about["machine"] for part in parts.values()]
+    strange = sorted({name for other in there for name in {*here, *other} if here.get(name) != other.get(name)})
+    if strange:
+        names = ", ".join(f"{name} ({there[0].get(name)}, here {here.get(name)})" for name in strange)
+        print(f"dbnet: The run was recorded elsewhere: {names}; bits may differ, and are not compared.", file=sys.stderr)
+    return not strange

@@ -1,0 +1,222 @@
+"""A shard's timeline: it takes slices, loses replicas and copies checkpoints in the order in which it did so.
+
+A slice is changed only after all have read it that have read it in this version; whoever reads a later version waits for it. Real
+time has ordered all of this once, so there always is somebody who can go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dbnet.checkpoint.format import CHUNK
+from dbnet.comm.turns import Turns, Wait, give_way
+from dbnet.commands.replay.outcome import Compared, Difference
+from dbnet.core.vector import check_sum
+from dbnet.run.setup import Setup
+from dbnet.shards.push import Intake, Push, Receiver
+from dbnet.shards.schedule.log import CLOSE, COPY, END, SAVE, SAVED, TAKE, TAKES, LogEntry
+from dbnet.shards.schedule.serving import CountingShard, digests
+from dbnet.shards.schedule.slices import span
+
+
+class Reading:
+    """A fetch under way: how many pieces are still to be read."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class ReplayedShard(CountingShard):
+    """A shard that changes when all have read that are to.
+
+    Parameters
+    ----------
+    index
+        Which shard.
+    due
+        For each piece the versions that are read of it, in order, one for each reading.
+    """
+
+    def __init__(self, index: int, due: Sequence[np.ndarray], *parts: Any) -> None:
+        super().__init__(*parts)
+        self.index, self._due = index, due
+        self._read = [0] * len(self.pieces)
+        self._waiting: list[list[tuple[int, Callable[[], None], Reading]]] = [[] for _ in self.pieces]
+
+    def read(self, number: int, version: int, copy: Callable[[], None], reading: Reading) -> None:
+        """Have `copy` called when piece `number` has this version."""
+        if version < self.versions[number] // 2:
+            raise Difference(f"{self.place(number)}: version {version} is to be read, but it has been changed since")
+        self._waiting[number].append((version, copy, reading))
+        self._serve(number)
+
+    def _serve(self, number: int) -> None:
+        now, left = int(self.versions[number]) // 2, []
+        for version, copy, reading in self._waiting[number]:
+            if version == now:
+                copy()
+                self._read[number] += 1
+                reading.left -= 1
+            else:
+                left.append((version, copy, reading))
+        self._waiting[number] = left
+
+    def keeps(self, reading: Reading | None) -> bool:
+        """Return whether a fetch waits for a version of this shard."""
+        return any(reading is other for waiting in self._waiting for _, _, other in waiting)
+
+    def place(self, number: int) -> str:
+        return f"shard {self.index}, slice {self.pieces[number].slice}"
+
+    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+        number = self.piece_at[lo]
+        wanted = int(np.searchsorted(self._due[number], self.versions[number] // 2, "right"))
+        while self._read[number] < wanted:
+            missing = wanted - self._read[number]
+            give_way(Wait(f"{self.place(number)} is read in its version {self.versions[number] // 2} by {missing} more"))
+        super().apply(lo, g, t)
+        self._serve(number)
+
+
+@dataclass
+class Parcel:
+    """A push that is being taken: what is known of it, the gradient, and its next element for this shard."""
+
+    push: Push
+    g: np.ndarray
+    at: int = 0
+
+
+class Timeline:
+    """What one shard did, in order.
+
+    Parameters
+    ----------
+    ready, shard, receiver
+        The run, the shard, and what takes pushes to it.
+    entries, compared
+        What it has recorded; what was compared with it.
+    longest
+        Elements of a slice; None: a push comes whole.
+
+    Attributes
+    ----------
+    over, ended
+        Whether all that was recorded has been played; whether that is the whole run.
+    taken
+        How many slices were taken.
+    awaited
+        The origin of which the next slice is to be taken, while it has not been pushed.
+    """
+
+    def __init__(
+        self, ready: Setup, shard: ReplayedShard, receiver: Receiver, entries: Sequence[LogEntry], compared: Compared,
+        longest: int | None,
+    ) -> None:  # fmt: skip
+        self.index, self._receiver, self._entries, self._compared = shard.index, receiver, entries, compared
+        self._topology, self._longest, users = ready.topology, longest, ready.users[shard.index]
+        self._routes = {origin: ready.routes[origin][shard.index] for origin in users}
+        self._intakes = {origin: Intake(receiver, ready.config.guard.finite) for origin in users}
+        self.parcels: dict[int, deque[Parcel]] = {origin: deque() for origin in users}
+        self._saving: Iterator[None] = iter(())
+        self._named, self._copied = "", {}
+        self.ended, self.over, self.taken = False, False, 0
+        self.awaited: int | None = None
+
+    def run(self) -> Turns:
+        """Play what was recorded."""
+        for entry in self._entries:
+            if entry.kind == TAKES:
+                for origin, check in entry.array(TAKE).tolist():
+                    yield from self._take(origin, check)
+            elif entry.kind == CLOSE:
+                self._close(entry.value)
+            elif entry.kind == SAVE:
+                self._named, self._saving = entry.value, self._copies()
+            elif entry.kind == COPY:
+                next(self._saving, None)
+            elif entry.kind == SAVED:
+                self._compare(f"checkpoint {self._named.split('.')[0]}", entry.value, self._copied)
+                self._compared.part(self._named)
+            elif entry.kind == END:
+                found = {"digests": digests(self._receiver), "clock": self._receiver.clock.tolist()}
+                self._compare("the end", entry.value, found)
+                self.ended = True
+        self.over = True
+
+    def pending(self, origin: int) -> int:
+        """Return how many slices of an origin wait, of pushes but the newest at least one."""
+        return sum(
+            1 if self._longest is None else -(-self._left(origin, parcel) // self._longest) for parcel in self.parcels[origin]
+        )
+
+    def _left(self, origin: int, parcel: Parcel) -> int:
+        return self._routes[origin].size - parcel.at
+
+    def _take(self, origin: int, check: int) -> Turns:
+        parcels = self.parcels.get(origin)
+        if parcels is None:
+            raise Difference(f"shard {self.index}: it takes a slice of origin {origin}, which never pushes here")
+        while not parcels:
+            self.awaited = origin
+            who = self._topology.name(self._topology.origin_rank(*divmod(origin, self._topology.partitions)))
+            yield Wait(f"shard {self.index} waits for a push of {who}")
+        self.awaited = None
+        parcel, route = parcels[0], self._routes[origin]
+        at = parcel.at
+        n = route.size if self._longest is None else span(route, at, self._longest)
+        place = route.slice(at, n)
+        g = parcel.g[place]
+        if self._compared.exact and check_sum(g) != check:
+            raise Difference(f"{self._where(parcel, at)}: another gradient was pushed")
+        if self._intakes[origin].take(parcel.push, g, route.segments(at, n), at == 0, at + n == route.size):
+            self._compared.updates += parcel.push.steps > 0
+        self.taken += 1
+        parcel.at += n
+        if parcel.at == route.size:
+            parcels.popleft()
+
+    def _where(self, parcel: Parcel, at: int) -> str:
+        push, route = parcel.push, self._routes[parcel.push.replica * self._topology.partitions + parcel.push.partition]
+        number = first = 0
+        while self._longest is not None and first < at:
+            first, number = first + span(route, first, self._longest), number + 1
+        partition = f" partition {push.partition}" if self._topology.partitions > 1 else ""
+        return f"shard {self.index}, slice {number}, push {push.number}, replica {push.replica}{partition}, step {push.step}"
+
+    def _close(self, replica: int) -> None:
+        for origin, parcels in self.parcels.items():
+            if origin // self._topology.partitions == replica:
+                parcels.clear()
+        self._receiver.leave(replica)
+
+    def _copies(self) -> Iterator[None]:
+        """Copy what a checkpoint holds piece by piece, as `checkpoint.parts` does it."""
+        registers, found = self._receiver.registers(), {}
+        yield
+        for name, register in registers.items():
+            if not register.size:
+                continue
+            step, found[name] = max(1, CHUNK // register.itemsize), hashlib.sha256()
+            for lo in range(0, register.size, step):
+                found[name].update(register[lo : lo + step])
+                yield
+        self._copied = {
+            "digests": {name: value.hexdigest() for name, value in found.items()}, "clock": self._receiver.clock.tolist()
+        }  # fmt: skip
+        yield
+
+    def _compare(self, when: str, recorded: dict[str, Any], found: dict[str, Any]) -> None:
+        if not self._compared.exact:
+            return
+        for name, digest in recorded["digests"].items():
+            if found["digests"].get(name) != digest:
+                raise Difference(f"{when}: '{name}' of shard {self.index} is another")
+        if recorded["clock"] != found["clock"]:
+            raise Difference(f"{when}: the clock of shard {self.index} is {found['clock']}, recorded was {recorded['clock']}")

@@ -1,0 +1,39 @@
+"""Orders of a run whose schedule is recorded: what a replica has been told, and at which of its looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dbnet.coordinator.orders import Orders
+from dbnet.data.subsets import Share
+from dbnet.network.replica import Score
+from dbnet.shards.schedule.log import EVALUATED, ORDER, SHARE, PartLog
+
+
+class RecordingOrders(Orders):
+    """A replica's half, which writes down what it has seen; of a cut replica partition 0 writes for all, but for shares."""
+
+    def __init__(self, log: PartLog, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._log, self._looks = log, 0
+        self._known = self._order.copy()
+
+    def poll(self, now: bool = False) -> None:
+        super().poll(now)
+        self._looks += 1
+        if self.leads and (self._order != self._known).any():
+            self._known[:] = self._order
+            self._log.add(ORDER, np.array([self._looks, *self._order], "<i8"))
+
+    def share(self, number: int) -> Share:
+        share = super().share(number)
+        self._log.add(SHARE, np.array([number, *share], "<i8"))
+        return share
+
+    def report(self, score: Score) -> None:
+        if self.leads:
+            self._log.add(EVALUATED, np.array(score, "<f8"))
+            self._log.flush()
+        super().report(score)

@@ -1,0 +1,185 @@
+"""A recorded run replays to the bit; where one event of the record is another, the replay says so and names it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import Finished
+
+from dbnet import open_run
+from dbnet.run.train import execute
+from dbnet.shards.schedule import log
+from dbnet.shards.schedule.log import LogEntry, PartOfSchedule
+
+RUNS = {
+    "adagrad": ["topology.replicas=3", "evaluate.epochs=0.5"],
+    "seldom": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", "checkpoint.steps=30"],
+    "adam-warmstart": ["rule={kind='adam', rate=0.01}", "method.n_push=2", "warmstart.steps=9", "topology.replicas=3"],
+    "momentum": ["rule={kind='momentum', rate=0.02}", "model.dtype=float64", "method.n_fetch=4"],
+    "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.3}", "topology.replicas=1", "topology.shards=3"],
+    "synchronous": ["method.kind=synchronous", "rule={kind='sgd', rate=0.3}", "checkpoint.steps=30"],
+    "cut": ["topology.partitions=2", "method.slot=256", "method.n_push=2", "checkpoint.steps=30"],
+    "cut-synchronous": ["topology.partitions=2", "method.kind=synchronous", "method.slot=256"],
+}
+
+
+def recorded(run_file: Path, *changes: str) -> Path:
+    """Make a run of one epoch in this process and record it; return its run file."""
+    return execute(run_file, ["record.schedule=true", "stop.epochs=1", "evaluate.epochs=1", *changes], quiet=True).run_file
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recorded_run_is_the_same_again(name: str, run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file, *RUNS[name])
+    run, done = open_run(path), dbnet("replay", path)
+    checkpoints = len(list(path.with_suffix(".checkpoints").glob("??????.h5")))
+    assert done.code == 0, done.out + done.err
+    found = done.out.splitlines()[-1]
+    assert found.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, "), found
+    assert int(found.split()[-2]) >= checkpoints > 0
+    assert len(run.events) > 30
+
+
+def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    first = execute(run_file, ["stop.epochs=1", "rule={kind='adam', rate=0.01}"], quiet=True)
+    again = ["record.schedule=true", "stop.epochs=2", "rule={kind='adam', rate=0.01}"]
+    path = execute(run_file, again, resume=str(first.checkpoint), quiet=True).run_file
+    assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 144 updates")
+
+
+def rewrite(path: Path, change: Callable[[list[LogEntry]], None]) -> None:
+    """Change the entries of a part."""
+    part, about = PartOfSchedule(path), zlib.decompressobj().decompress(path.read_bytes()[len(log._FORMAT) :])
+    change(part.entries)
+    _, length = log._HEAD.unpack_from(about)
+    data = about[: log._HEAD.size + length]
+    data += b"".join(log._HEAD.pack(entry.kind, len(entry.content)) + entry.content for entry in part.entries)
+    path.write_bytes(log._FORMAT + zlib.compress(data))
+
+
+def other_order(entries: list[LogEntry]) -> None:
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.TAKES)
+    takes = entries[at].array(log.TAKE).copy()
+    k = next(k for k in range(10, len(takes)) if takes["origin"][k] != takes["origin"][k + 1])
+    takes[[k, k + 1]] = takes[[k + 1, k]]
+    entries[at] = LogEntry(log.TAKES, takes.tobytes())
+
+
+def other_gradient(entries: list[LogEntry]) -> None:
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.TAKES)
+    takes = entries[at].array(log.TAKE).copy()
+    takes["check"][20] ^= 1
+    entries[at] = LogEntry(log.TAKES, takes.tobytes())
+
+
+def other_version(entries: list[LogEntry]) -> None:
+    fetches = [i for i, entry in enumerate(entries) if entry.kind == log.FETCH]
+    for i, change in ((fetches[8], -1), (fetches[9], 1)):
+        versions = entries[i].array("<i4").copy()
+        versions[0] += change
+        entries[i] = LogEntry(log.FETCH, versions.tobytes())
+
+
+def other_loss(entries: list[LogEntry]) -> None:
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.EVALUATED)
+    entries[at] = LogEntry(log.EVALUATED, np.nextafter(entries[at].array("<f8"), 9).tobytes())
+
+
+def other_end(entries: list[LogEntry]) -> None:
+    end = entries[-1].value
+    entries[-1] = LogEntry(log.END, entries[-1].content.replace(end["digests"]["state.sum"].encode(), b"0" * 64))
+
+
+def earlier_order(entries: list[LogEntry]) -> None:
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.ORDER and i > 8)
+    row = entries[at].array("<i8").copy()
+    row[0] -= 1
+    entries[at] = LogEntry(log.ORDER, row.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("shard-1", other_order, "shard 1, slice 0, push 5, replica 1, step 5: it was taken next, but cannot have been pushed"),
+        ("shard-0", other_gradient, "shard 0, slice 0, push 10, replica 0, step 10: another gradient was pushed"),
+        ("replica-1.0", other_version, "push 8, replica 1, step 8: another gradient"),
+        ("replica-1.0", earlier_order, "replica 1: "),
+        ("replica-0.0", other_loss, "replica 0: an evaluation gives "),
+        ("shard-0", other_end, "the end: 'state.sum' of shard 0"),
+    ],
+)
+def test_another_event_is_found_and_named(
+    part: str, change: Callable, named: str, run_file: Path, dbnet: Callable[..., Finished]
+) -> None:
+    path = recorded(run_file, "evaluate.epochs=0.3")
+    rewrite(path.with_suffix(".schedule") / part, lambda entries: None)
+    assert dbnet("replay", path).code == 0
+    rewrite(path.with_suffix(".schedule") / part, change)
+    done = dbnet("replay", path)
+    assert done.code == 1 and "identical" not in done.out.splitlines()[-1].split(":")[0]
+    assert named in done.out, done.out
+
+
+def test_another_rule_under_the_same_schedule(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file, "evaluate.epochs=0.5")
+    same, other = dbnet("replay", path, "rule.rate=0.1"), dbnet("replay", path, "rule.kind=momentum", "rule.rate=0.01")
+    for done in (same, other):
+        assert done.code == 0 and "another rule under the same schedule: 144 updates" in done.out, done.out
+    pairs = [[line.split()[-4:] for line in done.out.splitlines()[3:]] for done in (same, other)]
+    assert all(row[:2] == row[2:] for row in pairs[0])
+    assert len(pairs[1]) == 3 and pairs[1][-1][:2] != pairs[1][-1][2:] and pairs[1][0][:2] == pairs[1][0][2:]
+    refused = dbnet("replay", path, "method.n_push=3")
+    assert refused.code == 2 and "only the rule can be another one" in refused.err
+
+
+def test_other_data_are_found(run_file: Path, make_data: Callable[..., Path], dbnet: Callable[..., Finished]) -> None:
+    data = make_data()
+    layers = [
+        "model.layers=[{kind='dense', units=2}]",
+        f"data.path={data}",
+        "method.minibatch=2",
+        "stop.epochs=5",
+        "evaluate.train=0",
+    ]
+    path = recorded(run_file, *layers)
+    assert dbnet("replay", path).code == 0
+    make_data(train__x=np.arange(24, dtype=np.float32).reshape(8, 3) / 23)
+    assert "push 0, replica 0, step 0: another gradient" in dbnet("replay", path).out
+
+
+def test_a_record_is_bounded_and_the_run_goes_on(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    changes = ["stop.epochs=9", "record.limit=12000"]
+    bounded = dbnet("train", run_file, "--record", *changes)
+    assert bounded.code == 0
+    assert "recorded no further" in bounded.err and "the run goes on" in bounded.err
+    path = Path("out/run.h5")
+    assert all(part.stat().st_size < 4000 for part in path.with_suffix(".schedule").iterdir())
+    done = dbnet("replay", path)
+    updates = int(done.out.splitlines()[-1].split()[1].replace(",", ""))
+    assert done.code == 0 and "the record ends before the run" in done.out
+    assert 0 < updates < len(open_run(path).events)
+
+
+def test_a_part_that_breaks_off_is_read_up_to_there(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file)
+    for part in path.with_suffix(".schedule").glob("shard-*"):
+        part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    done = dbnet("replay", path)
+    assert done.code == 0 and "the record ends before the run did, which was killed" in done.out, done.out
+
+
+def test_what_cannot_be_replayed_is_refused(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    plain = execute(run_file, ["stop.epochs=1"], quiet=True).run_file
+    assert "was not recorded; train with --record" in dbnet("replay", plain).err
+    assert not plain.with_suffix(".schedule").exists()
+    batch = dbnet("train", run_file, "--record", "method.kind=sandblaster")
+    assert batch.code == 2 and "cannot be recorded yet" in batch.err
+    path = recorded(run_file)
+    (path.with_suffix(".schedule") / "shard-1").write_text("something else")
+    assert "is no part of a schedule" in dbnet("replay", path).err
+    (path.with_suffix(".schedule") / "shard-1").unlink()
+    assert dbnet("replay", path).code == 2
