@@ -192,6 +192,7 @@ def test_a_flipped_byte_in_any_dataset_is_named(tmp_path: Path) -> None:
     assert tried == 12 + 3 * 5 and damage(master) == []
 
 
+@pytest.mark.long
 def test_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     master, chance = write(tmp_path).resolve(), random.Random(3)
     files = [master, *(part_of(master, shard) for shard in range(3))]

@@ -208,6 +208,7 @@ def run_as_nobody(words: list[str], cwd: Path) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root may write anywhere, and there is no setpriv")
 def test_output_folder_without_permission(tmp_path_factory: pytest.TempPathFactory, run_file: Path, digits: Path) -> None:
     folder = Path("/tmp") / f"dbnet-{os.getpid()}-readonly"

@@ -303,6 +303,7 @@ def test_help_mentions_every_option(words: tuple[str, ...], dbnet: Command) -> N
             assert action.help, f"{' '.join(words)}: {action.dest} has no help"
 
 
+@pytest.mark.long
 def test_a_reader_that_has_seen_enough(run_file: Path) -> None:
     """`dbnet ... | head`: no traceback; a run goes on."""
     for words in (["plan", "--config", run_file], ["train", run_file, "stop.steps=2"], ["inspect", "out/run.h5"]):
@@ -357,7 +358,7 @@ def test_version(dbnet: Command) -> None:
 
 
 WRONG = {
-    "": "'dbnet' needs a command: train, replay, simulate, plan, evaluate, predict, data, inspect, plot, runs, report, watch, bench;",
+    "": "'dbnet' needs a command: train, replay, simulate, plan, evaluate, predict, data, inspect, plot, runs, report, watch, ",
     "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, replay, simulate, plan, ",
     "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
     "plan": "'dbnet plan' needs RUN.toml; ",

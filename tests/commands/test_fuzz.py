@@ -23,7 +23,7 @@ from dbnet.core.config import build
 from dbnet.data.file import write
 
 # Of the long form.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 
 DENSE = [{"kind": "dense", "units": 4, "activation": "tanh"}, {"kind": "dropout", "rate": 0.2}, {"kind": "dense", "units": 3}]
 IMAGES = [

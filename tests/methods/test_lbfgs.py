@@ -287,6 +287,7 @@ def test_owlqn_ends_at_the_rounding_of_the_type() -> None:
 # --- optima -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SMOOTH)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_optimum_is_scipys(kind: str, problem: str) -> None:

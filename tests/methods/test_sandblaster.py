@@ -106,6 +106,7 @@ def local(cfg: config.Config, iterations: int) -> tuple[LocalSpace, State, list[
 # --- what it computes ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_optimum_is_scipys(adult_file: Path, tmp_path: Path) -> None:
     f = objective(cfg(adult_file, tmp_path))
     tight = {"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-9}

@@ -164,7 +164,7 @@ def test_another_hdf5_file(tmp_path: Path) -> None:
 
 
 def test_a_run_is_read_while_it_goes_on(run_file: Path) -> None:
-    command = [sys.executable, "-m", "dbnet", "train", str(run_file), "stop.epochs=1000000", "stop.seconds=3", "evaluate.epochs=5"]
+    command = [sys.executable, "-m", "dbnet", "train", str(run_file), "stop.epochs=1000000", "evaluate.epochs=5"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         end, seen = time.monotonic() + 60, 0
@@ -174,12 +174,14 @@ def test_a_run_is_read_while_it_goes_on(run_file: Path) -> None:
                 seen = min(len(run.progress), len(run.evaluation), len(run.events))
             except UserError:
                 time.sleep(0.01)
+        # Only what has been read ends the run, however slow this machine is.
+        job.terminate()
         out = job.communicate(timeout=60)[0]
-    assert job.returncode == 0, out
-    assert seen and not run.finished, out
+    assert job.returncode == 85, out
+    assert seen and not run.stopped and not run.finished, out
     before = run.events.copy()
     run.refresh()
-    assert run.finished and len(run.events) > len(before)
+    assert run.stopped and len(run.events) > len(before)
     assert run.events.iloc[: len(before)].equals(before)
 
 

@@ -42,6 +42,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_training_loss_is_scipys_or_below(fashion: Path, tmp_path: Path) -> None:
     tree = {**TREE, "data": {"path": str(fashion)}}

@@ -163,17 +163,23 @@ def _shared_memory() -> set[Path]:
 
 def _remove_unused(files: set[Path]) -> None:
     """Remove shared memory that no living process has mapped: of other jobs on this machine nothing is taken away."""
-    if not files:
-        return
+    # Twice, since another suite's rank may just have made a file that it is about to map.
+    for pause in (0.0, 0.3):
+        if files:
+            time.sleep(pause)
+            files = _unmapped(files)
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+def _unmapped(files: set[Path]) -> set[Path]:
     mapped = ""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             mapped += maps.read_text()
         except OSError:
             continue
-    for path in files:
-        if str(path) not in mapped:
-            path.unlink(missing_ok=True)
+    return {path for path in files if str(path) not in mapped}
 
 
 @pytest.fixture(scope="session")
@@ -181,8 +187,54 @@ def mpirun() -> Callable[..., Job]:
     return launch
 
 
+Command = Sequence[object] | dict[str, object]
+
+
+def _listed(commands: Sequence[Command], folder: Path) -> Path:
+    """Write what `several.py` reads."""
+    path = folder / "commands.json"
+    path.write_text(json.dumps([one if isinstance(one, dict) else [str(word) for word in one] for one in commands]))
+    return path
+
+
+@pytest.fixture(scope="session")
+def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Return a function that runs commands on `n` ranks in one start of mpirun, until one of them fails.
+
+    A command is a list of words of the command line, or a dictionary: see `several.py`.
+    """
+
+    def start(n: int, *commands: Command, how: Callable[..., Job] = launch, **options: object) -> Job:
+        return how(n, HERE / "several.py", _listed(commands, tmp_path_factory.mktemp("in-turn")), **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Job]]:
+    """Return a function that runs commands on `n` ranks in one start of mpirun, and returns what came of each list of words.
+
+    A command's exit code is the greatest of its ranks'. Commands that end other ranks by force need a start of their own.
+    """
+
+    def start(n: int, *commands: Command, **options: object) -> list[Job]:
+        folder = tmp_path_factory.mktemp("several")
+        job = launch(n, HERE / "several.py", _listed(commands, folder), folder, **options)
+
+        def said(number: int, ending: str) -> list[str]:
+            return [path.read_text() for path in sorted(folder.glob(f"{number}.*.{ending}"))]
+
+        everything = "".join(f"{path.name}: {path.read_text()}\n" for path in sorted(folder.glob("*.err")))
+        assert job.code == 0, f"exit code {job.code}\n--- out\n{job.out}\n--- err\n{job.err}\n{everything}"
+        numbers = [number for number, command in enumerate(commands) if not isinstance(command, dict)]
+        assert all(len(said(number, "code")) == n for number in numbers), everything
+        return [Job(max(map(int, said(i, "code"))), "".join(said(i, "out")), "".join(said(i, "err")), 0.0) for i in numbers]
+
+    return start
+
+
 @pytest.fixture(scope="module")
-def trainings(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+def trainings(digits: Path, in_turn: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that makes several runs on `n` ranks in one start of mpirun, and returns the folder of their outputs.
 
     Each run is a name with its overrides; without `data.path` among these it learns the digits. With `start=hosts.launch` the
@@ -192,12 +244,11 @@ def trainings(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     def make(n: int, runs: dict[str, Sequence[str]], start: Callable[..., Job] = launch, **options: object) -> Path:
         folder = tmp_path_factory.mktemp("trainings")
         (folder / "run.toml").write_text(_RUN_FILE.format(data=digits))
-        lists = [["train", str(folder / "run.toml"), f"run.name={name}", *changes] for name, changes in runs.items()]
-        (folder / "commands.json").write_text(json.dumps(lists))
-        start(n, HERE / "commands.py", folder / "commands.json", cwd=folder, **options).good()
+        commands = [["train", folder / "run.toml", f"run.name={name}", *changes] for name, changes in runs.items()]
+        in_turn(n, *commands, how=start, cwd=folder, **options).good()
         return folder / "out"
 
-    yield make
+    return make
 
 
 class OverHosts:

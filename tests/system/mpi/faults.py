@@ -14,7 +14,7 @@ from started import processes, programs
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNTS: Counter[str] = Counter()
-BOUND = 2.0
+BOUND = 4.0
 
 RUN_FILE = """
 [run]

@@ -1,4 +1,7 @@
-"""On the ranks of one mpirun: window and channel alone, every rank checking what it sees. The folder given gets a mark per rank."""
+"""On the ranks of one mpirun: window and channel alone, every rank checking what it sees: primitives.py FOLDER SIZE...
+
+For every SIZE the first so many ranks do it; each leaves a mark in the folder, SIZE.RANK.
+"""
 
 import sys
 import time
@@ -103,8 +106,13 @@ def channel(comm: MPI.Comm) -> None:
 if __name__ == "__main__":
     world = mpi.world()
     with mpi.abort_on_error(world):
-        window(world)
-        room(world)
-        channel(world)
+        for size in map(int, sys.argv[2:]):
+            part = world.Split(world.rank < size, world.rank)
+            if world.rank < size:
+                window(part)
+                room(part)
+                channel(part)
+                part.Barrier()
+                (Path(sys.argv[1]) / f"{size}.{part.rank}").touch()
+            part.Free()
         world.Barrier()
-        (Path(sys.argv[1]) / f"rank-{world.rank}").touch()

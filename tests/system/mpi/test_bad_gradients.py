@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dbnet.monitor.results import Run
 
-HERE = Path(__file__).resolve().parent
+if TYPE_CHECKING:
+    from conftest import Job
+
+pytestmark = pytest.mark.long
 RUN_FILE = """[run]
 folder = "out"
 [data]
@@ -36,32 +40,39 @@ refused = 3
 """
 
 
-@pytest.mark.parametrize(
-    ("ranks", "changes"),
-    [
-        (5, ("method.kind=downpour", "method.overlap=true")),
-        (7, ("method.kind=downpour", "topology.partitions=2")),
-        (5, ("method.kind=sandblaster",)),
-    ],
-    ids=["downpour", "cut", "sandblaster"],
-)
-def test_a_bad_example_ends_the_run_and_is_named(
-    ranks: int, changes: tuple[str, ...], mpirun: Callable, digits: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
-    done = mpirun(ranks, HERE / "spoiled.py", 1234, "train", tmp_path / "run.toml", *changes, cwd=tmp_path)
+SPOILED = {"call": "spoiled.spoil", "with": [1234]}
+
+
+def ends_with(said: str, done: Job, run_file: Path) -> None:
     assert done.code == 2, done.out + done.err
-    assert "Example 1234 of the training set" in done.err and "mend the data" in done.err
-    assert done.err.count("dbnet:") == 1 and "Traceback" not in done.err
-    assert "refused push" in done.out
-    run = Run(tmp_path / "out" / "run.h5")
+    assert said in done.err and done.err.count("dbnet:") == 1 and "Traceback" not in done.err
+    assert not run_file.with_suffix(".checkpoint.h5").exists()
+
+
+def the_example_is_named(done: Job, run_file: Path) -> None:
+    ends_with("Example 1234 of the training set", done, run_file)
+    assert "mend the data" in done.err and "refused push" in done.out
+    run = Run(run_file)
     assert not run.finished and len(run.refused)
-    assert not (tmp_path / "out" / "run.checkpoint.h5").exists()
 
 
-def test_a_rate_that_is_too_high_ends_the_run_and_is_named(mpirun: Callable, digits: Path, tmp_path: Path) -> None:
+def test_a_bad_example_or_a_rate_too_high_ends_the_run_and_is_named(several: Callable, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
-    done = mpirun(5, "-m", "dbnet", "train", tmp_path / "run.toml", "rule.rate=1e30", cwd=tmp_path)
-    assert done.code == 2, done.out + done.err
-    assert "lower rule.rate (1e+30)" in done.err
-    assert not (tmp_path / "out" / "run.checkpoint.h5").exists()
+    train = ["train", "run.toml", "run.picture=false"]
+    rate, downpour, sandblaster = several(
+        5,
+        [*train, "run.name=rate", "rule.rate=1e30"],
+        SPOILED,
+        [*train, "run.name=downpour", "method.kind=downpour", "method.overlap=true"],
+        [*train, "run.name=sandblaster", "method.kind=sandblaster"],
+        cwd=tmp_path,
+    )
+    ends_with("lower rule.rate (1e+30)", rate, tmp_path / "out" / "rate.h5")
+    the_example_is_named(downpour, tmp_path / "out" / "downpour.h5")
+    the_example_is_named(sandblaster, tmp_path / "out" / "sandblaster.h5")
+
+
+def test_a_bad_example_of_a_cut_network_is_the_exit_code_of_the_job(in_turn: Callable, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
+    done = in_turn(7, SPOILED, ["train", "run.toml", "topology.partitions=2"], cwd=tmp_path)
+    the_example_is_named(done, tmp_path / "out" / "run.h5")

@@ -15,9 +15,9 @@ from dbnet.data.file import write
 from dbnet.monitor.results import Run
 from dbnet.run import outcome, train
 
-HERE = Path(__file__).resolve().parent
 RUN_FILE = """[run]
 folder = "out"
+picture = false
 [data]
 path = "{data}"
 [model]
@@ -28,16 +28,16 @@ kind = "dense"
 units = 10
 [method]
 kind = "sandblaster"
-minibatch = {minibatch}
+minibatch = 32
 slot = 4096
 slots = 3
-portion = {portion}
+portion = 64
 push_every = 2
 [topology]
-shards = {shards}
-replicas = {replicas}
+shards = 1
+replicas = 1
 [stop]
-iterations = {iterations}
+iterations = 10
 [evaluate]
 epochs = 1000
 train = 0
@@ -52,94 +52,94 @@ def params(path: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def prepared(digits: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a run file."""
-
-    def prepare(data: Path = digits, minibatch=32, portion=64, shards=2, replicas=2, iterations=10) -> Path:
-        path = tmp_path / "run.toml"
-        values = {"data": data, "minibatch": minibatch, "portion": portion, "shards": shards, "replicas": replicas}
-        path.write_text(RUN_FILE.format(**values, iterations=iterations))
-        return path
-
-    return prepare
+def path(digits: Path, tmp_path: Path) -> Path:
+    """Return a run file."""
+    (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
+    return tmp_path / "run.toml"
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Callable[..., outcome.Outcome]:
+def alone(path: Path, tmp_path: Path) -> Callable[..., outcome.Outcome]:
     """Return a function that trains in this process."""
-    return lambda path, *changes: train.execute(path, [f"run.folder={tmp_path}/alone", *changes], quiet=True)
+    return lambda *changes: train.execute(path, [f"run.folder={tmp_path}/alone", *changes], quiet=True)
 
 
-@pytest.mark.parametrize(("shards", "replicas", "partitions"), [(1, 1, 1), (3, 2, 1), (2, 2, 2)])
-def test_iterates_are_those_of_one_process(mpirun, prepared, alone, tmp_path, shards, replicas, partitions) -> None:
-    path = prepared(shards=shards, replicas=replicas)
-    ranks = 1 + shards + replicas * partitions
-    mpirun(ranks, "-m", "dbnet", "train", path, f"topology.partitions={partitions}", cwd=tmp_path).good()
-    wanted = alone(path, "topology.shards=1", "topology.replicas=1")
-    found = Run(tmp_path / "out" / "run.h5")
+def same_losses(found: Run, wanted: outcome.Outcome, start: int = 0) -> None:
     assert found.finished
-    np.testing.assert_allclose(found.iterations.loss, Run(wanted.run_file).iterations.loss, rtol=1e-10)
-    np.testing.assert_allclose(params(tmp_path / "out" / "run.checkpoint.h5"), params(wanted.checkpoint), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(found.iterations.loss, Run(wanted.run_file).iterations.loss[start:], rtol=1e-10)
+
+
+def same_iterates(folder: Path, name: str, wanted: outcome.Outcome) -> None:
+    found = Run(folder / "out" / f"{name}.h5")
+    same_losses(found, wanted)
+    np.testing.assert_allclose(params(folder / "out" / f"{name}.checkpoint.h5"), params(wanted.checkpoint), rtol=1e-8, atol=1e-10)
     assert (found.iterations.rounds[1:] <= 4).all()
 
 
-def test_interrupted_and_resumed_on_another_topology(mpirun, prepared, alone, tmp_path) -> None:
-    path = prepared(shards=2, replicas=2, iterations=5)
-    mpirun(5, "-m", "dbnet", "train", path, "checkpoint.seconds=0.01", cwd=tmp_path).good()
+def test_iterates_are_those_of_one_process_whatever_a_replica_does(in_turn, path, alone, tmp_path) -> None:
+    """On one start of the ranks: as it should be; a replica that is silent for long and returns; one that holds up a pass."""
+    train = ["train", path, "topology={shards=3, replicas=2}"]
+    slow = ["train", path, "topology={shards=2, replicas=3}", "stop.iterations=8"]
+    silent = [*slow, "method.patience=0.3"]
+    in_turn(
+        6,
+        [*train, "run.name=plain"],
+        {"call": "slowed.slow", "with": [0.001, 1.5]},
+        *([*silent, f"run.name=silent-{backups}", f"method.backups={backups}"] for backups in ("true", "false")),
+        {"call": "slowed.slow", "with": [0.001, "hold"]},
+        # Only a backup of the portion that is held can end the pass: nobody is ever taken for silent.
+        [*slow, "run.name=held", "method.patience=1000", "run.heartbeat=1000"],
+        cwd=tmp_path,
+        timeout=100,
+    ).good()
+    same_iterates(tmp_path, "plain", alone())
+    wanted = alone("stop.iterations=8")
+    runs = {name: Run(tmp_path / "out" / f"{name}.h5") for name in ("silent-true", "silent-false", "held")}
+    for run in runs.values():
+        same_losses(run, wanted)
+    assert runs["held"].iterations.backups.sum() >= 1
+
+
+@pytest.mark.long
+def test_iterates_of_cut_replicas_are_those_of_one_process(mpirun, path, alone, tmp_path) -> None:
+    mpirun(7, "-m", "dbnet", "train", path, "topology={shards=2, replicas=2, partitions=2}", cwd=tmp_path).good()
+    same_iterates(tmp_path, "run", alone())
+
+
+def test_interrupted_and_resumed_on_another_topology(in_turn, path, alone, tmp_path) -> None:
     point = tmp_path / "out" / "run.checkpoint.h5"
-    more = ["topology.shards=1", "topology.replicas=3", "stop.iterations=10", "run.name=more", f"--resume={point}"]
-    mpirun(5, "-m", "dbnet", "train", path, *more, cwd=tmp_path).good()
-    wanted = Run(alone(path, "stop.iterations=10").run_file).iterations
-    np.testing.assert_allclose(Run(tmp_path / "out" / "more.h5").iterations.loss, wanted.loss[5:], rtol=1e-10)
+    in_turn(
+        5,
+        ["train", path, "topology={shards=2, replicas=2}", "stop.iterations=5", "checkpoint.seconds=0.01"],
+        ["train", path, "topology={shards=1, replicas=3}", "run.name=more", f"--resume={point}"],
+        cwd=tmp_path,
+    ).good()
+    same_losses(Run(tmp_path / "out" / "more.h5"), alone(), 5)
 
 
-@pytest.mark.parametrize("backups", ["true", "false"])
-def test_a_replica_falls_silent_and_returns(mpirun, prepared, alone, tmp_path, backups) -> None:
-    path = prepared(shards=2, replicas=3, iterations=8)
-    words = ["train", path, f"method.backups={backups}", "method.patience=0.3"]
-    mpirun(6, HERE / "slowed.py", 0.001, 1, 1.5, "--", *words, cwd=tmp_path).good()
-    np.testing.assert_allclose(
-        Run(tmp_path / "out" / "run.h5").iterations.loss, Run(alone(path).run_file).iterations.loss, rtol=1e-10
-    )
-
-
-def pass_seconds(run: Run) -> float:
-    """Return the median over the iterations of the seconds of a pass."""
-    rows = run.iterations
-    return float(np.median(np.diff(rows.seconds) / rows.passes[1:]))
-
-
-def test_backup_portions_pay(mpirun, prepared, tmp_path) -> None:
-    """Four replicas whose minibatches take 10 ms asleep, so that the machine's load hardly counts; one ten times as slow."""
-    path, times = prepared(minibatch=6, portion=6, shards=1, replicas=4, iterations=3), {}
-    for name, factor, backups in (("fast", 1, "true"), ("slow", 10, "true"), ("without", 10, "false")):
-        words = ["train", path, f"run.name={name}", f"method.backups={backups}"]
-        mpirun(6, HERE / "slowed.py", 0.01, factor, 0, "--", *words, cwd=tmp_path).good()
-        times[name] = pass_seconds(Run(tmp_path / "out" / f"{name}.h5"))
-    shares = {name: seconds / times["fast"] for name, seconds in times.items()}
-    print(f"seconds of a pass, of the all-fast ones: {shares}")
-    # The bound of 1.35 is held where turns are counted (test_portions.py); seconds depend on what else the machine does.
-    assert shares["slow"] < shares["without"], shares
-
-
-def test_the_coordinator_holds_no_vector(mpirun, prepared, tmp_path) -> None:
-    peaks = []
-    for name, units in (("small", 100_000), ("large", 4_000_000)):
+@pytest.mark.long
+def test_one_replica_and_the_coordinator_that_holds_no_vector(in_turn, path, alone, tmp_path) -> None:
+    peak, large = {"call": "slowed.peak", "with": []}, []
+    more = [
+        "method.portion=4",
+        "stop.iterations=1",
+        "method.descent.kind=gradient_descent",
+        "model.dtype=float32",
+        "method.minibatch=4",
+        "method.slot=1048576",
+    ]
+    for name, units in (("small", 100_000), ("large", 1_600_000)):
         data = tmp_path / f"{name}.h5"
         x = np.zeros((4, units), np.uint8)
         x[np.arange(4), np.arange(4)] = 1
         write(data, {"train/x": x, "train/y": np.arange(4), "classes": 10})
-        path = prepared(data, minibatch=4, portion=4, shards=1, replicas=1, iterations=1)
-        words = [
-            "train",
-            path,
-            "method.descent.kind=gradient_descent",
-            "model.dtype=float32",
-            f"run.name={name}",
-            "method.slot=1048576",
+        large += [
+            ["train", path, *more, f"data.path={data}", f"run.name={name}"],
+            peak,
         ]
-        job = mpirun(3, HERE / "slowed.py", 0, 1, 0, "--", *words, cwd=tmp_path, timeout=110).good()
-        peaks.append(int(re.search(r"peak (\d+)", job.out)[1]) / 1024)
-    print(f"coordinator's peak memory with 1 and 40 million parameters: {peaks[0]:.0f} and {peaks[1]:.0f} MiB")
-    # A vector of 40 million float32 would be 153 MiB.
-    assert peaks[1] - peaks[0] < 20
+    out = in_turn(3, ["train", path], *large, cwd=tmp_path, timeout=110).good().out
+    same_iterates(tmp_path, "run", alone())
+    peaks = [int(kib) / 1024 for kib in re.findall(r"peak (\d+)", out)]
+    print(f"coordinator's peak memory with 1 and 16 million parameters: {peaks[0]:.0f} and {peaks[1]:.0f} MiB")
+    # A vector of 16 million float32 would be 61 MiB.
+    assert len(peaks) == 2 and peaks[1] - peaks[0] < 20

@@ -22,9 +22,11 @@ from dbnet.core.config import load
 from dbnet.monitor.results import Run
 from dbnet.run.train import execute
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[3]
 RUN_FILE = """[run]
 folder = "out"
+picture = false
 [data]
 path = "{data}"
 [[model.layers]]
@@ -66,7 +68,8 @@ def hurt(path: Path, name: str) -> None:
 
 
 def test_written_while_training_and_gone_on_from_elsewhere(mpirun: Callable, run_file: Path, tmp_path: Path) -> None:
-    mpirun(5, "-m", "dbnet", "train", run_file, cwd=tmp_path).good()
+    mpirun(5, "-m", "dbnet", "train", run_file, "run.picture=true", cwd=tmp_path).good()
+    assert (tmp_path / "out" / "run.png").exists()
     folder = tmp_path / "out" / "run.checkpoints"
     masters = sorted(path for path in folder.iterdir() if path.name.count(".") == 1)
     assert 2 <= len(masters) <= 3 and all(damage(path) == [] for path in masters) and not list(folder.glob("*.part"))
@@ -88,7 +91,6 @@ def test_written_while_training_and_gone_on_from_elsewhere(mpirun: Callable, run
 def test_from_four_partitions_to_one(mpirun: Callable, run_file: Path, tmp_path: Path) -> None:
     """A network cut over four ranks and two shards goes on in one piece, and comes to where it would have come uncut."""
     same = [
-        "run.picture=false",
         "method.kind=sgd",
         "rule={kind='momentum', rate=0.1}",
         "model.dtype=float64",

@@ -15,8 +15,9 @@ from started import processes, programs
 
 from dbnet.monitor.results import Run
 
+pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
-DEADLINE = 20.0
+DEADLINE = 10.0
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
 
 

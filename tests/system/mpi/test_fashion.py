@@ -11,6 +11,7 @@ import pytest
 from dbnet.__main__ import main
 from dbnet.monitor.results import Run
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT.parent / "shared" / "data" / "fashion_mnist"
 

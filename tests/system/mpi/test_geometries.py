@@ -5,7 +5,6 @@ All numbers are whole multiples of a power of two that fit their type, so that n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -20,7 +19,7 @@ from dbnet.core.config import load
 from dbnet.network.parameters import FlatLayout
 from dbnet.run import inference
 
-HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.long
 RUN_FILE = """[run]
 picture = false
 [model]
@@ -40,7 +39,7 @@ train = 4
 
 
 @pytest.fixture(scope="module")
-def cut(mpirun: Callable, tmp_path_factory: pytest.TempPathFactory, soak: bool) -> tuple[Path, list[Geometry]]:
+def cut(in_turn: Callable, tmp_path_factory: pytest.TempPathFactory, soak: bool) -> tuple[Path, list[Geometry]]:
     """Train in this process, then cut in two from the same start; predict over four; all in one start of the ranks."""
     folder = tmp_path_factory.mktemp("geometries")
     geometries = [Geometry(seed) for seed in range(3, 63 if soak else 6)]
@@ -60,8 +59,7 @@ def cut(mpirun: Callable, tmp_path_factory: pytest.TempPathFactory, soak: bool) 
         commands.append(["train", str(folder / "run.toml"), *words, *changes])
         point = folder / f"cut-{i}.checkpoint.h5"
         commands += [["evaluate", str(point)], ["predict", str(point), str(folder / f"{i}.h5"), str(folder / f"out-{i}.h5")]]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    (folder / "said").write_text(mpirun(4, HERE / "commands.py", folder / "commands.json", cwd=folder).good().out)
+    (folder / "said").write_text(in_turn(4, *commands, cwd=folder).good().out)
     return folder, geometries
 
 

@@ -15,6 +15,7 @@ from dbnet import train
 from dbnet.monitor.results import Run
 from dbnet.run import inference
 
+pytestmark = pytest.mark.long
 TWO = ["topology.shards=2", "topology.replicas=2"]
 CUT = ["method.kind=sgd", "rule={kind='sgd', rate=0.2}", "topology.shards=2", "topology.partitions=2", "stop.epochs=1"]
 BATCH = [

@@ -15,6 +15,7 @@ from dbnet.data.file import write
 from dbnet.run.roles import use
 from dbnet.run.setup import setup
 
+pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
 WIDE = ["model.layers=[{kind='dense', units=8000, activation='relu'}, {kind='dense', units=10}]"]
 IMAGES = [

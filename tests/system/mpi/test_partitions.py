@@ -94,25 +94,16 @@ def test_shared_parameters_are_pushed_once(two_by_two: Path) -> None:
     assert counts.nunique() == 1
 
 
-def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, mpirun: Callable, digits: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, several: Callable, digits: Path, tmp_path: Path) -> None:
     from dbnet.run import inference
 
     point = cut_in_two / "images.checkpoint.h5"
     score, n = inference.evaluate(str(point), str(digits), "test")
     inference.predict(str(point), str(digits), "test", str(tmp_path / "one.h5"))
     for ranks in (2, 3):
-        job = mpirun(ranks, "-m", "dbnet", "evaluate", point, digits).good()
-        assert job.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
-        mpirun(ranks, "-m", "dbnet", "predict", point, digits, tmp_path / "cut.h5", "--force").good()
+        scored, _ = several(ranks, ["evaluate", point, digits], ["predict", point, digits, tmp_path / "cut.h5", "--force"])
+        assert scored.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
         with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "cut.h5") as cut:
             np.testing.assert_allclose(cut["outputs"][:], one["outputs"][:], atol=1e-11)
             np.testing.assert_array_equal(cut["class"][:], one["class"][:])
-
-
-def test_a_cut_that_does_not_fit_is_said_once(mpirun: Callable, digits: Path, tmp_path: Path) -> None:
-    text = f'[data]\npath = "{digits}"\n[model]\nlayers = [{{kind = "dense", units = 10, cut = [3]}}]\n[stop]\nsteps = 1\n'
-    (tmp_path / "run.toml").write_text(text)
-    job = mpirun(4, "-m", "dbnet", "train", tmp_path / "run.toml", "topology.partitions=2", cwd=tmp_path)
-    assert job.code != 0
-    assert job.err.count("model.layers.0.cut = [3] does not fit a layer of shape 10 and 2 partitions") == 1
-    assert "Traceback" not in job.err

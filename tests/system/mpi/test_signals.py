@@ -16,6 +16,7 @@ from started import processes, programs
 
 from dbnet.monitor.results import Run
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
@@ -40,7 +41,7 @@ def folder(tmp_path: Path, digits: Path) -> Path:
     """Return a folder with a run file."""
     (tmp_path / "run.toml").write_text(
         f"""
-run.folder = "out"
+run = {{folder = "out", picture = false}}
 data.path = "{digits}"
 stop.seconds = 600
 evaluate.epochs = 100000
@@ -139,7 +140,7 @@ def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
 
 
 def test_local_script_notices_a_run_that_was_killed(folder: Path) -> None:
-    job = local(folder)
+    job = local(folder, "run.heartbeat=4")
     pid = int(running(folder)[1])
     os.kill(pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{pid}").exists(), "the coordinator is gone", 20)

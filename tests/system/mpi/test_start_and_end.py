@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -34,39 +33,41 @@ replicas = 2
     return tmp_path
 
 
-@pytest.mark.parametrize("n", [3, 4, 6])
-def test_window_and_channel(n: int, tmp_path: Path, mpirun: Callable) -> None:
-    mpirun(n, HERE / "primitives.py", tmp_path).good()
-    assert len(list(tmp_path.iterdir())) == n
+def test_window_and_channel(tmp_path: Path, mpirun: Callable) -> None:
+    sizes = (3, 4, 6)
+    mpirun(max(sizes), HERE / "primitives.py", tmp_path, *sizes).good()
+    assert sorted(mark.name for mark in tmp_path.iterdir()) == [f"{size}.{rank}" for size in sizes for rank in range(size)]
 
 
-def test_wrong_number_of_ranks(folder: Path, mpirun: Callable) -> None:
+UNFIT = ["model.layers=[{kind='dense', units=10, cut=[3]}]", "topology={shards=1, replicas=1, partitions=2}"]
+REFUSED = [
+    (["no.toml"], ["No run file 'no.toml'"]),
+    (["run.toml", "rule.rat=1"], ["did you mean 'rate'"]),
+    (["run.toml", "data.path=no.h5"], ["No data file 'no.h5'"]),
+    (["run.toml", "run.folder=run.toml"], ["Cannot make the output folder"]),
+    (["run.toml", "--resume"], ["No checkpoint"]),
+    (["run.toml", "--nonsense"], ["'dbnet train' does not take '--nonsense'"]),
+    (["run.toml", *UNFIT], ["model.layers.0.cut = [3] does not fit a layer of shape 10 and 2 partitions"]),
+    (
+        ["run.toml", "topology.replicas=3", "run.name=odd"],
+        ["= 5 ranks, but 4 were started", "mpirun -n 5 dbnet train run.toml topology.replicas=3 run.name=odd"],
+    ),
+]
+
+
+def test_one_rank_says_what_is_wrong(folder: Path, several: Callable) -> None:
     before = sorted(folder.rglob("*"))
-    job = mpirun(3, "-m", "dbnet", "train", "run.toml", "run.name=odd", cwd=folder, timeout=40)
-    assert job.code != 0
-    assert job.err.count("dbnet:") == 1 and "Traceback" not in job.err
-    assert "= 4 ranks, but 3 were started" in job.err
-    assert "mpirun -n 4 dbnet train run.toml run.name=odd" in job.err
+    jobs = several(4, *(["train", *words] for words, _ in REFUSED), cwd=folder, timeout=60)
+    for job, (words, said) in zip(jobs, REFUSED, strict=True):
+        assert job.code == 2, words
+        assert all(job.err.count(sentence) == 1 for sentence in said), job.err
+        assert job.err.count("dbnet:") == 1 and "Traceback" not in job.err
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["no.toml"], "No run file 'no.toml'"),
-        (["run.toml", "rule.rat=1"], "did you mean 'rate'"),
-        (["run.toml", "data.path=no.h5"], "No data file 'no.h5'"),
-        (["run.toml", "run.folder=run.toml"], "Cannot make the output folder"),
-        (["run.toml", "--resume"], "No checkpoint"),
-        (["run.toml", "--nonsense"], "'dbnet train' does not take '--nonsense'"),
-    ],
-)
-def test_one_rank_says_what_is_wrong(words: list[str], said: str, folder: Path, mpirun: Callable) -> None:
-    before = sorted(folder.rglob("*"))
-    job = mpirun(4, "-m", "dbnet", "train", *words, cwd=folder, timeout=40)
-    assert job.code != 0
-    assert job.err.count(said) == 1 and job.err.count("dbnet:") == 1 and "Traceback" not in job.err
-    assert sorted(folder.rglob("*")) == before
+def test_what_is_wrong_is_the_exit_code_of_the_job(folder: Path, mpirun: Callable) -> None:
+    job = mpirun(3, "-m", "dbnet", "train", "run.toml", cwd=folder, timeout=40)
+    assert job.code == 2 and job.err.count("= 4 ranks, but 3 were started") == 1 and job.err.count("dbnet:") == 1
 
 
 @pytest.mark.parametrize(("rank", "who"), [(1, "shard"), (2, "replica")])
@@ -74,6 +75,7 @@ def test_one_rank_says_what_is_wrong(words: list[str], said: str, folder: Path, 
     ("kind", "said"),
     [("error", "RuntimeError: the twentieth call failed"), ("user", "The twentieth call was refused."), ("exit", "")],
 )
+@pytest.mark.long
 def test_a_failing_rank_ends_the_job(rank: int, who: str, kind: str, said: str, folder: Path, mpirun: Callable) -> None:
     job = mpirun(4, HERE / "failing.py", rank, kind, "run.toml", cwd=folder, timeout=30)
     assert job.code != 0 and job.seconds < 25
@@ -89,6 +91,7 @@ def test_a_killed_rank_ends_the_job(folder: Path, mpirun: Callable) -> None:
     assert job.code != 0 and job.seconds < 25
 
 
+@pytest.mark.long
 def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
     """With an empty cache one rank compiles, the others and every later process load."""
     cache = str(folder / "cache")
@@ -113,13 +116,3 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
     assert alone.returncode == 0 and alone.stdout == "compiled 0\n", alone.stderr
     again = mpirun(4, probe, cwd=folder, DBNET_CACHE=cache).good()
     assert re.findall(r"compiled (\d+)", again.out) == ["0"] * 4
-
-
-def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(trainings: Callable, digits: Path) -> None:
-    folder = trainings(3, {"a": ["stop.epochs=2"]})
-    from dbnet.monitor.results import Run
-    from dbnet.run import inference
-
-    score, _ = inference.evaluate(str(folder / "a.checkpoint.h5"), None, "test")
-    assert score.test_accuracy == pytest.approx(Run(folder / "a.h5").accuracy)
-    assert json.loads(Run(folder / "a.h5").config.text())["run"]["name"] == "a"

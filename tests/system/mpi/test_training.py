@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dbnet import train
 from dbnet.__main__ import main
 from dbnet.data.file import write
 from dbnet.monitor.results import Run
+from dbnet.run import inference
 
 TOGETHER = ["method.kind=synchronous", "rule={kind='sgd', rate=0.05}", "model.dtype=float64", "stop.epochs=99", "stop.steps=12"]
 TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
@@ -234,6 +236,14 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
         assert mine[mine.replica == 0].push.min() == pushes
 
 
+def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> None:
+    score, _ = inference.evaluate(str(on3 / "plain.checkpoint.h5"), None, "test")
+    run = Run(on3 / "plain.h5")
+    assert score.test_accuracy == pytest.approx(run.accuracy)
+    assert json.loads(run.config.text())["run"]["name"] == "plain"
+
+
+@pytest.mark.long
 def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
     """Over TCP nothing moves unless the target helps."""
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
