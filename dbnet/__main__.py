@@ -31,6 +31,7 @@ COMMANDS = {
     "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "see.runs"),
     "report": ("write a page about runs: results, pictures, settings, what to look at", "see.runs"),
     "watch": ("show a run while it goes on, from another terminal", "see.runs"),
+    "help": ("explain tables, layers, losses, methods, rules and formats with all of their options", "see.reference"),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }
 

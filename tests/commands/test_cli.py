@@ -358,8 +358,8 @@ def test_version(dbnet: Command) -> None:
 
 
 WRONG = {
-    "": "'dbnet' needs a command: train, replay, simulate, plan, evaluate, predict, data, inspect, plot, runs, report, watch, ",
-    "trian": "'dbnet' has no command 'trian' (did you mean 'train'?); there are train, replay, simulate, plan, ",
+    "": f"'dbnet' needs a command: {', '.join(COMMANDS)};",
+    "trian": f"'dbnet' has no command 'trian' (did you mean 'train'?); there are {', '.join(COMMANDS)}",
     "train": "'dbnet train' needs RUN.toml; 'dbnet train --help' explains it.",
     "plan": "'dbnet plan' needs RUN.toml; ",
     "train a.toml --quite": "'dbnet train' does not take '--quite' (did you mean '--quiet'?); 'dbnet train --help'",
