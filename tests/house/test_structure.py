@@ -22,11 +22,11 @@ LIBRARIES = {
     "mpi4py": {"comm.mpi", "comm.communicators", "comm.window", "comm.link"},
     "numba": {"core.jit"},
     "llvmlite": {"core.jit"},
-    "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor"},
+    "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor", "commands.bench.ranks.torch_job"},
     "pandas": {"monitor"},
     "matplotlib": {"monitor"},
     "rich": {"monitor"},
-    "torch": {"commands.bench.layers", "commands.bench.step"},
+    "torch": {"commands.bench.layers", "commands.bench.step", "commands.bench.ranks.torch_job"},
 }
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "tools"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

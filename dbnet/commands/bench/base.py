@@ -64,18 +64,26 @@ def row(part: str, name: str, times: np.ndarray, against: str, other: np.ndarray
     return Row(part, name, best * scale, unit, against, base * scale, best / base, bar, times.max() / best)
 
 
+def launch(ranks: int) -> list[str] | None:
+    """Return the words that start as many ranks; None where there is no mpirun."""
+    launcher = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if launcher is None:
+        return None
+    said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=60).stdout
+    crowd = ["--bind-to", "none", "--oversubscribe"] if "Open MPI" in said else []
+    return [launcher, *crowd, "-n", str(ranks)]
+
+
 def on_ranks(part: str, ranks: int, module: str, repeat: int) -> list[Row]:
     """Run a module under mpirun and return its rows; none, with a word of it, where there is no mpirun.
 
     It prints lines of tab-separated columns: "row", name, unit, scale, what it is compared with, bar, both lists of seconds.
     """
-    launcher = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if launcher is None:
+    start = launch(ranks)
+    if start is None:
         print(f"{part}: left out, there is no mpirun on this machine")
         return []
-    said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=60).stdout
-    crowd = ["--bind-to", "none", "--oversubscribe"] if "Open MPI" in said else []
-    command = [launcher, *crowd, "-n", str(ranks), sys.executable, "-m", module, str(repeat)]
+    command = [*start, sys.executable, "-m", module, str(repeat)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     if done.returncode:
         raise UserError(f"'{' '.join(command)}' failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
