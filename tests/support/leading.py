@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,8 +79,8 @@ class Led:
     ) -> None:  # fmt: skip
         self.checkpoints, self.losses = Unwritten(), Losses(topology)
         names = ("events", "refused", "progress", "evaluation", "lost", "iteration")
-        self.record: Any = SimpleNamespace(trouble="", path="run.h5", mean_staleness=0.0, **dict.fromkeys(names, _nothing))
-        display: Any = SimpleNamespace(say=_nothing, warn=_nothing, row=_nothing, iteration=_nothing)
+        self.record: Any = SimpleNamespace(trouble="", path=Path("run.h5"), mean_staleness=0.0, **dict.fromkeys(names, _nothing))
+        display: Any = SimpleNamespace(begin=_nothing, say=_nothing, warn=_nothing, row=_nothing, iteration=_nothing)
         time, book = RunTime(clock), OrderBook(window, topology)
         facts = Facts(config, examples, [[]] * topology.replicas, {}, np.zeros(topology.copies))
         watch: Any = self.losses
