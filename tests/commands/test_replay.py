@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +52,13 @@ def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..
     assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 144 updates")
 
 
-def rewrite(path: Path, change: Callable[[list[LogEntry]], None]) -> None:
-    """Change the entries of a part."""
-    part, about = PartOfSchedule(path), zlib.decompressobj().decompress(path.read_bytes()[len(log._FORMAT) :])
+def rewrite(path: Path, change: Callable[[list[LogEntry]], None], **machine: str) -> None:
+    """Change the entries of a part, and what it says of its machine."""
+    part = PartOfSchedule(path)
     change(part.entries)
-    _, length = log._HEAD.unpack_from(about)
-    data = about[: log._HEAD.size + length]
-    data += b"".join(log._HEAD.pack(entry.kind, len(entry.content)) + entry.content for entry in part.entries)
+    about = {**part.about, "machine": {**part.about["machine"], **machine}}
+    entries = [LogEntry(log.ABOUT, json.dumps(about).encode()), *part.entries]
+    data = b"".join(log._HEAD.pack(entry.kind, len(entry.content)) + entry.content for entry in entries)
     path.write_bytes(log._FORMAT + zlib.compress(data))
 
 
@@ -84,9 +85,9 @@ def other_version(entries: list[LogEntry]) -> None:
         entries[i] = LogEntry(log.FETCH, versions.tobytes())
 
 
-def other_loss(entries: list[LogEntry]) -> None:
+def other_loss(entries: list[LogEntry], times: float = 1.0) -> None:
     at = next(i for i, entry in enumerate(entries) if entry.kind == log.EVALUATED)
-    entries[at] = LogEntry(log.EVALUATED, np.nextafter(entries[at].array("<f8"), 9).tobytes())
+    entries[at] = LogEntry(log.EVALUATED, np.nextafter(times * entries[at].array("<f8"), 9).tobytes())
 
 
 def other_end(entries: list[LogEntry]) -> None:
@@ -134,6 +135,20 @@ def test_another_rule_under_the_same_schedule(run_file: Path, dbnet: Callable[..
     assert len(pairs[1]) == 3 and pairs[1][-1][:2] != pairs[1][-1][2:] and pairs[1][0][:2] == pairs[1][0][2:]
     refused = dbnet("replay", path, "method.n_push=3")
     assert refused.code == 2 and "only the rule can be another one" in refused.err
+
+
+def test_a_record_of_another_machine(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file)
+    for part in path.with_suffix(".schedule").iterdir():
+        rewrite(part, lambda entries: None, processor="Cray-1")
+    near = dbnet("replay", path)
+    assert near.code == 0 and "evaluations are equal to 1e-06: 144 updates" in near.out, near.out
+    assert "recorded elsewhere: processor (Cray-1, here " in near.err
+    rewrite(path.with_suffix(".schedule") / "replica-0.0", other_loss)
+    assert dbnet("replay", path).code == 0, "one bit is not to be told from another machine's"
+    rewrite(path.with_suffix(".schedule") / "replica-0.0", lambda entries: other_loss(entries, 1.001))
+    far = dbnet("replay", path)
+    assert far.code == 1 and "evaluations are not equal to 1e-06" in far.out
 
 
 def test_other_data_are_found(run_file: Path, make_data: Callable[..., Path], dbnet: Callable[..., Finished]) -> None:

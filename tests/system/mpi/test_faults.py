@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from faults import BOUND, COUNTS, Hurt, prepare, until
 
+from dbnet.__main__ import main
 from dbnet.core.ranges import split
 from dbnet.data.file import DataFile
 from dbnet.monitor.results import Run
@@ -122,15 +123,19 @@ def test_a_crash_is_no_kill(folder: Path) -> None:
     assert Run(folder / "out" / "two.h5").stopped
 
 
-def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Path) -> None:
-    job = Hurt(folder, "topology.partitions=2", "topology.replicas=2", "topology.spares=1", "stop.epochs=60").training()
+def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was recorded of all this, the partition's last step included, replays to the bit."""
+    shape = ("topology.partitions=2", "topology.replicas=2", "topology.spares=1")
+    job = Hurt(folder, *shape, "stop.epochs=40", "record.schedule=true").training()
     killed(job, 1 + SHARDS + 1, "partitions killed")
     job.end().good()
     assert "Replica 0 is lost: no sign of life (partition" in job.out and "replica 2 takes over" in job.out
     run = opened(folder)
     the_ledger_balances(run)
-    every_example_is_trained_on(run, 60)
+    every_example_is_trained_on(run, 40)
     assert set(run.events.replica) == {0, 1, 2}
+    code, said = main(["replay", str(run.path)]), capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, ") and code == 0, said
 
 
 def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits: Path) -> None:

@@ -94,7 +94,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
             "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],
-            "cut-together": [*TOGETHER, "rule.rate=0.3", "method.minibatch=999", *halves],
+            "cut-together": [*TOGETHER, "rule.rate=0.3", "method.minibatch=999", "record.schedule=true", *halves],
         },
         timeout=110,
     )
@@ -189,13 +189,13 @@ def test_synchronous_replicas_equal_one_with_their_batches_together(run: Run, tm
         np.testing.assert_allclose(file["params"][:], other["params"][:], rtol=0, atol=1e-12)
 
 
-@every([("on4", "overlap-seldom"), ("on6", "rings"), ("on6", "float64"), ("on6", "cut")])
+@every([("on4", "overlap-seldom"), ("on6", "rings"), ("on6", "float64"), ("on6", "cut"), ("on6", "cut-together")])
 def test_a_recorded_run_replays_to_the_bit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """A pipeline, slices that interleave, a warmstart, a cut network, four rules; evaluations and rule states included."""
+    """A pipeline, slices that interleave, a warmstart, cut networks, four rules; evaluations and rule states included."""
     code, said = main(["replay", str(run.path)]), capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, "), said
     assert code == 0 and len(set(run.events.replica)) > 1
-    assert (run.events.applied > run.events.fetched).any(), "nothing was stale, so nothing was shown"
+    assert (run.events.applied > run.events.fetched).any() or ledger.in_step(run), "nothing was stale, so nothing was shown"
 
 
 @every([("on6", "rings")])
