@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SEED = "run.seed"
 # What says nothing of how a network is trained: keys, and tables.
 _OUTPUT = {"run.name", "run.folder", "run.picture", "run.deadline", "run.heartbeat"}
-_SEEING = ("evaluate.", "checkpoint.")
+_SEEING = ("evaluate.", "checkpoint.", "record.")
 # Tables whose keys are known by their last part.
 _SHORT = ("run.", "model.", "method.", "rule.", "topology.")
 # Columns of a table of runs; what else differs goes into one.

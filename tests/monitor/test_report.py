@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from finished import Finished
 
 from dbnet.core.config import build
@@ -19,6 +22,7 @@ from dbnet.monitor.tables import PROGRESS
 from dbnet.shards.shard import EVENT
 
 TREE = {"data": {"path": "d.h5"}, "model": {"layers": [{"kind": "dense", "units": 2}]}, "stop": {"epochs": 9}}
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ABOUT = {"hosts": ["a", "a", "b"], "mpi": "MPICH", "parameters": 6}
 
 
@@ -99,6 +103,30 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     for heading in ("What to look at", "Results", "Repetitions", "Pictures", "Replicas and shards", "Settings", "What ran where"):
         assert f">{heading}</h" in text
     assert "rate=0.1" in page.words and "a (2), b (1)" in page.words and "0.9100" in page.words
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_page_fits_desktop_and_phone(tmp_path: Path) -> None:
+    path = made(tmp_path / "a.h5", [100, 110], [2.0, 1.0, 0.9], [1, 3])
+    report([path], tmp_path / "r.html")
+    seen = "f.contentDocument.documentElement.scrollWidth + ' ' + f.contentDocument.querySelectorAll('svg').length"
+    script = f"document.title = [w, p].map(f => {seen})"
+    frames = "".join(
+        f'<iframe id="{name}" src="r.html" width="{wide}" height="900"></iframe>' for name, wide in (("w", 1280), ("p", 390))
+    )
+    (tmp_path / "frames.html").write_text(f"<body>{frames}<script>onload = () => {{ {script} }}</script>")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    command = [str(CHROMIUM), *options, "--dump-dom", f"file://{tmp_path}/frames.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    widths = re.search(r"<title>(\d+) 5,(\d+) 5</title>", done.stdout)
+    # What is wider than the screen scrolls in itself.
+    assert widths and int(widths[1]) <= 1280 and int(widths[2]) <= 390, done.stdout[:500]
 
 
 def test_the_command(run_file: Path, dbnet: Callable[..., Finished]) -> None:
