@@ -20,7 +20,7 @@ from dbnet.core.registry import named, own_modules
 from dbnet.core.untrusted.opening import opened, require_file
 from dbnet.data.file import DataFile
 from dbnet.monitor.many import summary
-from dbnet.monitor.results import Run, bar, lateness
+from dbnet.monitor.results import Run, bar, bulk, lateness
 
 # More shards than these are not listed one by one.
 _EACH = 8
@@ -172,7 +172,7 @@ def _run(path: str) -> str:
 def stale_lines(counts: np.ndarray) -> list[str]:
     """Return what is to be said of staleness [shards, bins]: a line per shard, or of many their sum and the two extremes."""
     found = [lateness(row) for row in counts]
-    total, bins = lateness(counts.sum(axis=0)), lateness(counts.sum(axis=0)).largest + 1
+    total, bins = lateness(counts.sum(axis=0)), bulk(counts.sum(axis=0))
     if not total.updates:
         return ["  staleness    no updates yet"]
     if not total.largest:
@@ -185,7 +185,7 @@ def stale_lines(counts: np.ndarray) -> list[str]:
         rows = [(f"{len(found)} shards", total, counts.sum(axis=0)), *rows]
     lines = [f"  staleness    {'updates':>11}     mean  median  95 %  most  from 0 to {bins - 1}"]
     for name, late, own in rows:
-        numbers = f"{late.updates:>11,} {late.mean:>8.2f} {late.median:>7} {late.q95:>5} {late.largest:>5}"
+        numbers = f"{late.updates:>11,} {late.mean:>8.2f} {late.median:>7} {late.q95:>5} {late.most:>5}"
         lines.append(f"    {name:<10} {numbers}  {bar(own[:bins], 32)}".rstrip())
     return lines
 

@@ -19,7 +19,7 @@ import numpy as np
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.monitor.display import Display, Speed, recent
-from dbnet.monitor.results import Run, bar, lateness
+from dbnet.monitor.results import Run, bar, bulk, lateness
 from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
 
@@ -170,11 +170,10 @@ def _lateness(shot: Snapshot) -> Any:
         rows = [*order[:1], *order[1:][-1:]]
     if len(shot.counts) > 1:
         rows.append((f"all {len(shot.counts)}", total))
-    # Where almost all lie; a few very late ones would leave the rest a single bar.
-    bins = int(np.searchsorted(total.cumsum(), 0.999 * total.sum())) + 1
+    bins = bulk(total)
     for name, counts in rows:
         late = lateness(counts)
-        known = (f"{late.mean:.2f}", str(late.median), str(late.q95), str(late.largest)) if late.updates else ("-",) * 4
+        known = (f"{late.mean:.2f}", str(late.median), str(late.q95), late.most) if late.updates else ("-",) * 4
         made.add_row(name, *known, bar(counts[:bins], 24) if late.largest else "")
     return made
 

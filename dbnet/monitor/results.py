@@ -18,7 +18,7 @@ from dbnet.core.config import Config, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.untrusted.opening import opened
-from dbnet.monitor.runfile import ENDED, FINISHED, STOPPED
+from dbnet.monitor.runfile import BINS, ENDED, FINISHED, STOPPED
 from dbnet.monitor.tables import TABLES
 
 if TYPE_CHECKING:
@@ -109,6 +109,11 @@ class Late(NamedTuple):
     q95: int
     largest: int
 
+    @property
+    def most(self) -> str:
+        """The largest staleness in words: the last bin counts all beyond, too."""
+        return f"{self.largest}+" if self.largest >= BINS - 1 else str(self.largest)
+
 
 def lateness(counts: np.ndarray) -> Late:
     """Return what is to be said of updates counted by staleness [bins]; quantiles are staleness that so many have at most."""
@@ -118,6 +123,11 @@ def lateness(counts: np.ndarray) -> Late:
     mean = float((np.arange(len(counts)) * counts).sum() / total)
     median, q95 = (int(np.searchsorted(passed, share * total)) for share in (0.5, 0.95))
     return Late(total, mean, median, q95, int(np.flatnonzero(counts)[-1]))
+
+
+def bulk(counts: np.ndarray) -> int:
+    """Return how many bins hold almost all updates [bins]: a few very late ones would leave the rest a single bar."""
+    return int(np.searchsorted(counts.cumsum(), 0.999 * counts.sum())) + 1
 
 
 def bar(counts: np.ndarray, width: int) -> str:
