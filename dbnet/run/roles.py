@@ -30,6 +30,8 @@ from dbnet.coordinator.progress import Progress
 from dbnet.coordinator.recording import RecordingOrders
 from dbnet.core import jit
 from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.files import why
 from dbnet.core.ranges import Range
 from dbnet.core.registry import reached
 from dbnet.data.batches import Batches
@@ -164,7 +166,10 @@ def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
     config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size})
     if "schedule" in about:
-        schedule_of(config).mkdir()
+        try:
+            schedule_of(config).mkdir()
+        except OSError as error:
+            raise UserError(f"Cannot make '{schedule_of(config)}' ({why(error)}); set run.folder to another.") from None
     return replace(ready, config=config), record
 
 

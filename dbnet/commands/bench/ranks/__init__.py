@@ -1,1 +1,4 @@
-"""Benchmarks of several ranks: wire (fetch and push), partitions (a cut replica), job (a whole run), torch_job (it in PyTorch)."""
+"""Benchmarks of several ranks: wire (fetch and push), partitions (a cut replica), job (a whole run), torch_job (it in PyTorch).
+
+record (a recorded schedule) has its benchmark and its program in one file.
+"""
