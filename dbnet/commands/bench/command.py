@@ -52,7 +52,10 @@ def holds(row: Row) -> bool:
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help="any of apply, layers, overhead, partitions, run, space, step, wire (default: all)"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="any of apply, layers, overhead, partitions, run, simulate, space, step, wire (default: all)",
     )
     parser.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dbnet.comm import communicators
 from dbnet.core import config as configuration
 from dbnet.core.errors import UserError
 from dbnet.monitor import runfile
@@ -98,13 +97,13 @@ def refuse(ready: Setup, dry: bool) -> None:
 def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulated:
     """Play all roles."""
     interrupt, topology = Interrupt(), ready.topology
-    threads, _ = communicators.cores_for(None, True)
     world = Simulation(ready, profile, dry, interrupt)
     working = range(topology.origin_rank(0, 0), topology.size)
     replicas = {rank: world.replica(rank) for rank in working}
     runfile.make_folder(ready.config)
     if not dry:
-        roles.use(ready.config, threads)
+        # With more threads BLAS would sum in another order on another number of cores.
+        roles.use(ready.config, 1)
     # A date would make two files differ that are the same.
     about = {"mpi": "none, simulated time", "hosts": ["simulated"], "world": "simulated", "dry": dry, "started": "in no time"}
     ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()})
