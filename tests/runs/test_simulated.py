@@ -277,6 +277,7 @@ def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:
     ("change", "ways", "words"),
     [
         ({"method": {"kind": "downpour", "overlap": True}}, {}, "method.overlap=false"),
+        ({"record": {"schedule": True}}, {}, "record.schedule=false"),
         ({"method": {"kind": "synchronous"}}, {"dry": True}, "leave --dry out"),
         ({"stop": {"accuracy": 0.9, "epochs": 1}}, {"dry": True}, "no accuracy to go by"),
     ],

@@ -1,4 +1,4 @@
-"""Two partitions on two cores against one on one core: a gradient of the paper's two kinds of network."""
+"""What is measured on two ranks: fetch and push over MPI windows against bare Put and Get, and two partitions against one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import os
 from typing import ClassVar
 
 from dbnet.commands.bench.base import Bench, Row, on_ranks
+
+
+class Wire(Bench):
+    """Push and fetch of 42 million parameters between two ranks, against bare Put and Get."""
+
+    kind: ClassVar[str] = "wire"
+
+    def rows(self, repeat: int) -> list[Row]:
+        return on_ranks("wire", 2, "dbnet.commands.bench.ranks.wire", repeat)
 
 
 class Partitions(Bench):
