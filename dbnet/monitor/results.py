@@ -24,8 +24,8 @@ from dbnet.monitor.tables import TABLES
 if TYPE_CHECKING:
     import pandas as pd
 
-# A run that goes on writes rows four times a second, unless a step of it takes longer.
-SILENT = 60.0
+# A run that goes on writes rows four times a second, or as often as it makes steps; one without progress for run.deadline ends itself.
+SILENT = 30.0
 
 
 class Run:
@@ -89,10 +89,10 @@ class Run:
 
     @property
     def ended(self) -> str:
-        """How the run ended, in words: finished, stopped by a signal, running, or broken off (nothing was written for a minute)."""
+        """How the run ended, in words: finished, stopped by a signal, running, or broken off (silent for longer than a run can be)."""
         if self.finished or self.stopped:
             return ENDED[FINISHED if self.finished else STOPPED]
-        return "running" if time.time() - self.written < SILENT else "broken off"
+        return "running" if time.time() - self.written < self.config.run.deadline + SILENT else "broken off"
 
     @property
     def accuracy(self) -> float:

@@ -47,7 +47,7 @@ def runs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the runs of a folder: a line per run, in the end what differs.\n\n"
         "accuracy: the last and the best on the test set; staleness: its mean over all updates; ended: finished, stopped by a\n"
-        "signal, running, or broken off (it was killed or gave up: nothing was written for a minute)."
+        "signal, running, or broken off (it was killed or gave up: it wrote nothing for run.deadline + 30 s)."
     )
     parser.add_argument("folder", nargs="*", default=["runs"], metavar="FOLDER", help="folders or run files (default: runs)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON, for scripts")
