@@ -24,7 +24,7 @@ from dbnet.monitor.tables import TABLES
 if TYPE_CHECKING:
     import pandas as pd
 
-# A run that goes on writes rows four times a second, or as often as it makes steps; one without progress for run.deadline ends itself.
+# A run that goes on writes rows four times a second or with every step; one without progress for run.deadline ends itself.
 SILENT = 30.0
 
 
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def ended(self) -> str:
-        """How the run ended, in words: finished, stopped by a signal, running, or broken off (silent for longer than a run can be)."""
+        """How the run ended, in words: finished, stopped by a signal, running, or broken off (silent for too long)."""
         if self.finished or self.stopped:
             return ENDED[FINISHED if self.finished else STOPPED]
         return "running" if time.time() - self.written < self.config.run.deadline + SILENT else "broken off"
