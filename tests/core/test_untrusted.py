@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from finished import ROOT, Finished
+from h5py._objects import phil
 from points import SIZE, VALUES, write
 
 from dbnet.checkpoint import format
@@ -361,3 +364,25 @@ def test_the_master_says_what_its_parts_hold(tmp_path: Path) -> None:
     for shard, part in enumerate(parts):
         mine = VALUES[point.ranges[shard].slice]
         assert part["part"] == shard and part["digests"]["params"] == hashlib.sha256(mine.tobytes()).hexdigest()
+
+
+def test_what_h5py_has_no_name_for_is_called_under_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads in HDF5 at a time crash it, as now and then a replica that opened its data while it read ahead."""
+    master, right, held = write(tmp_path).resolve(), ctypes.CDLL, []
+
+    class Call:
+        def __init__(self, path: str) -> None:
+            self._call = right(path).H5Pset_metadata_read_attempts
+
+        def __call__(self, access: int, attempts: int) -> int:
+            held.append(phil._is_owned())
+            self._call.argtypes, self._call.restype = self.argtypes, self.restype
+            return self._call(access, attempts)
+
+    def library(path: str) -> SimpleNamespace:
+        return SimpleNamespace(H5Pset_metadata_read_attempts=Call(path))
+
+    monkeypatch.setattr("dbnet.core.untrusted.opening.ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": library}))
+    with opened(master, virtual=True):
+        pass
+    assert held == [True]

@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 
 import h5py
+from h5py._objects import phil
 
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, words
@@ -74,8 +75,10 @@ def _open(path: str | Path, growing: bool) -> h5py.File:
     # h5py has no name for it.
     call = ctypes.CDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts
     call.argtypes, call.restype = (ctypes.c_int64, ctypes.c_uint), ctypes.c_int
-    if call(access.id, _ATTEMPTS) < 0:
-        raise RuntimeError("HDF5 does not take a number of attempts to read")
+    # Two threads in HDF5 at a time crash it; h5py's own calls hold this lock.
+    with phil:
+        if call(access.id, _ATTEMPTS) < 0:
+            raise RuntimeError("HDF5 does not take a number of attempts to read")
     name = os.fsencode(path)
     try:
         return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDONLY, access))
