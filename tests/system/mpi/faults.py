@@ -8,13 +8,18 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from started import processes, programs
 
+from dbnet.core.errors import UserError
+from dbnet.monitor.results import Run
+
 ROOT = Path(__file__).resolve().parents[3]
 COUNTS: Counter[str] = Counter()
-BOUND = 4.0
+# Seconds without a sign of life: short, but none that three suites on two cores may keep a rank from its core for.
+BOUND = 6.0
 
 RUN_FILE = """
 [run]
@@ -52,6 +57,17 @@ def until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def trains(folder: Path) -> bool:
+    """Whether a run in the folder has trained: the marker says so a little before all ranks have met, who may not be lost there."""
+    for path in (folder / "out").glob("*.h5"):
+        if not path.name.endswith(".checkpoint.h5"):
+            with suppress(UserError):
+                run = Run(path)
+                if len(run.progress) and not run.finished and not run.stopped:
+                    return True
+    return False
+
+
 class Hurt:
     """One run of jobs/local.sh in a folder with a run file.
 
@@ -79,7 +95,7 @@ class Hurt:
 
         def begun() -> bool:
             assert self.job.poll() is None, self.job.communicate()
-            return any(p.read_text().startswith("running") for p in self.folder.glob(".dbnet-*") if p.suffix != ".part")
+            return trains(self.folder)
 
         until(begun, "training begins", 120)
         return self

@@ -17,7 +17,7 @@ FOLDER = ROOT.parent / "shared" / "data" / "fashion_mnist"
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the Fashion-MNIST archives are not in {os.path.relpath(FOLDER, ROOT)}")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_fashion(tmp_path: Path, mpirun: Callable) -> None:
     words = ["data", "idx", "--name", "fashion"]
     for part, stem in (("train", "train"), ("test", "t10k")):
@@ -25,7 +25,7 @@ def test_fashion(tmp_path: Path, mpirun: Callable) -> None:
         words += [f"--{part}-labels", str(FOLDER / f"{stem}-labels-idx1-ubyte.gz")]
     assert main([*words, str(tmp_path / "fashion.h5")]) == 0
     job = ["-m", "dbnet", "train", ROOT / "jobs" / "fashion.toml", "data.path=fashion.h5", "run.folder=out", "stop.accuracy=0.875"]
-    mpirun(4, *job, cwd=tmp_path, timeout=150).good()
+    mpirun(4, *job, cwd=tmp_path, timeout=350).good()
     run = Run(tmp_path / "out" / "fashion.h5")
     assert run.finished and run.accuracy >= 0.87
     assert set(run.events.replica) == {0, 1}

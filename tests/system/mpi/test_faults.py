@@ -16,7 +16,7 @@ import h5py
 import ledger
 import numpy as np
 import pytest
-from faults import BOUND, COUNTS, Hurt, prepare, until
+from faults import COUNTS, Hurt, prepare, trains, until
 
 from dbnet.__main__ import main
 from dbnet.core.ranges import split
@@ -180,12 +180,12 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize(("rank", "who", "method"), [(2, "shard 1 is lost", ()), (0, "the coordinator is lost", BATCH)])
 def test_a_run_without_a_server_ends_and_is_gone_on_with(rank: int, who: str, method: tuple[str, ...], folder: Path) -> None:
-    words = [*method, "stop={iterations=100000}" if method else "stop.epochs=1000000"]
+    # Signs of life end it, long before anyone has waited for long enough.
+    words = [*method, "run.deadline=1000", "stop={iterations=100000}" if method else "stop.epochs=1000000"]
     job = Hurt(folder, *words).training()
-    until((folder / "out" / "run.checkpoint.h5").exists, "a first checkpoint", 30)
+    until((folder / "out" / "run.checkpoint.h5").exists, "a first checkpoint")
     killed(job, rank, "shards and coordinators killed")
-    hurt = time.monotonic()
-    job.end(60)
+    job.end()
     # MPI itself may notice before the bound, and does not say who.
     assert (
         job.code == 1
@@ -193,7 +193,6 @@ def test_a_run_without_a_server_ends_and_is_gone_on_with(rank: int, who: str, me
         and "--resume auto" in job.err
         and "Traceback" not in job.err
     ), job.err
-    assert time.monotonic() - hurt < 30 + BOUND
     end = ("stop={iterations=60}",) if method else ("stop.epochs=1",)
     again = Hurt(folder, *method, *end, "--resume", "auto").end().good()
     assert "Test accuracy" in again.out
@@ -232,8 +231,7 @@ def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, fol
     method = method or ("stop.epochs=1000000", "stop.seconds=6")
     words = ["-m", "dbnet", "train", "run.toml", *method, "topology.replicas=2", "--marker", "marker"]
     with hosts.start((4, 1), *words, cwd=folder, surviving=True) as job:
-        until(lambda: (folder / "marker").exists() and "running" in (folder / "marker").read_text(), "training begins", 90)
-        time.sleep(0.5)
+        until(lambda: trains(folder), "training begins", 90)
         (rank,) = [
             p for p in hosts.hosts.processes("h2", "dbnet train") if Path(f"/proc/{p}/comm").read_text().startswith("python")
         ]
@@ -241,7 +239,7 @@ def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, fol
         COUNTS["replicas killed over TCP"] += 1
         until(lambda: "ended" in (folder / "marker").read_text(), "the run ends", 90)
         hosts.kill(job)
-        out = job.communicate(timeout=20)[0]
+        out = job.communicate(timeout=60)[0]
     assert (folder / "marker").read_text() == "ended 0\n" and "Lost: replica 1" in out
     run = opened(folder)
     assert list(run.lost.replica) == [1]

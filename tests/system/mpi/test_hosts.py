@@ -51,7 +51,7 @@ def test_the_hosts_share_no_memory(hosts) -> None:
         "print(f'{socket.gethostname()} {MPI.COMM_WORLD.rank} {node_of(MPI.COMM_WORLD).size}\\n', end='', flush=True)"
     )
     for ranks, wanted in ((3, ["h1 0 2", "h1 2 2", "h2 1 1"]), ((2, 1), ["h1 0 2", "h1 1 2", "h2 2 1"])):
-        said = hosts.launch(ranks, "-c", code, timeout=60).good().out
+        said = hosts.launch(ranks, "-c", code, timeout=100).good().out
         assert sorted(said.splitlines()) == wanted
 
 
@@ -100,6 +100,6 @@ def test_a_cut_link_ends_the_run_with_a_named_peer(kind: str, ranks, hosts, digi
         until(lambda: living() == [0, 0], 40, "all ranks are gone")
         # The launcher itself may wait for ever for its other half behind the link.
         hosts.kill(job)
-        said = "".join(job.communicate(timeout=20)).lower()
+        said = "".join(job.communicate(timeout=60)).lower()
     named = [f"{name} is lost" for name in ("shard 0", "replica 0", "replica 1", "the coordinator")]
     assert any(words in said for words in (*named, "in vain for")), said

@@ -93,7 +93,7 @@ def test_a_second_signal_stops_at_once(folder: Path, mpirun: Callable) -> None:
     assert job.code != 0 and (folder / "marker").read_text() == "ended 130\n"
     assert "interrupted" in job.err and "Traceback" not in job.err
     assert not list((folder / "out").glob("*.checkpoint.h5*"))
-    until(lambda: not processes(mark), "no process is left", 20)
+    until(lambda: not processes(mark), "no process is left")
 
 
 # --- jobs/local.sh ------------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def local(folder: Path, *words: str) -> subprocess.Popen[str]:
 def end(job: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for the script; return its exit code and what it printed."""
     try:
-        out, err = job.communicate(timeout=90)
+        out, err = job.communicate(timeout=150)
     finally:
         if job.poll() is None:
             job.terminate()
@@ -131,7 +131,7 @@ def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path
     assert code == 0 and "Test accuracy" in out, err
     assert Run(folder / "out" / "run-2.h5").about["resumed_from"] == "out/run.checkpoints/000001.h5"
     assert sorted(p.name for p in folder.iterdir()) == ["bin", "out", "run.toml"]
-    until(lambda: not processes(str(folder / "bin")), "no process is left", 20)
+    until(lambda: not processes(str(folder / "bin")), "no process is left")
 
 
 def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
@@ -143,11 +143,11 @@ def test_local_script_notices_a_run_that_was_killed(folder: Path) -> None:
     job = local(folder, "run.heartbeat=4")
     pid = int(running(folder)[1])
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the coordinator is gone", 20)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the coordinator is gone")
     job.send_signal(signal.SIGTERM)
     code, _, err = end(job)
     assert code == 1 and "did not come to its own end" in err and "--resume auto" in err
-    until(lambda: not processes(str(folder / "bin")), "no process is left", 20)
+    until(lambda: not processes(str(folder / "bin")), "no process is left")
 
 
 # --- jobs/survive -------------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_survivors_are_not_told_of_a_killed_rank(tmp_path: Path, mpirun: Callabl
         (tmp_path / "end").touch()
 
     options = ["-disable-auto-cleanup", ROOT / "jobs" / "survive"]
-    mpirun(3, HERE / "signaled.py", tmp_path, options=options, meanwhile=kill, timeout=40)
+    mpirun(3, HERE / "signaled.py", tmp_path, options=options, meanwhile=kill, timeout=100)
     assert sorted(p.name for p in tmp_path.glob("*.SIG*")) == ["0.SIGTERM", "2.SIGTERM"]
 
 
@@ -174,7 +174,7 @@ def test_no_rank_outlives_the_launcher(tmp_path: Path, mpirun: Callable) -> None
     def kill(job: subprocess.Popen[str]) -> None:
         until(lambda: len(list(tmp_path.glob("*.pid"))) == 3, "three ranks")
         job.kill()
-        until(lambda: not processes(f"DBNET_TEST={tmp_path}"), "no process is left", 20)
+        until(lambda: not processes(f"DBNET_TEST={tmp_path}"), "no process is left")
 
     mpirun(3, HERE / "signaled.py", tmp_path, options=["-disable-auto-cleanup", ROOT / "jobs" / "survive"], meanwhile=kill,
-           timeout=40, DBNET_TEST=str(tmp_path))  # fmt: skip
+           timeout=100, DBNET_TEST=str(tmp_path))  # fmt: skip

@@ -57,7 +57,7 @@ REFUSED = [
 
 def test_one_rank_says_what_is_wrong(folder: Path, several: Callable) -> None:
     before = sorted(folder.rglob("*"))
-    jobs = several(4, *(["train", *words] for words, _ in REFUSED), cwd=folder, timeout=60)
+    jobs = several(4, *(["train", *words] for words, _ in REFUSED), cwd=folder, timeout=100)
     for job, (words, said) in zip(jobs, REFUSED, strict=True):
         assert job.code == 2, words
         assert all(job.err.count(sentence) == 1 for sentence in said), job.err
@@ -66,8 +66,12 @@ def test_one_rank_says_what_is_wrong(folder: Path, several: Callable) -> None:
 
 
 def test_what_is_wrong_is_the_exit_code_of_the_job(folder: Path, mpirun: Callable) -> None:
-    job = mpirun(3, "-m", "dbnet", "train", "run.toml", cwd=folder, timeout=40)
+    job = mpirun(3, "-m", "dbnet", "train", "run.toml", cwd=folder, timeout=100)
     assert job.code == 2 and job.err.count("= 4 ranks, but 3 were started") == 1 and job.err.count("dbnet:") == 1
+
+
+# Who fails must end the others: they would wait for longer than the test does.
+PATIENT = ["stop.seconds=1000", "run.deadline=1000", "run.heartbeat=500"]
 
 
 @pytest.mark.parametrize(("rank", "who"), [(1, "shard"), (2, "replica")])
@@ -77,8 +81,8 @@ def test_what_is_wrong_is_the_exit_code_of_the_job(folder: Path, mpirun: Callabl
 )
 @pytest.mark.long
 def test_a_failing_rank_ends_the_job(rank: int, who: str, kind: str, said: str, folder: Path, mpirun: Callable) -> None:
-    job = mpirun(4, HERE / "failing.py", rank, kind, "run.toml", cwd=folder, timeout=30)
-    assert job.code != 0 and job.seconds < 25
+    job = mpirun(4, HERE / "failing.py", rank, kind, "run.toml", *PATIENT, cwd=folder, timeout=100)
+    assert job.code != 0
     assert job.err.count(said) == 1 or not said
     assert ("Traceback" in job.err) is (kind == "error")
     if kind == "error":
@@ -87,8 +91,8 @@ def test_a_failing_rank_ends_the_job(rank: int, who: str, kind: str, said: str, 
 
 
 def test_a_killed_rank_ends_the_job(folder: Path, mpirun: Callable) -> None:
-    job = mpirun(4, HERE / "failing.py", 3, "kill", "run.toml", cwd=folder, timeout=30)
-    assert job.code != 0 and job.seconds < 25
+    job = mpirun(4, HERE / "failing.py", 3, "kill", "run.toml", *PATIENT, cwd=folder, timeout=100)
+    assert job.code != 0
 
 
 @pytest.mark.long
@@ -111,7 +115,7 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
     assert len(counts) == 4 and sum(1 for n in counts if n) == 1
     alone = subprocess.run(
         [sys.executable, probe], cwd=folder, env={**os.environ, "DBNET_CACHE": cache, "PYTHONPATH": str(HERE.parents[2])},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert alone.returncode == 0 and alone.stdout == "compiled 0\n", alone.stderr
     again = mpirun(4, probe, cwd=folder, DBNET_CACHE=cache).good()
