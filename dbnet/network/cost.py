@@ -84,12 +84,6 @@ class SpeedTable(Table):
     cycle: tuple[float, ...] = Field(default=(), description="multiples of replicas 0, 1, 2, ..., again and again; default: 1")
 
 
-class DeathTable(Table):
-    """How machines die."""
-
-    every: float | None = Field(default=None, gt=0, description="mean virtual seconds that a replica lives; default: for ever")
-
-
 class Profile(Table):
     """A machine for simulated time."""
 
@@ -100,7 +94,6 @@ class Profile(Table):
     between: WayTable = Field(description="from host to host")
     noise: NoiseTable = NoiseTable()
     speed: SpeedTable = SpeedTable()
-    death: DeathTable = DeathTable()
 
     def layer_seconds(self, model: Model, layer: int, box: Region, batch: int, passes: int) -> float:
         """Return the seconds of so many passes through the units `box` of a layer with `batch` examples."""
@@ -142,7 +135,7 @@ class Noise:
     """
 
     _BLOCK = 64
-    _STEPS, _MACHINES, _DEATHS = range(3)
+    _STEPS, _MACHINES = range(2)
 
     def __init__(self, profile: Profile, seed: int) -> None:
         self._profile, self._seed = profile, seed
@@ -178,8 +171,3 @@ class Noise:
         if speed.slow and self._generator(replica, 0, self._MACHINES).random() < speed.slow:
             own *= speed.factor
         return own
-
-    def death(self, replica: int) -> float:
-        """Return when a replica dies, in virtual seconds; inf: never."""
-        every = self._profile.death.every
-        return np.inf if every is None else float(self._generator(replica, 0, self._DEATHS).exponential(every))
