@@ -81,6 +81,7 @@ def test_a_fetch_is_torn_unless_it_is_recorded(recording, seed, tmp_path):
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_a_check_sum_sees_a_bit_and_an_exchange():
     x = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
     for dtype in (np.float32, np.float64):
