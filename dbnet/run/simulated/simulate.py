@@ -75,6 +75,8 @@ def simulate(
     refuse(ready, dry)
     if not dry:
         ready.check(None)
+    if ready.topology.spares:
+        display.warn("Nobody dies in simulated time: topology.spares is left out.")
     return play(replace(ready, topology=replace(ready.topology, spares=0)), profile, display, dry)
 
 
