@@ -31,7 +31,8 @@ IDLE = Wait("")
 T = TypeVar("T")
 # `Turns[float]` returns a number, `Turns` nothing.
 Turns = Generator[Wait | None, None, T]
-_SHORTEST, _LONGEST = 2e-5, 1e-3
+# Seconds of a pause: at first, where somebody is waited for, and as a part of how long there has been nothing to do.
+_SHORTEST, _LONGEST, _PART = 2e-5, 1e-3, 1 / 32
 
 
 def _nothing(reason: str) -> None:
@@ -40,7 +41,8 @@ def _nothing(reason: str) -> None:
 
 def drive(
     role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter,
-    beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str,
+    beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str, lazy: float = _LONGEST,
+    progress: Callable[[], object] | None = None,
 ) -> None:  # fmt: skip
     """Run one rank's role to its end.
 
@@ -55,17 +57,21 @@ def drive(
         Called at every yield with the reason of the present wait, or nothing.
     graph
         Returns who waits for whom in the whole run.
+    lazy
+        Seconds between two looks of a rank that is idle, after a while: each look costs some 50 us of a core.
+    progress
+        Called each millisecond of longer pauses, where others need this rank's MPI to progress; None where none do.
 
     Raises
     ------
     Lost
         A wait lasted longer; the message says who waits for whom.
     """
-    pause, reason, patience = _SHORTEST, "", Patience(deadline, clock)
+    pause, idle, reason, patience = _SHORTEST, 0.0, "", Patience(deadline, clock)
     for wait in role:
         beat(wait.reason if wait is not None else "")
         if wait is None:
-            pause, reason = _SHORTEST, ""
+            pause, idle, reason = _SHORTEST, 0.0, ""
             if crowded:
                 os.sched_yield()
             continue
@@ -77,9 +83,19 @@ def drive(
             found = f"\n{words}" if (words := graph()) else ""
             advice = "Look for a rank that hangs, or raise run.deadline."
             raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
-        # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer within a millisecond.
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST)
+        # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer soon.
+        _rest(pause, progress)
+        idle += pause
+        pause = min(2 * pause, _LONGEST if reason else max(_LONGEST, min(lazy, _PART * idle)))
+
+
+def _rest(seconds: float, progress: Callable[[], object] | None) -> None:
+    """Sleep."""
+    while progress is not None and seconds > _LONGEST:
+        time.sleep(_LONGEST)
+        progress()
+        seconds -= _LONGEST
+    time.sleep(seconds)
 
 
 class Rounds:

@@ -15,7 +15,7 @@ from dbnet.monitor.runfile import ENDED, RunFile
 from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
 
-INTERVAL = 0.25
+INTERVAL, REPLICAS = 0.25, 8  # of many replicas rows come less often, not more of them
 
 
 class Progress(Duty):
@@ -42,7 +42,7 @@ class Progress(Duty):
         display.begin(facts.config, record.path.stem)
 
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
-        return {"events": self._record.events}
+        return {"events": lambda shard, content: self._record.events(shard, *content)}
 
     def act(self, status: Status) -> bool:
         score = self._evaluation.fresh
@@ -75,7 +75,7 @@ class Progress(Duty):
         """Append a row per replica: means since the last rows."""
         then, clock = self._shown, self._time.clock()
         since, self._shown_at = clock - self._shown_at, clock
-        self._next = self._time.due() + INTERVAL
+        self._next = self._time.due() + INTERVAL * max(1.0, len(self._facts.steps) / REPLICAS)
         done = now["examples"] - then["examples"]
         # A replica that was resumed starts counting from its checkpoint, not from nought.
         fresh = (then.beats > 0) & (done > 0)

@@ -157,8 +157,11 @@ class CheckpointTable(Table):
 
 
 class RecordTable(Table):
-    """What makes an asynchronous run one that can be repeated to the bit."""
+    """What the run file holds of the updates, and what makes an asynchronous run one that can be repeated to the bit."""
 
+    events: Literal["all", "sampled", "counts"] = Field(default="sampled", description="updates that are rows: all, some, or none")
+    whole: int = Field(default=1_000_000, ge=0, le=COUNT, description="sampled: updates of each shard of which all are rows")
+    every: int = Field(default=100, gt=0, le=COUNT, description="sampled: after them one update in so many is a row")
     schedule: bool = Field(default=False, description="record NAME.schedule, what 'dbnet replay' plays again")
     limit: int = Field(default=1 << 30, gt=0, le=COUNT, description="bytes of it; past them recording ends and the run goes on")
 

@@ -3,14 +3,17 @@
 /progress     a row per replica and report: seconds, replica, steps, examples, loss, accuracy, examples/s, bytes, waiting
 /evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
 /iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
-/events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients
+/events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients;
+              of a shard's first million, then of one in a hundred (`record.events`, `record.whole`, `record.every`)
 /lost         a row per lost replica: when, its steps of this run, how many of their gradients were applied
 /refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
-/staleness    [shards, bins] how many updates had which staleness; the last bin counts all beyond
+/staleness    [shards, bins] how many updates, of all, had which staleness; the last bin counts all beyond
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
 attributes    config and own modules (JSON), topology, versions, revision, MPI library, hosts by rank, start time
 
-While the disk has no room, rows wait in memory.
+Rows are written in blocks: a reader sees a run as it was a second ago, after two minutes 1 % of its time ago, 30 seconds at most. A
+block that is not full is written once more when it is, at another place, so a row a time would fill the disk. While the disk has
+no room, rows wait in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +49,8 @@ BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
 ENDED = {FINISHED: "finished", STOPPED: "stopped by a signal"}
 _CHUNK = 4096
+# Seconds that rows wait: at least, at most, and as a part of the time that the run has taken.
+_SOON, _LATEST, _PART = 1.0, 30.0, 0.01
 _AHEAD = 1 << 20
 
 
@@ -123,6 +129,8 @@ class RunFile:
         The effective configuration.
     about
         More attributes: MPI library, hosts, what was resumed.
+    clock
+        Seconds, by which rows wait.
 
     Attributes
     ----------
@@ -130,7 +138,8 @@ class RunFile:
         Why rows wait in memory; nothing where none do.
     """
 
-    def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: Config, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         try:
             require_room(path.parent, 2 * _AHEAD)
             # HDF5 itself would take over a file that is there.
@@ -158,29 +167,52 @@ class RunFile:
             }
         )
         for name, dtype in TABLES.items():
-            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", shuffle=True)
+            chunks = (_CHUNK if name == "events" else _CHUNK // 4,)
+            self._file.create_dataset(
+                name, (0,), dtype, maxshape=(None,), chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+            )
         shards = config.topology.shards
         self._staleness, self._late = np.zeros((shards, BINS), np.int64), 0
         self._file.create_dataset("staleness", data=self._staleness)
         self._file.create_dataset("state", data=np.int8(RUNNING))
         # From here on others may read along; nothing but rows can be added any more.
         self._file.swmr_mode = True
+        self._begun, self._next = clock(), -np.inf
 
     def _append(self, name: str, rows: np.ndarray) -> None:
         self._waiting[name].append(rows)
-        self.flush()
+        if self._clock() >= self._next:
+            self.flush()
+        elif name == "events":
+            self._write_blocks()
 
     def flush(self) -> None:
         """Write the rows that wait, if the disk has room for them."""
+        now = self._clock()
+        self._next = now + min(_LATEST, max(_SOON, _PART * (now - self._begun)))
         if not self._room():
             return
         for table, waiting in self._waiting.items():
             if waiting:
-                data, more = self._file[table], np.concatenate(waiting)
-                data.resize(len(data) + len(more), axis=0)
-                data[len(data) - len(more) :] = more
-                data.flush()
+                self._write(table, np.concatenate(waiting))
                 waiting.clear()
+        self._file["staleness"][...] = self._staleness
+        self._file["staleness"].flush()
+
+    def _write_blocks(self) -> None:
+        """Write the updates that fill blocks, so that memory holds a block of them."""
+        rows, stored = self._waiting["events"], len(self._file["events"])
+        full = (stored + sum(map(len, rows))) // _CHUNK * _CHUNK - stored
+        if full > 0 and self._room():
+            more = np.concatenate(rows)
+            self._write("events", more[:full])
+            self._waiting["events"] = [more[full:]]
+
+    def _write(self, table: str, rows: np.ndarray) -> None:
+        data = self._file[table]
+        data.resize(len(data) + len(rows), axis=0)
+        data[len(data) - len(rows) :] = rows
+        data.flush()
 
     def _room(self) -> bool:
         """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
@@ -218,17 +250,24 @@ class RunFile:
     def lost(self, *values: float) -> None:
         self._append("lost", np.array([values], LOST))
 
-    def events(self, shard: int, events: np.ndarray) -> None:
-        """Append the updates of one shard and count their staleness."""
+    def events(self, shard: int, events: np.ndarray, late: tuple[np.ndarray, np.ndarray]) -> None:
+        """Append updates of one shard, and count all that it has made since the last time.
+
+        Parameters
+        ----------
+        events
+            Those that are recorded [rows].
+        late
+            The stalenesses that occurred, and how many updates had each.
+        """
+        values, counts = late
+        self._late += int(values @ counts)
+        np.add.at(self._staleness[shard], np.minimum(values, BINS - 1), counts)
         rows = np.zeros(len(events), EVENTS)
         rows["shard"] = shard
         for name in events.dtype.names:
             rows[name] = events[name]
         self._append("events", rows)
-        late = events["applied"] - events["fetched"]
-        self._late += int(late.sum())
-        self._staleness[shard] += np.bincount(np.minimum(late, BINS - 1), minlength=BINS)
-        self._file["staleness"][shard] = self._staleness[shard]
 
     def refused(self, seconds: float, shard: int, refusals: Sequence[Refusal]) -> None:
         """Append the pushes that one shard has refused."""

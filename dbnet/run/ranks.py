@@ -169,7 +169,13 @@ class Rank:
         config, name = self._ready.config.run, self._ready.topology.name(self.rank)
         beat, graph = (self.heartbeat.beat, self.heartbeat.graph) if self._watch is None else (self._watch.say, self._watch.graph)
         with mpi.blaming_others(name):
-            drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph)
+            drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph, **self._idle(config.deadline))
+
+    def _idle(self, deadline: float) -> dict[str, Any]:
+        """Return how this rank idles: how seldom it looks, and whether it lets transfers over a network progress meanwhile."""
+        role, alone = self._ready.topology.role(self.rank), self._comms.node.size == self._comms.world.size
+        lazy = POLL if role is Role.COORDINATE else POLL / 2
+        return {"lazy": min(lazy, deadline / 1000), "progress": None if alone or role is Role.WORK else self._comms.world.Iprobe}
 
 
 def _coordinate(ready: Setup, rank: Rank, record: RunFile, display: Display) -> tuple[Outcome, bool]:

@@ -264,7 +264,7 @@ def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
     channel, log = world.channel(rank), world.log(rank) if ready.config.record.schedule else None
     parts = (takes, channel, world.due, world.watch() is None)
     saver = PartWriter(*parts) if log is None else RecordingWriter(log, *parts)
-    return Server(takes, world.inbox(index, takes), channel, saver, world.due)
+    return Server(takes, world.inbox(index, takes), channel, saver, world.due, ready.config.record)
 
 
 def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:

@@ -5,7 +5,8 @@ coordinator -> shard    "drain"                apply what is in the rings, then 
                         "checkpoint" ...       see `checkpoint`
                         "end"
                         what a receiver heeds  a batch method's questions, see `accrual`
-shard -> coordinator    "events", "refused"    updates and refused pushes since the last time
+shard -> coordinator    "events" rows, late    updates since the last time: those recorded; all by staleness
+                        "refused"              pushes that were refused
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.comm.channel import Channel
 from dbnet.comm.turns import IDLE, Turns
+from dbnet.core.config import RecordTable
 from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox
 
@@ -48,11 +52,15 @@ class Server:
         Writes its part of a checkpoint.
     clock
         Seconds of the run.
+    record
+        Which updates are recorded.
     """
 
     def __init__(
-        self, receiver: Receiver, inbox: Inbox | NoInbox, channel: Channel, saver: PartWriter, clock: Callable[[], float]
-    ) -> None:
+        self, receiver: Receiver, inbox: Inbox | NoInbox, channel: Channel, saver: PartWriter, clock: Callable[[], float],
+        record: RecordTable,
+    ) -> None:  # fmt: skip
+        self._record = record
         self._receiver, self._inbox, self._channel, self._saver, self._clock = receiver, inbox, channel, saver, clock
         self._draining, self._next_report = False, 0.0
         self._heed: dict[str, Callable[[Any], None]] = {
@@ -104,7 +112,15 @@ class Server:
             self._next_report = self._clock() + _REPORT
             events = self._receiver.take_events()
             if len(events):
-                self._channel.send(0, "events", events)
+                late = np.unique(events["applied"] - events["fetched"], return_counts=True)
+                self._channel.send(0, "events", (events[sampled(events["applied"], self._record)], late))
         if drained:
             self._draining = False
             self._channel.send(0, "drained")
+
+
+def sampled(clock: np.ndarray, record: RecordTable) -> np.ndarray:
+    """Return which updates become rows [updates], by the clock at each: the same ones however often a run is begun again."""
+    if record.events == "counts":
+        return np.zeros(len(clock), bool)
+    return (clock < record.whole) | (clock % record.every == 0) | (record.events == "all")

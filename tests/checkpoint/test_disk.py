@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from finished import ROOT, Finished
+from ledger import taken
 from points import TREE, write
 
 from dbnet import open_run
@@ -85,22 +87,22 @@ def test_data_on_a_full_disk(disk: Path) -> None:
 # --- the run file -------------------------------------------------------------------------------------------------------------
 
 
-def events(n: int) -> np.ndarray:
+def events(n: int) -> tuple:
     rows, chance = np.zeros(n, EVENT), np.random.default_rng(n)
     rows["push"], rows["seconds"] = chance.integers(1, 1 << 60, n), chance.random(n)
-    return rows
+    return taken(rows)
 
 
 @pytest.mark.parametrize("freed", [True, False])
 def test_rows_wait_for_room(freed: bool, disk: Path) -> None:
-    record = RunFile(disk / "r.h5", build(TREE), {})
-    record.events(0, events(1000))
+    record = RunFile(disk / "r.h5", build(TREE), {}, count(0.0, 100.0).__next__)
+    record.events(0, *events(1000))
     assert record.trouble == "" and len(Run(record.path).events) == 1000
     filler, given = fill(disk), 1000
     while record.trouble == "":
-        record.events(0, events(3000))
+        record.events(0, *events(3000))
         given += 3000
-    record.events(0, events(500))
+    record.events(0, *events(500))
     given += 500
     assert record.trouble == "No space left on device" and len(Run(record.path).events) == given - 3500
     if freed:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished import ROOT, Finished
+from ledger import taken
 from rich.console import Console
 
 from dbnet.core.config import build
@@ -99,7 +100,7 @@ def test_a_run_that_broke_off(tmp_path: Path, place: Path, dbnet: Callable[..., 
     record.evaluation(1.0, 0, 10, 0.5, 2.0, 0.3, 2.0, 0.4)
     events = np.zeros(2, EVENT)
     events["applied"] = [0, 2]
-    record.events(0, events)
+    record.events(0, *taken(events))
     record.lost(1, 1.5, 3, 2)
     record.close(RUNNING)
     # A run may be silent for as long as it may wait.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished import Finished
+from ledger import taken
 from matplotlib.figure import Figure
 
 from dbnet import open_run, open_runs
@@ -39,7 +40,7 @@ def made(path: Path, accuracies: list[float], state: int = FINISHED, **changes: 
         events = np.zeros(2, EVENT)
         events["push"], events["applied"], events["steps"] = second, [2 * second, 2 * second + 1], 3
         events["fetched"], events["replica"], events["seconds"] = events["applied"] - [0, 3], [0, 1], second
-        record.events(0, events)
+        record.events(0, *taken(events))
     record.close(state)
     return path
 

@@ -9,22 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from finished import ROOT, Finished
+from ledger import taken
 
 from dbnet import open_run
-from dbnet.core.config import Config, build, restored
+from dbnet.core.config import Config, RecordTable, build, restored
 from dbnet.core.errors import UserError
 from dbnet.monitor.inspect import describe, facts
 from dbnet.monitor.pictures.figure import draw
 from dbnet.monitor.results import Run, bar
 from dbnet.monitor.runfile import BINS, FINISHED, RUNNING, RunFile, begin
 from dbnet.monitor.tables import PROGRESS
+from dbnet.shards.server import NoInbox, Server
 from dbnet.shards.shard import EVENT
 
 
@@ -34,24 +38,25 @@ def config(**changes: object) -> Config:
     return build(tree)
 
 
-def events(late: list[int], start: int = 0) -> np.ndarray:
+def events(late: list[int], start: int = 0) -> tuple:
     """Return updates with these stalenesses, applied one after another."""
     rows = np.zeros(len(late), EVENT)
     rows["applied"] = start + np.arange(len(late))
     rows["fetched"] = rows["applied"] - late
     rows["push"] = np.arange(len(late))
-    return rows
+    return taken(rows)
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
-    record = RunFile(tmp_path / "r.h5", config(), {"mpi": "none", "hosts": ["a", "b"], "parameters": 8})
+    clock = count(0.0, 100.0).__next__
+    record = RunFile(tmp_path / "r.h5", config(), {"mpi": "none", "hosts": ["a", "b"], "parameters": 8}, clock)
     rows = np.zeros(3, PROGRESS)
     rows["steps"] = [1, 2, 3]
     record.progress(rows)
     record.evaluation(0.5, 1, 10, 2.0, 0.1, 0.9, 0.2, np.nan)
-    record.events(0, events([0, 0, 2]))
-    record.events(1, events([1]))
-    record.events(0, events([BINS + 7, 1], 500))
+    record.events(0, *events([0, 0, 2]))
+    record.events(1, *events([1]))
+    record.events(0, *events([BINS + 7, 1], 500))
     # The table's last row counts all beyond; the mean that is shown does not end there.
     assert record.mean_staleness == (0 + 0 + 2 + 1 + BINS + 7 + 1) / 6
     run = Run(tmp_path / "r.h5")
@@ -66,12 +71,48 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert run.about["hosts"] == ["a", "b"] and run.about["parameters"] == 8
 
 
+def test_rows_are_written_in_blocks(tmp_path: Path) -> None:
+    """A row a time would write its block anew each time, at the end of the file: here 8000 of them within seconds."""
+    now = [0.0]
+    record = RunFile(tmp_path / "r.h5", config(), {}, lambda: now[0])
+    record.events(0, *events([0]))
+    begun = record.path.stat().st_size, len(Run(record.path).events)
+    for number in range(4000):
+        now[0] += 2e-4
+        record.events(0, *events([0, 1], 2 * number))
+    # What fills a block is written, and nothing else before a second is over.
+    assert begun[1] == 1 and len(Run(record.path).events) == 4096 and record.waiting == 8001 - 4096
+    now[0] += 1
+    record.events(0, *events([3], 9000))
+    run = Run(record.path)
+    assert len(run.events) == 8002 and record.waiting == 0 and run.staleness["shard 0"].loc[[0, 1, 3]].tolist() == [4001, 4000, 1]
+    record.close(FINISHED)
+    assert record.path.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(
+    ("kept", "rows"),
+    [({"events": "all"}, 1000), ({"events": "counts"}, 0), ({"whole": 10, "every": 7}, 10 + 142 - 1), ({}, 1000)],
+)
+def test_updates_that_are_no_rows_count_all_the_same(kept: dict, rows: int) -> None:
+    made, told, late = events([i % 3 for i in range(1000)])[0], [], np.zeros(3, int)
+    receiver = SimpleNamespace(take_events=lambda: made, heeds=dict)
+    channel = SimpleNamespace(send=lambda rank, kind, content: told.append(content))
+    server = Server(receiver, NoInbox(), channel, None, lambda: 1.0, RecordTable(**kept))
+    server._report(busy=True)
+    ((found, (values, counts)),) = told
+    late[values] = counts
+    assert late.tolist() == [334, 333, 333] and len(found) == rows
+    if "whole" in kept:
+        assert found["applied"].tolist() == [*range(10), *range(14, 1000, 7)]
+
+
 def test_staleness_in_words(tmp_path: Path) -> None:
     """Of many shards the sum and the two extremes; no rows of zeros."""
     about = {"parameters": 8, "mpi": "none", "hosts": ["a"]}
     record = RunFile(tmp_path / "r.h5", config(topology={"shards": 10}), about)
     for shard in range(10):
-        record.events(shard, events([0, 0, 2, shard + 5]))
+        record.events(shard, *events([0, 0, 2, shard + 5]))
     record.close(FINISHED)
     late = [0, 0, 2] * 10 + list(range(5, 15))
     words = describe(str(tmp_path / "r.h5")).split("staleness ")[1].splitlines()

@@ -20,7 +20,7 @@ from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
 from dbnet.comm.window import WindowLayout
-from dbnet.core.config import build
+from dbnet.core.config import RecordTable, build
 from dbnet.core.errors import Lost, UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
@@ -178,7 +178,7 @@ class Field:
         for intake in inbox._intakes:
             intake.take = partial(self._taken, taking)
         saver = type("Nothing", (), {"advance": lambda self: False, "close": lambda self: None, "begin": None})()
-        self.server = Server(shard, inbox, self.boxes.at(1), saver, self.time)
+        self.server = Server(shard, inbox, self.boxes.at(1), saver, self.time, RecordTable())
         self.stores = [WindowStore(windows[2 + r], world, (r, 0), footprint, rings, clock=self.time) for r in range(origins)]
 
     def _taken(self, take: Callable[..., bool], *push: Any) -> bool:

@@ -9,6 +9,11 @@ from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import BINS
 
 
+def taken(rows: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return updates as a shard sends them when it records all: rows, and all of them by staleness."""
+    return rows, np.unique(rows["applied"] - rows["fetched"], return_counts=True)
+
+
 def check(run: Run) -> None:
     """Fail unless the whole ledger of a run balances."""
     for part in (pushes_are_applied_once, clocks_count_up, gradients_are_conserved, staleness_is_that_of_the_events):
