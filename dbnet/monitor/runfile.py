@@ -11,7 +11,7 @@
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
 attributes    config and own modules (JSON), topology, versions, revision, MPI library, hosts by rank, start time
 
-Rows are written in blocks: a reader sees a run as it was a second ago, after two minutes 1 % of its time ago, 30 seconds at most. A
+Rows are written in blocks: a reader sees a run as it was a second ago, after two minutes 1 % of its time ago, 20 seconds at most. A
 block that is not full is written once more when it is, at another place, so a row a time would fill the disk. While the disk has
 no room, rows wait in memory.
 """
@@ -50,7 +50,7 @@ RUNNING, FINISHED, STOPPED = range(3)
 ENDED = {FINISHED: "finished", STOPPED: "stopped by a signal"}
 _CHUNK = 4096
 # Seconds that rows wait: at least, at most, and as a part of the time that the run has taken.
-_SOON, _LATEST, _PART = 1.0, 30.0, 0.01
+_SOON, _LATEST, _PART = 1.0, 20.0, 0.01
 _AHEAD = 1 << 20
 
 

@@ -12,6 +12,7 @@ import pytest
 from finished import Finished
 
 from dbnet.commands.plan.ranks import network_memory
+from dbnet.commands.plan.words import recorded
 from dbnet.core import config
 from dbnet.network.network import Network, held
 from dbnet.run.roles import window_layouts
@@ -66,3 +67,12 @@ def test_a_plan_for_scripts(run_file: Path, dbnet: Callable[..., Finished]) -> N
     assert made["layers"][0] == {"kind": "dense", "shape": [16], "parameters": 1040, "options": {"activation": "sigmoid"}}
     assert made["memory"] == sum(rank["memory"] for rank in made["ranks"])
     assert "1,040 parameters   activation sigmoid\n" in dbnet("plan", run_file).out
+
+
+def test_what_a_run_file_comes_to_in_a_day(run_file: Path) -> None:
+    def day(*changes: str) -> float:
+        return recorded(setup(config.load(run_file, ["topology.shards=1", *changes])))
+
+    default, most = day(), day("topology.replicas=500")
+    assert day("record.events=counts") < default < most < 500e6 < 1.7e9 < day("record.events=all")
+    assert default - day("record.events=counts") == 10 * (1e6 + (2000 * 86400 - 1e6) / 100)

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from finished import Finished
+from ledger import taken
 
 from dbnet.core.config import build
 from dbnet.monitor.report import advice, changed, report
@@ -39,7 +40,7 @@ def made(path: Path, rates: list[int], losses: list[float], late: list[int], wai
         events = np.zeros(20, EVENT)
         events["applied"] = 100 + np.arange(20)
         events["fetched"], events["seconds"] = events["applied"] - late[shard], np.linspace(0, len(losses) - 1, 20)
-        record.events(shard, events)
+        record.events(shard, *taken(events))
     record.close(FINISHED)
     return path
 

@@ -7,10 +7,14 @@ from typing import Any
 
 from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import PROCESS, RankPlan
+from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
 from dbnet.network.partition import Cut
 from dbnet.run.setup import Setup
 
+# Measured: bytes of a row in the run file, and of blocks that were written before they were full, in a day.
+EVENT_BYTES, PROGRESS_BYTES, REWRITTEN = 10, 60, 110e6
+UPDATES = 2000
 # More ranks than these of one role share a line.
 EACH = 16
 
@@ -70,9 +74,20 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(PROCESS)} a rank for Python and its libraries",
         f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
         f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
+        f"The run file grows by at most {size(recorded(ready))} in a day of {UPDATES:,} updates a second "
+        f"(record.events = '{ready.config.record.events}')",
         f"Start it with: mpirun -n {ready.topology.size} dbnet train RUN.toml",
     ]
     return "\n".join(lines)
+
+
+def recorded(ready: Setup) -> float:
+    """Return the bytes that a run file grows by in its first day, when every shard makes `UPDATES` a second."""
+    record, day = ready.config.record, 86400
+    updates, rows = UPDATES * day, min(ready.topology.replicas, REPLICAS) / INTERVAL * day
+    sampled = min(updates, record.whole) + max(0, updates - record.whole) / record.every
+    kept = {"all": updates, "sampled": sampled, "counts": 0}[record.events]
+    return ready.topology.shards * kept * EVENT_BYTES + rows * PROGRESS_BYTES + REWRITTEN
 
 
 def layers(ready: Setup) -> list[dict[str, Any]]:
