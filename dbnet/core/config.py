@@ -270,7 +270,7 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
             del entry[key]
         if strange:
             out.append(
-                f"{table}.kind = '{entry['kind']}' has no {' and no '.join(strange)}; what the run file says there is left out."
+                f"{table}.kind = '{member.kind}' has no {' and no '.join(strange)}; what the run file says there is left out."
             )
     return out
 

@@ -69,8 +69,8 @@ class Display:
             return
         try:
             print(text, flush=True)
-        except BrokenPipeError:
-            # A run goes on when nobody reads its messages any more.
+        except OSError:
+            # A run goes on when nobody reads its messages any more: a pipe that is closed, a terminal that is gone.
             self._quiet = True
 
     def warn(self, text: str) -> None:

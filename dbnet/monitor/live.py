@@ -10,7 +10,9 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +82,7 @@ class Snapshot(NamedTuple):
 
 def duration(seconds: float) -> str:
     """Return a time in words, like 1:02:03 or 12 s."""
-    if seconds != seconds:
+    if not isfinite(seconds):
         return "?"
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
@@ -198,17 +200,19 @@ class LiveDisplay(Display):
         atexit.register(self.end)
 
     def end(self, state: str = "broken off") -> None:
-        if self._live is not None and self._live.is_started and self._shot is not None:
-            self._live.update(view(self._shot._replace(state=state), self._live.console.width), refresh=True)
-            self._live.stop()
+        with self._shown_or_not():
+            if self._live is not None and self._live.is_started and self._shot is not None:
+                self._live.update(view(self._shot._replace(state=state), self._live.console.width), refresh=True)
+                self._live.stop()
         self._live = None
         atexit.unregister(self.end)
 
     def say(self, text: str) -> None:
-        if self._live is None or not self._live.is_started:
-            super().say(text)
-        else:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self._shown_or_not():
+            if self._live is not None and self._live.is_started:
+                self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                return
+        super().say(text)
 
     def report(self, rows: np.ndarray, counts: np.ndarray) -> None:
         super().report(rows, counts)
@@ -233,14 +237,27 @@ class LiveDisplay(Display):
         if time.monotonic() - self._drawn < _REFRESH and self._live.is_started:
             return
         self._drawn = time.monotonic()
-        if not self._live.is_started:
-            self._live.start()
-        self._live.update(view(self._shot, self._live.console.width), refresh=True)
+        with self._shown_or_not():
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(view(self._shot, self._live.console.width), refresh=True)
+
+    @contextmanager
+    def _shown_or_not(self) -> Iterator[None]:
+        """Where the terminal takes it no more, say so once and go on in plain lines: a run never ends of being looked at."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            live, self._live = self._live, None
+            with suppress(OSError, ValueError):
+                live.stop()
+            with suppress(OSError, ValueError):
+                self.warn(f"The terminal does not take the live display ({error}); plain lines follow.")
 
 
 def display_for(quiet: bool) -> Display:
     """Return what shows a run: on a terminal in its last lines, elsewhere, or `quiet`, as plain lines or none."""
-    fit = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    fit = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and (sys.stdout.encoding or "").lower().startswith("utf")
     return LiveDisplay() if fit and not quiet else Display(quiet)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from finished import Finished
@@ -52,11 +54,11 @@ def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..
     assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 144 updates")
 
 
-def rewrite(path: Path, change: Callable[[list[LogEntry]], None], **machine: str) -> None:
-    """Change the entries of a part, and what it says of its machine."""
+def rewrite(path: Path, change: Callable[[list[LogEntry]], None], threads: int = 0, **machine: str) -> None:
+    """Change the entries of a part, and what it says of its machine and threads."""
     part = PartOfSchedule(path)
     change(part.entries)
-    about = {**part.about, "machine": {**part.about["machine"], **machine}}
+    about = {**part.about, "threads": threads or part.about["threads"], "machine": {**part.about["machine"], **machine}}
     entries = [LogEntry(log.ABOUT, json.dumps(about).encode()), *part.entries]
     data = b"".join(log._HEAD.pack(entry.kind, len(entry.content)) + entry.content for entry in entries)
     path.write_bytes(log._FORMAT + zlib.compress(data))
@@ -198,3 +200,86 @@ def test_what_cannot_be_replayed_is_refused(run_file: Path, dbnet: Callable[...,
     assert "is no part of a schedule" in dbnet("replay", path).err
     (path.with_suffix(".schedule") / "shard-1").unlink()
     assert dbnet("replay", path).code == 2
+
+
+def broken_off(share: float, entries: list[LogEntry]) -> None:
+    """Keep this share of the slices that were taken, and what came before them."""
+    left = int(share * sum(len(entry.array(log.TAKE)) for entry in entries if entry.kind == log.TAKES))
+    for i, entry in enumerate(entries):
+        if entry.kind == log.TAKES:
+            takes = entry.array(log.TAKE)
+            if len(takes) >= left:
+                entries[i:] = [LogEntry(log.TAKES, takes[:left].tobytes())]
+                return
+            left -= len(takes)
+
+
+@pytest.mark.parametrize("cut", [(0.6, 0.99), (0.9, 0.7), (0.7, 0.9)])
+def test_shards_whose_parts_end_at_different_times(
+    cut: tuple[float, float], run_file: Path, dbnet: Callable[..., Finished]
+) -> None:
+    """As after a kill: each flushes by its own clock."""
+    path = recorded(run_file, "stop.epochs=6")
+    for shard, share in enumerate(cut):
+        rewrite(path.with_suffix(".schedule") / f"shard-{shard}", partial(broken_off, share))
+    done = dbnet("replay", path)
+    assert done.code == 0 and "the record ends before the run did" in done.out, done.out
+    found = done.out.splitlines()[-1].split()
+    assert found[0] == "identical:" and int(found[1]) > 100
+
+
+def test_a_part_that_is_full_excuses_no_other_order(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file)
+
+    def full(entries: list[LogEntry]) -> None:
+        entries[-1] = LogEntry(log.FULL, b"")
+
+    rewrite(path.with_suffix(".schedule") / "replica-1.0", full)
+    assert dbnet("replay", path).code == 0
+    rewrite(path.with_suffix(".schedule") / "shard-1", other_order)
+    done = dbnet("replay", path)
+    assert done.code == 1 and "different: shard 1, slice 0, push 5" in done.out, done.out
+
+
+def test_a_damaged_record_gets_one_sentence(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file)
+    part = path.with_suffix(".schedule") / "replica-0.0"
+
+    def shorter(entries: list[LogEntry]) -> None:
+        at = next(i for i, entry in enumerate(entries) if entry.kind == log.FETCH)
+        entries[at] = LogEntry(log.FETCH, entries[at].content[:-1])
+
+    rewrite(part, shorter)
+    done = dbnet("replay", path)
+    assert done.code == 2 and f"'{part}' is damaged" in done.err and done.err.count("\n") == 1
+    with h5py.File(path, "r+") as file:
+        file.attrs["schedule"] = json.dumps({"from": 3})
+    done = dbnet("replay", path)
+    assert done.code == 2 and "or its schedule is damaged" in done.err and done.err.count("\n") == 1
+
+
+def test_replicas_of_unequal_threads_are_compared_nearly(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file)
+    rewrite(path.with_suffix(".schedule") / "replica-1.0", lambda entries: None, threads=7)
+    done = dbnet("replay", path)
+    assert done.code == 0 and " and 7 threads" in done.err and "evaluations are equal to 1e-06" in done.out
+
+
+def test_another_rule_that_leaves_all_numbers(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    done = dbnet("replay", recorded(run_file), "rule.kind=sgd", "rule.rate=1e38")
+    assert done.code == 1 and "its numbers were out of bounds" in done.out and "different" not in done.out
+
+
+def test_recording_changes_no_synchronous_run_whose_gradients_are_refused(run_file: Path, make_data: Callable[..., Path]) -> None:
+    """The clock goes on where a whole step is refused, and no slice has changed."""
+    x = np.ones((8, 3), np.float32)
+    x[3] = 1e25
+    changes = [
+        f"data.path={make_data('bad.h5', train__x=x)}", "method={kind='synchronous', minibatch=2}", "topology.replicas=1",
+        "topology.partitions=2", "topology.shards=1", "stop.epochs=6", "guard.refused=1000", "evaluate.train=0",
+        "model.layers=[{kind='dense', units=2}]",
+    ]  # fmt: skip
+    for recording in ("false", "true"):
+        run = open_run(execute(run_file, [*changes, f"record.schedule={recording}", f"run.name=r{recording}"], quiet=True).run_file)
+        assert len(run.refused) > 3 and len(run.events) > 10
+        assert (run.events.applied - run.events.fetched).tolist() == [0] * len(run.events), recording

@@ -143,6 +143,14 @@ def test_members_of_ones_own_have_options_in_their_tables(tmp_path: Path) -> Non
             stored({**json.loads(config.text()), **damaged})
 
 
+def test_a_kind_is_taken_out() -> None:
+    """What is left is of the default kind; what that does not know goes with the other one."""
+    said: list[str] = []
+    adam = minimal(rule={"kind": "adam", "rate": 0.5, "beta1": 0.5})
+    assert load(adam, ["rule.kind="], said.append).rule == Adagrad(rate=0.5)
+    assert said == ["rule.kind = 'adagrad' has no beta1; what the run file says there is left out."]
+
+
 def test_a_run_is_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         build(minimal()).topology.shards = 3  # type: ignore[misc]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dbnet.core.config import build
 from dbnet.monitor.display import Display, recent
-from dbnet.monitor.live import Snapshot, display_for, duration, snapshot, view
+from dbnet.monitor.live import LiveDisplay, Snapshot, display_for, duration, snapshot, view
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import RUNNING, RunFile
 from dbnet.monitor.tables import PROGRESS
@@ -115,10 +115,35 @@ def test_a_run_that_broke_off(tmp_path: Path, place: Path, dbnet: Callable[..., 
     assert "'none.h5'; a run prints the path of its own" in dbnet("watch", "none.h5").err
 
 
+def test_a_terminal_that_takes_no_more(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has hung up, or its letters are others: the run goes on in plain lines."""
+
+    class Broken:
+        is_started, console = True, Console(file=io.StringIO())
+
+        def update(self, *_: object, **__: object) -> None:
+            raise UnicodeEncodeError("latin-1", "x", 0, 1, "no such letter")
+
+        stop = update
+
+    shown = LiveDisplay()
+    shown.begin(build(TREE), "run")
+    shown._live = Broken()
+    shown.row(1.0, 0.5, 10, 0.3, 0.0, Score(0.3, 0.9, 0.2, 0.95))
+    shown.say("It goes on.")
+    shown.end("finished")
+    said = capsys.readouterr()
+    assert said.out.rstrip().endswith("It goes on.") and said.err.count("does not take the live display") == 1
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert type(display_for(False)) is Display
+
+
 def test_on_a_terminal(run_file: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "dbnet", "train", str(run_file)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100", "PYTHONUTF8": "1"}
     said = b""
     with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True) as job:
         os.close(theirs)

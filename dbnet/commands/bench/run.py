@@ -111,7 +111,13 @@ def theirs(network: Training, data: Path, processes: int, threads: int) -> list[
         commands = [[sys.executable, "-m", f"{_PLACE}.torch_job", json.dumps({**order, "rank": r})] for r in range(processes)]
         env = {**_alone(), "GLOO_SOCKET_IFNAME": "lo"}
         started = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in commands]
-        outs = [process.communicate(timeout=1200) for process in started]
+        try:
+            outs = [process.communicate(timeout=1200) for process in started]
+        except subprocess.TimeoutExpired:
+            raise UserError("PyTorch did not end within 20 minutes; measure a smaller network.") from None
+        finally:
+            for process in started:
+                process.kill()
     for process, (_, error) in zip(started, outs, strict=True):
         if process.returncode:
             raise UserError(f"PyTorch failed: {(error.strip().splitlines() or [process.returncode])[-1]}")

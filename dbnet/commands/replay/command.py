@@ -45,6 +45,39 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_replay(options: argparse.Namespace) -> int:
+    try:
+        run, world, compared = _recorded(options)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"'{options.run_file}' or its schedule is damaged ({type(error).__name__}: {error}).") from error
+    other = f" with {' '.join(options.overrides)}" if options.overrides else ""
+    print(f"Replay of {run.path}{other}: {world.topology.words()}.", flush=True)
+    try:
+        world.play()
+    except Difference as difference:
+        if options.overrides:
+            print(
+                f"another rule under the same schedule: {compared.words()}; then its numbers were out of bounds, and it stood still"
+            )
+            print(_scores(compared))
+            return 1
+        print(f"different: {difference}; identical before: {compared.words()}")
+        return 1
+    return _verdict(world, compared, options.overrides)
+
+
+def _verdict(world: ReplayedWorld, compared: Compared, overrides: list[str]) -> int:
+    """Print what came of a replay to the end of its record; return the exit code."""
+    near = all(np.allclose(*both, rtol=NEAR, atol=NEAR, equal_nan=True) for _, *both in compared.scores)
+    elsewhere = f"evaluations are {'equal' if near else 'not equal'} to {NEAR:g}"
+    said = "identical" if compared.exact else "another rule under the same schedule" if overrides else elsewhere
+    print(f"{said}: {compared.words()}{'' if world.ended else _short(world.parts)}")
+    if not compared.exact:
+        print(_scores(compared))
+    return int(not (compared.exact or near or overrides))
+
+
+def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld, Compared]:
+    """Return a recorded run, the world in which it is played again, and what counts what is compared."""
     run = Run(options.run_file)
     recorded = run.about.get("schedule")
     if not isinstance(recorded, dict):
@@ -55,26 +88,13 @@ def run_replay(options: argparse.Namespace) -> int:
     run_modules(options.run_file, own_modules(run.about["modules"], config.model.modules), options.trust_modules, "--trust-modules")
     ready = setup(_changed(config, options.overrides), _point(recorded))
     parts = _parts(ready, options.run_file, recorded["id"])
-    threads = sorted({part.about["threads"] for part in parts.values()})
-    exact = _alike(parts) and not options.overrides
+    working = [part for rank, part in parts.items() if rank > ready.topology.shards]
+    threads = sorted({part.about["threads"] for part in working})
+    exact = _alike(parts, threads) and not options.overrides
     roles.use(ready.config, max(threads, default=cores_for(None, True)[0]))
     compared = Compared(exact, ready.topology.shards)
     here = any(part.about["here"] for part in parts.values())
-    world = ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared)
-    other = f" with {' '.join(options.overrides)}" if options.overrides else ""
-    print(f"Replay of {run.path}{other}: {ready.topology.words()}.", flush=True)
-    try:
-        world.play()
-    except Difference as difference:
-        print(f"different: {difference}; identical before: {compared.words()}")
-        return 1
-    near = all(np.allclose(*both, rtol=NEAR, atol=NEAR, equal_nan=True) for _, *both in compared.scores)
-    elsewhere = f"evaluations are {'equal' if near else 'not equal'} to {NEAR:g}"
-    said = "identical" if exact else "another rule under the same schedule" if options.overrides else elsewhere
-    print(f"{said}: {compared.words()}{'' if world.ended else _short(parts)}")
-    if not exact:
-        print(_scores(compared))
-    return int(not (exact or near or options.overrides))
+    return run, ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared), compared
 
 
 def _scores(compared: Compared) -> str:
@@ -99,7 +119,7 @@ def _changed(config: Config, overrides: list[str]) -> Config:
 
 def _short(parts: dict[int, PartOfSchedule]) -> str:
     full = [str(part.path) for part in parts.values() if part.full]
-    return f"; the record ends before the run did, {f'{full[0]} was full' if full else 'which was killed'}"
+    return f"; the record ends before the run did, {f'{full[0]} was full' if full else 'which was killed, or could not write on'}"
 
 
 def _point(recorded: dict[str, Any]) -> str | None:
@@ -124,14 +144,20 @@ def _parts(ready: Setup, run_file: str, identity: str) -> dict[int, PartOfSchedu
     return out
 
 
-def _alike(parts: dict[int, PartOfSchedule]) -> bool:
+def _alike(parts: dict[int, PartOfSchedule], threads: list[int]) -> bool:
     """Return whether this machine computes to the bit as those of the record did; warn where it may not."""
     here, there = machine(), [part.about["machine"] for part in parts.values()]
     strange = sorted({name for other in there for name in {*here, *other} if here.get(name) != other.get(name)})
+    if len(threads) > 1:
+        print(
+            f"dbnet: Replicas had {' and '.join(map(str, threads))} threads, here all have as many; bits may differ; evaluations "
+            f"are compared to {NEAR:g}.",
+            file=sys.stderr,
+        )
     if strange:
         names = ", ".join(f"{name} ({there[0].get(name)}, here {here.get(name)})" for name in strange)
         print(
             f"dbnet: The run was recorded elsewhere: {names}; bits may differ; evaluations are compared to {NEAR:g}.",
             file=sys.stderr,
         )
-    return not strange
+    return not strange and len(threads) < 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from dbnet.comm.turns import IDLE, Turns, Wait, take_turns
 from dbnet.commands.replay.outcome import Compared, Difference, Ended
 from dbnet.commands.replay.replica import Pages, ReplayedStore, ReplayedWindow, reads
 from dbnet.commands.replay.shard import ReplayedShard, Timeline
-from dbnet.core.errors import Lost
+from dbnet.core.errors import Lost, UserError
 from dbnet.network.model import Footprint, footprint
 from dbnet.network.replica import Replica
 from dbnet.run import roles
 from dbnet.run.setup import Setup
-from dbnet.shards.schedule.log import FETCH, SNAPSHOT, PartOfSchedule
+from dbnet.shards.schedule.log import CLOSE, FETCH, SNAPSHOT, PartOfSchedule
 from dbnet.shards.schedule.slices import SlicePiece
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import elements
@@ -44,10 +43,10 @@ class ReplayedWorld:
     period = 0.0
 
     def __init__(self, ready: Setup, parts: dict[int, PartOfSchedule], whole: bool, compared: Compared) -> None:
-        self._ready, self._parts, self._compared, self._topology = ready, parts, compared, ready.topology
+        self._ready, self.parts, self._compared, self.topology = ready, parts, compared, ready.topology
         self.clock: Callable[[], float] = lambda: 0.0
         self.due = self.clock
-        world = self._topology
+        world = self.topology
         self._longest = None if whole else elements(ready.rings.slot, ready.model.dtype)
         self._pieces = ready.pieces(whole)
         self._memory = [(np.zeros(part.size, ready.model.dtype), np.zeros(world.partitions, np.int64)) for part in ready.ranges]
@@ -59,6 +58,7 @@ class ReplayedWorld:
         self._stores: dict[int, ReplayedStore] = {}
         self._replicas: dict[int, Replica] = {}
         self._gone = 0
+        self._ended: list[int] = []
 
     # --- what roles ask for ---------------------------------------------------------------------------------------------------
 
@@ -80,14 +80,14 @@ class ReplayedWorld:
         return lambda: None
 
     def link(self, rank: int) -> Link | None:
-        replica, partition = self._topology.place(rank)
-        return LocalLink(self._wires[replica], partition) if self._topology.partitions > 1 else None
+        replica, partition = self.topology.place(rank)
+        return LocalLink(self._wires[replica], partition) if self.topology.partitions > 1 else None
 
     def store(self, rank: int, replica: Replica) -> ReplayedStore:
-        ready, origin = self._ready, self._topology.place(rank)
+        ready, origin = self._ready, self.topology.place(rank)
         overlap = ready.config.method.overlap and self._longest is not None and not self._here
         self._stores[rank] = ReplayedStore(
-            self._pages[rank], self._shards, self.timelines, self._topology, origin, self._footprint(origin[1]),
+            self._pages[rank], self._shards, self.timelines, self.topology, origin, self._footprint(origin[1]),
             ready.model.dtype, ready.clocks(origin[1]), ready.config.method.slots, overlap,
         )  # fmt: skip
         return self._stores[rank]
@@ -97,7 +97,7 @@ class ReplayedWorld:
     @property
     def _here(self) -> bool:
         """Whether it was recorded in one process, where nothing moves on a thread."""
-        return any(part.about["here"] for part in self._parts.values())
+        return any(part.about["here"] for part in self.parts.values())
 
     def _footprint(self, partition: int) -> Footprint:
         return footprint(self._ready.model, self._ready.cut.boxes[partition], leads=partition == 0)
@@ -105,11 +105,15 @@ class ReplayedWorld:
     def _due(self, shard: int) -> list[np.ndarray]:
         """Return for each piece of a shard the versions in which it was read, in order."""
         first = sum(len(pieces) for pieces in self._pieces[:shard])
+        total = 4 * sum(len(pieces) for pieces in self._pieces)
         due: list[list[np.ndarray]] = [[] for _ in self._pieces[shard]]
         for rank in self._working:
-            entries = self._parts[rank].entries if rank in self._parts else []
-            found = [entry.array("<i4") for entry in entries if entry.kind in (FETCH, SNAPSHOT)]
-            used = self._used(self._topology.place(rank)[1], shard)
+            entries = self.parts[rank].entries if rank in self.parts else []
+            reads_of = [entry for entry in entries if entry.kind in (FETCH, SNAPSHOT)]
+            if any(len(entry.content) != total for entry in reads_of):
+                raise UserError(f"'{self.parts[rank].path}' is damaged: a fetch says nothing of some slices.")
+            found = [entry.array("<i4") for entry in reads_of]
+            used = self._used(self.topology.place(rank)[1], shard)
             if found and used:
                 versions = np.cumsum(found, axis=0)
                 for number in used:
@@ -122,26 +126,32 @@ class ReplayedWorld:
 
     def play(self) -> None:
         """Play the run; raise Difference where something is not as recorded."""
-        ready, world = self._ready, self._topology
+        ready, world = self._ready, self.topology
         self._replicas = {rank: roles.load_replica(ready, *world.place(rank), self.link(rank)) for rank in self._working}
         for shard in range(world.shards):
             receiver = roles.receiver(ready, self, shard)
-            part = self._parts.get(world.shard_rank(shard))
+            part = self.parts.get(world.shard_rank(shard))
             entries = [] if part is None else part.entries
             self.timelines.append(Timeline(ready, self._shards[shard], receiver, entries, self._compared, self._longest))
         players = [timeline.run() for timeline in self.timelines]
-        players += [self._recorded(roles.worker(ready, self, *both).run()) for both in self._replicas.items()]
+        players += [self._recorded(both[0], roles.worker(ready, self, *both).run()) for both in self._replicas.items()]
         players.append(self._patience())
         try:
             take_turns(players)
         except Lost as stuck:
-            full = any(part.full for part in self._parts.values())
-            if any(not timeline.over for timeline in self.timelines) and not full:
+            if any(not timeline.over for timeline in self.timelines) and not self._breaks_off:
                 raise Difference(f"{self._first_stuck()}\n{stuck}") from None
+
+    @property
+    def _breaks_off(self) -> bool:
+        """Whether a part that ends before the run did has been played to its end: then others may wait for what it lacks."""
+        lost = {entry.value for part in self.parts.values() for entry in part.entries if entry.kind == CLOSE}
+        short = [rank for rank in self._ended if not self.parts[rank].whole and self.topology.place(rank)[0] not in lost]
+        return bool(short) or any(timeline.over and not timeline.ended for timeline in self.timelines)
 
     def _first_stuck(self) -> str:
         """Return which event cannot happen: a push that is taken next, and whose replica waits for what comes later."""
-        world, found = self._topology, []
+        world, found = self.topology, []
         for line in self.timelines:
             if line.awaited is not None:
                 rank = world.origin_rank(*divmod(line.awaited, world.partitions))
@@ -152,10 +162,13 @@ class ReplayedWorld:
             return "what was recorded cannot have happened in any order."
         return f"{min(found)[1]}: it was taken next, but cannot have been pushed by then."
 
-    def _recorded(self, role: Turns) -> Turns:
+    def _recorded(self, rank: int, role: Turns) -> Turns:
         """Play a role as far as its record goes."""
-        with suppress(Ended):
+        try:
             yield from role
+        except Ended:
+            if rank in self.parts:
+                self._ended.append(rank)
         self._gone += 1
 
     def _patience(self) -> Turns:

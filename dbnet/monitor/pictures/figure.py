@@ -11,7 +11,7 @@ from dbnet.core.errors import UserError, nearest
 from dbnet.core.files import writing
 from dbnet.monitor.many import Group, groups
 from dbnet.monitor.pictures.against import AXES
-from dbnet.monitor.pictures.panels import PANELS, fill
+from dbnet.monitor.pictures.panels import PANELS, fill, plain
 from dbnet.monitor.results import Run
 
 FORMATS = ("png", "svg", "pdf")
@@ -116,7 +116,7 @@ def _legends(figure: Any, panels: Sequence[Any], shown: Sequence[Group], titled:
         figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=max(1, min(fit, len(labels))))
         return
     if titled:
-        figure.suptitle(shown[0].label, fontsize=11)
+        figure.suptitle(plain(shown[0].label), fontsize=11)
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         if labels:
@@ -128,7 +128,9 @@ def drawn(run_file: Path, picture: Path) -> str:
     """Draw a run; return the picture's path, or that there is none."""
     try:
         draw(Run(run_file), picture)
-    except UserError as error:
-        print(f"dbnet: {error}", file=sys.stderr)
+    except Exception as error:
+        # The run is over and whole: no picture may make it a failed one.
+        said = error if isinstance(error, UserError) else f"The picture cannot be drawn ({type(error).__name__}: {error})."
+        print(f"dbnet: {' '.join(str(said).split())}", file=sys.stderr)
         return "could not be drawn"
     return str(picture)

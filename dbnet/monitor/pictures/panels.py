@@ -13,6 +13,12 @@ from dbnet.monitor.pictures.against import AXES, COUNTS, axis
 from dbnet.monitor.pictures.curves import Curve
 from dbnet.monitor.results import Run
 
+
+def plain(text: str) -> str:
+    """Return a text from a run so that matplotlib takes no part of it for a formula."""
+    return text.replace("$", r"\$")
+
+
 # Okabe and Ito (2008): told apart by the colour-blind, too. More curves than that get another dash.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
@@ -123,7 +129,7 @@ def _group(axes: Any, panel: Panel, group: Group, against: str, look: dict[str, 
     for run in group.runs:
         made = panel.curves(run)[:1]
         lines += [(curve.x if panel.own else axis(run, curve.x, against), curve.y) for curve in made if len(curve.x)]
-    label = group.label + (f" ({len(group.runs)} runs)" if len(group.runs) > 1 else "")
+    label = plain(group.label) + (f" ({len(group.runs)} runs)" if len(group.runs) > 1 else "")
     if not lines:
         axes.plot([], [], label=label, **look)
         return np.zeros(0)

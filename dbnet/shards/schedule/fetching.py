@@ -60,6 +60,7 @@ class RecordingStore(WindowStore):
         # A fetch under way has numbers of its own, as it has clocks.
         self._seen = {id(self.clocks): np.zeros(size, np.int64), id(self._landing): np.zeros(size, np.int64)}
         self._snapped, self._now = np.zeros((2, size), np.int64)
+        self._before = np.zeros(len(pieces), np.int64)
         self._versions = Versions(log, size)
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self.again = 0
@@ -100,6 +101,8 @@ class RecordingStore(WindowStore):
 
     def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
+        for shard, _ in self._own:
+            self._window.get(self._topology.shard_rank(shard), "clock", self._before[shard : shard + 1], self._partition)
         self._count(seen)
         for moves in self._moves:
             self._move(w, moves)
@@ -142,9 +145,9 @@ class RecordingStore(WindowStore):
             self._window.flush(self._topology.shard_rank(route.shard))
 
     def _set_clocks(self, clocks: np.ndarray, seen: np.ndarray) -> None:
-        """The clock of what was read is that of its oldest slice."""
+        """The clock of what was read is that of its oldest slice; later where it went on without a change, as of a refused step."""
         for shard, own in self._own:
-            clocks[shard] = self._base[shard] + seen[own].min() // 2
+            clocks[shard] = max(self._before[shard], self._base[shard] + seen[own].min() // 2)
 
 
 class RecordingLocalStore(LocalStore):
