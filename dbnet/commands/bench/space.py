@@ -20,7 +20,7 @@ def plain_copy(x: np.ndarray, y: np.ndarray) -> None:
 
 
 class ShardCommands(Bench):
-    """Commands on registers of 16 million parameters with a history of ten pairs, against the rate of a plain copy loop."""
+    """Commands on registers of 16 million parameters with a history of ten pairs, against a copy loop over as many vectors."""
 
     kind: ClassVar[str] = "space"
 
@@ -35,8 +35,8 @@ class ShardCommands(Bench):
             ("scale", Scale("direction", 1.0), 2, ">= 0.8"),
             ("axpy", Axpy(1e-9, "gradient", "direction"), 3, ">= 0.8"),
             ("dot", Dot("gradient", "params"), 2, ">= 0.8"),
-            (f"gram of 3 x {len(basis)}", Gram(("s_0", "y_0", "gradient"), basis), len(basis), ""),
-            (f"combine {len(basis)}", Combine(tuple((0.1, name) for name in basis), "direction"), len(basis) + 1, ""),
+            (f"gram of 3 x {len(basis)}", Gram(("s_0", "y_0", "gradient"), basis), len(basis), ">= 0.8"),
+            (f"combine {len(basis)}", Combine(tuple((0.1, name) for name in basis), "direction"), len(basis) + 1, ">= 0.8"),
         ]
         out = []
         for name, command, vectors, bar in commands:
@@ -44,7 +44,14 @@ class ShardCommands(Bench):
             def carry_out(command: Command = command) -> None:
                 perform(registers, command)
 
-            mine, copy = alternate(repeat, carry_out, lambda: plain_copy(registers["gradient"], registers["direction"]))
-            rate, other = (count * 4 * SIZE / times.min() / 1e9 for count, times in ((vectors, mine), (2, copy)))
+            # A history is read from memory, and two vectors may stay in a large cache: what is copied is no less than what is read.
+            pairs = list(zip(*[iter(history)] * 2, strict=True)) if vectors > 3 else [("gradient", "direction")]
+
+            def copy_all(pairs: list[tuple[str, str]] = pairs) -> None:
+                for source, target in pairs:
+                    plain_copy(registers[source], registers[target])
+
+            mine, copy = alternate(repeat, carry_out, copy_all)
+            rate, other = (count * 4 * SIZE / times.min() / 1e9 for count, times in ((vectors, mine), (2 * len(pairs), copy)))
             out.append(Row("space", name, rate, "GB/s", "plain copy", other, rate / other, bar, mine.max() / mine.min()))
         return out
