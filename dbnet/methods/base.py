@@ -13,6 +13,9 @@ from dbnet.methods.worker import Worker
 from dbnet.shards.push import Receiver
 from dbnet.shards.shard import Shard
 
+# Bytes of a slice and slices of a ring: where there is room, and the least.
+ROOMY, NARROW = (1 << 20, 8), (1 << 14, 4)
+
 
 class Method(Member):
     """How a network is trained: base of all methods; a member's fields are the options of [method].
@@ -38,8 +41,24 @@ class Method(Member):
     overlap: bool = Field(
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
     )
-    slot: int = Field(default=1 << 20, ge=64, le=1 << 30, description="bytes of one slice of a push, if it is that long")
-    slots: int = Field(default=8, ge=2, le=1 << 16, description="slices in each ring; a full ring makes the replica wait")
+    slot: int | None = Field(
+        default=None, ge=64, le=1 << 30, description="bytes of a slice of a push; default: 1 MiB, less where method.rings wants it"
+    )
+    slots: int | None = Field(
+        default=None, ge=2, le=1 << 16, description="slices in each ring, a full one makes the replica wait; default: 8, or then 4"
+    )
+    rings: int = Field(
+        default=1 << 28, gt=0, le=COUNT, description="bytes that all rings of a shard may take together, if slices can be so small"
+    )
+
+    def ring(self, users: int, longest: int) -> tuple[int, int]:
+        """Return the bytes of a slice and the slices of a ring, at a shard that `users` push to, `longest` bytes at most."""
+        roomy = users * ROOMY[1] * min(ROOMY[0], longest) <= self.rings
+        slots = self.slots or (ROOMY[1] if roomy else NARROW[1])
+        # The largest power of two that fits.
+        fitting = 1 << (self.rings // max(1, users * slots)).bit_length() >> 1
+        slot = self.slot or (ROOMY[0] if roomy else max(NARROW[0], min(ROOMY[0], fitting)))
+        return min(slot, longest), slots
 
     def check(self, config: Config) -> None:
         """Raise UserError where the run file asks for what the method cannot do."""

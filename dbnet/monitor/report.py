@@ -129,8 +129,8 @@ def _late(run: Run) -> list[str]:
     """Return what is to be said of staleness."""
     counts, out, method = run.staleness.to_numpy().T, [], run.config.method
     total, replicas = lateness(counts.sum(axis=0)), run.config.topology.replicas
-    slots = getattr(method, "slots", None)
-    if isinstance(slots, int) and replicas > 1 and total.updates and total.mean > 0.8 * replicas * slots:
+    slots = getattr(method, "slots", 0) or 8
+    if replicas > 1 and total.updates and total.mean > 0.8 * replicas * slots:
         out.append(
             f"Staleness is {total.mean:.0f} on average with {replicas} replicas: the rings are full ({slots} slots each). "
             "Take more shards, or fewer slots (method.slots)."

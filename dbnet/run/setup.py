@@ -75,9 +75,9 @@ class Setup:
     @cached_property
     def rings(self) -> Rings:
         """The shards' ranges and rings; a slice is no longer than the longest that any origin sends."""
-        method, item = self.config.method, self.model.dtype.itemsize
-        longest = max((route.size for ways in self.routes for route in ways.values()), default=1)
-        return Rings(self.ranges, self.users, self.model.dtype, min(method.slot, longest * item), method.slots)
+        longest = max((route.size for ways in self.routes for route in ways.values()), default=1) * self.model.dtype.itemsize
+        ring = self.config.method.ring(max(map(len, self.users), default=1), longest)
+        return Rings(self.ranges, self.users, self.model.dtype, *ring)
 
     def pieces(self, whole: bool) -> list[list[SlicePiece]]:
         """Return of every shard the pieces of the slices in which pushes come; `whole`: each push is one."""

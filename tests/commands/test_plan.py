@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from finished import Finished
 
+from dbnet import plan
 from dbnet.commands.plan.ranks import network_memory
 from dbnet.commands.plan.words import recorded
 from dbnet.core import config
+from dbnet.methods.downpour import Downpour
 from dbnet.network.network import Network, held
 from dbnet.run.roles import window_layouts
 from dbnet.run.setup import setup
@@ -76,3 +78,24 @@ def test_what_a_run_file_comes_to_in_a_day(run_file: Path) -> None:
     default, most = day(), day("topology.replicas=500")
     assert day("record.events=counts") < default < most < 500e6 < 1.7e9 < day("record.events=all")
     assert default - day("record.events=counts") == 10 * (1e6 + (2000 * 86400 - 1e6) / 100)
+
+
+@pytest.mark.parametrize(
+    ("users", "longest", "given", "ring"),
+    [
+        (2, 167 << 20, {}, (1 << 20, 8)),
+        (32, 167 << 20, {}, (1 << 20, 8)),
+        (200, 167 << 20, {}, (256 << 10, 4)),
+        (200, 50_000, {}, (50_000, 8)),
+        (16000, 167 << 20, {}, (16 << 10, 4)),
+        (200, 167 << 20, {"slot": 4096, "slots": 9}, (4096, 9)),
+        (200, 167 << 20, {"rings": 1 << 31}, (1 << 20, 8)),
+    ],
+)
+def test_rings_of_many_replicas_are_small(users: int, longest: int, given: dict, ring: tuple[int, int]) -> None:
+    assert Downpour(**given).ring(users, longest) == ring
+
+
+def test_the_plan_says_what_rings_take(run_file: Path) -> None:
+    said = str(plan(run_file, ["topology.replicas=2", "topology.shards=1", "method.slot=1024", "method.slots=3"]))
+    assert "slices of at most 1.0 KiB, 3 per ring; all rings of a shard take 6.0 KiB" in said

@@ -112,7 +112,8 @@ class BatchWorld:
             self.accruals.append(Accrual(shard, Receiving(self.config, names, [(o, 0) for o in users[s]], dict)))
             intakes = [Intake(self.accruals[-1]) for _ in users[s]]
             inbox = Inbox(end, intakes, world, users[s], [ways[s]] * len(users[s]) if s in ways else [])
-            self.shards.append(Server(self.accruals[-1], inbox, boxes.at(1 + s), Unwritten(), self.clock).run())  # type: ignore
+            server = Server(self.accruals[-1], inbox, boxes.at(1 + s), Unwritten(), self.clock, self.config.record)  # type: ignore
+            self.shards.append(server.run())
         self.workers = [
             SandblasterWorker(
                 Ones(Blocks(portion, examples)),  # type: ignore[arg-type]

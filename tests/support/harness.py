@@ -132,7 +132,7 @@ class World:
         ways = {route.shard: route for route in routes(footprint, self.ranges)}
         self.users = [[o for o in range(replicas) if s in ways] for s in range(shards)]
         table = self.config.method
-        rings = Rings(self.ranges, self.users, self.dtype, table.slot, table.slots)
+        rings = Rings(self.ranges, self.users, self.dtype, table.slot or 1 << 20, table.slots or 8)
         fields = [rings.fields(s, self.world) for s in range(shards)]
         layouts = [
             WindowLayout(coordinator_fields(self.world)),
@@ -200,7 +200,7 @@ class World:
             local = self.memory.at(1 + s).local
             for row, origin in enumerate(self.users[s]):
                 for number in range(int(local["tail"][origin]), int(local["head"][origin])):
-                    slot = number % self.config.method.slots
+                    slot = number % (self.config.method.slots or 8)
                     _, first, n, *_ = local["header"][row, slot]
                     out[part.lo + first : part.lo + first + n] += local["ring"][row, slot, :n]
         return out

@@ -52,7 +52,7 @@ def cut_lines(ready: Setup) -> list[str]:
 
 def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
     """Return the plan as text."""
-    model, method, item = ready.model, ready.config.method, ready.model.dtype.itemsize
+    model, item = ready.model, ready.model.dtype.itemsize
     n_fetch, n_push = ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(layers(ready)):
@@ -64,7 +64,8 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         *cut_lines(ready),
         "",
         f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
-        f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {method.slots} per ring",
+        f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {ready.rings.slots} per ring; "
+        f"all rings of a shard take {size(max(map(len, ready.users)) * ready.rings.slots * ready.rings.slot)}",
         "",
     ]
     vectors = 1 + ready.config.method.receiver.vectors(ready.config)

@@ -88,7 +88,7 @@ class ReplayedWorld:
         overlap = ready.config.method.overlap and self._longest is not None and not self._here
         self._stores[rank] = ReplayedStore(
             self._pages[rank], self._shards, self.timelines, self.topology, origin, self._footprint(origin[1]),
-            ready.model.dtype, ready.clocks(origin[1]), ready.config.method.slots, overlap,
+            ready.model.dtype, ready.clocks(origin[1]), ready.rings.slots, overlap,
         )  # fmt: skip
         return self._stores[rank]
 
