@@ -199,8 +199,10 @@ def test_a_temporary_cache_that_others_could_fill(what: str, no_home: Path, monk
         assert folder.is_dir() and fresh.parent == no_home.parent and fresh not in before and fresh.stat().st_mode & 0o777 == 0o700
 
 
-def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(jit, "_PATIENCE", 0)
+    # A lock of its own: others may be compiling now.
+    monkeypatch.setattr(jit, "cache", lambda: tmp_path)
     with jit._lock(fcntl.LOCK_SH):
         assert jit.warm("float32", {"dbnet.core.jit"}.__contains__, False) == 0
         with pytest.raises(UserError, match="has been compiling"):
