@@ -75,6 +75,7 @@ def test_what_a_shelter_holds_is_the_file(tmp_path: Path) -> None:
         Shelter(tmp_path)
 
 
+@pytest.mark.long
 def test_data_on_a_full_disk(disk: Path) -> None:
     fill(disk, 1 << 14)
     words = [sys.executable, "-m", "dbnet", "data", "digits", str(disk / "d.h5")]
@@ -147,6 +148,7 @@ def test_a_full_disk_costs_checkpoints_alone(
     assert len(open_run(disk / "run.h5").events) == 2 * 2 * 1000
 
 
+@pytest.mark.long
 def test_a_disk_that_stays_full(disk: Path, run_file: Path) -> None:
     """In a process of its own: HDF5 would crash at its end."""
     fill(disk, 3 << 20)

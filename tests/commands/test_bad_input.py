@@ -235,6 +235,7 @@ def test_output_folder_without_permission(tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("names", [("PMI_SIZE", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")])
 @pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.long
 def test_mpirun_of_another_mpi(names: tuple[str, str], rank: int, run_file: Path) -> None:
     """Every rank sees a world of its own; the first says so."""
     code = (

@@ -224,6 +224,7 @@ def test_plot(trained: Finished, dbnet: Command) -> None:
     assert not Path("a.png").exists()
 
 
+@pytest.mark.long
 def test_drawing_leaves_a_notebook_its_backend(trained: Finished) -> None:
     code = (
         "import matplotlib\n"

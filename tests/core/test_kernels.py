@@ -127,6 +127,7 @@ for kernel, *arguments in calls:
 """
 
 
+@pytest.mark.long
 def test_bounds_are_checked_where_that_is_asked_for_whatever_was_compiled_before(tmp_path, soak):
     """What `tests/run --soak` trusts in: a cache filled with kernels that do not check bounds."""
     (tmp_path / "outside.py").write_text(OUTSIDE)
@@ -141,6 +142,7 @@ def test_bounds_are_checked_where_that_is_asked_for_whatever_was_compiled_before
     assert said == [{"silence"}, {"IndexError"}]
 
 
+@pytest.mark.long
 def test_nothing_is_compiled_after_the_clock_has_started(run_file: Path) -> None:
     """The first run on a machine measures training, and not the compiler; in a process where nothing is compiled yet."""
     code = (

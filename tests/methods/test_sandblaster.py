@@ -161,6 +161,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("when", ["after the end", "during a pass"])
+@pytest.mark.long
 def test_restart_on_another_topology_is_as_if_uninterrupted(digits, tmp_path, monkeypatch, kind, when) -> None:
     changes = [DENSE, *KINDS[kind]]
     straight = train.execute(cfg(digits, tmp_path, *changes, "run.name=straight", "stop.iterations=14"), quiet=True)
@@ -222,6 +223,7 @@ def test_a_run_of_another_method_goes_on_from_the_parameters(digits, tmp_path) -
     assert train.execute(cfg(digits, tmp_path, *back), resume=str(done.checkpoint), quiet=True).accuracy > 0.5
 
 
+@pytest.mark.long
 def test_multibatch_needs_no_whole_pass(digits, tmp_path) -> None:
     options = ["method.descent={kind='multibatch_lbfgs', batch=400, overlap=100, rate=1.0, decay=20}", "model.decay=1e-2"]
     done = train.execute(cfg(digits, tmp_path, DENSE, *options, "stop.iterations=120"), quiet=True)

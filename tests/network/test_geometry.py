@@ -35,6 +35,7 @@ def learned(dbnet: Callable, folder: Path, geometry: Geometry, changes: list[str
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.long
 def test_what_the_first_layer_does_not_look_at_changes_nothing(dbnet: Callable, place: Path, method: str, soak: bool) -> None:
     geometries = [g for g in map(Geometry, range(400 if soak else 16)) if not g.fits]
     assert len(geometries) >= 3

@@ -74,6 +74,7 @@ def assert_same(one: Outcome, two: Outcome) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.long
 def test_every_run_file_that_comes_with_dbnet(name: str, again: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
     shape, classes, changes = SHIPPED[name]
     data = digits
