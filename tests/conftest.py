@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished import Finished
+from hypothesis import settings
 
+# Seconds decide nothing: other suites run beside this one.
+settings.register_profile("dbnet", deadline=None)
+settings.load_profile("dbnet")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -197,7 +197,13 @@ def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoin
     memory = LocalWindow([coordinator_layout(ready), *(WindowLayout(()) for _ in range(1, ready.topology.size))])
     losses, boxes = Losses(ready.topology), Mailboxes(1 + ready.topology.shards)
     world = SimpleNamespace(
-        clock=lambda: 1.0, due=lambda: 1.0, watch=lambda: losses, asked=lambda: False, window=memory.at, channel=boxes.at
+        saves=True,
+        clock=lambda: 1.0,
+        due=lambda: 1.0,
+        watch=lambda: losses,
+        asked=lambda: False,
+        window=memory.at,
+        channel=boxes.at,
     )
     led = coordinator(ready, world, SimpleNamespace(trouble="", events=None), Display(True))  # type: ignore[arg-type]
     assert led.steps == 30 and led.status.epochs(ready.data.sizes["train"]) > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dbnet.commands import plan
+from dbnet.commands.plan.ranks import ranks
 from dbnet.core import config
 from dbnet.run.setup import setup
 
@@ -35,7 +35,7 @@ def test_ranks_are_spread_over_the_nodes(run_file: Path, dbnet: Callable) -> Non
     assert f"exec {ROOT}/jobs/launch --requeue {run_file} topology.replicas=7 --resume auto" in said.out
     # What the plan says of the fuller node's ranks, in bytes, and what compiling takes.
     ready = setup(config.load(run_file, ["topology.replicas=7"]))
-    planned = [rank.memory for rank in plan.ranks(ready)]
+    planned = [rank.memory for rank in ranks(ready)]
     assert int(asked["mem"].removesuffix("M")) == -(-(max(sum(planned[:5]), sum(planned[5:])) + (100 << 20)) // (1 << 20))
     assert subprocess.run(["bash", "-n"], input=said.out, text=True, timeout=20).returncode == 0
 

@@ -151,8 +151,11 @@ def test_a_notebook_is_told_of_the_signal_that_stopped_its_run(
 
 def test_a_notebook_without_handlers_ends_as_the_signal_says(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch, 40, signal.SIGINT)
+    # Started in the background, this process ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         dbnet.train(str(run_file), ["stop.epochs=8"])
+    signal.signal(signal.SIGINT, before)
     assert Path("out/run.checkpoint.h5").exists()
     interrupted(monkeypatch, 40, signal.SIGUSR1)
     assert dbnet.train(str(run_file), ["stop.epochs=8"]).stopped

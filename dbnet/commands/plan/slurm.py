@@ -76,7 +76,7 @@ def script(
     """Return the batch script for the run file and its changes in `words`, whose ranks need so much memory each, in bytes."""
     world = Topology.of(config.topology)
     limit, job = minutes(time), shape(world, needs, nodes, cores)
-    launch = Path(__file__).resolve().parents[2] / "jobs" / "launch"
+    launch = Path(__file__).resolve().parents[3] / "jobs" / "launch"
     if not launch.exists():
         raise UserError(f"There is no {launch}, which batch scripts start; use dbnet from its source folder (jobs/install).")
     # Early enough for a checkpoint; Slurm looks at time limits every half a minute.

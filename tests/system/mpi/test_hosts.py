@@ -19,8 +19,7 @@ pytestmark = pytest.mark.long
 TWO = ["topology.shards=2", "topology.replicas=2"]
 CUT = ["method.kind=sgd", "rule={kind='sgd', rate=0.2}", "topology.shards=2", "topology.partitions=2", "stop.epochs=1"]
 BATCH = [
-    "method={kind='sandblaster', minibatch=32, slot=4096, slots=3}",
-    "sandblaster={portion=64, push_every=2}",
+    "method={kind='sandblaster', minibatch=32, slot=4096, slots=3, portion=64, push_every=2}",
     "evaluate={epochs=1000, train=0}",
     "stop={iterations=4}",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dbnet.comm.topology import Role
-from dbnet.commands import plan
+from dbnet.commands.plan.ranks import ranks
 from dbnet.core import config
 from dbnet.data.file import write
 from dbnet.run.roles import use
@@ -50,7 +50,7 @@ def test_the_plan_is_what_ranks_take(name: str, run_file: Path, mpirun: Callable
     use(ready.config, 1)
     mpirun(3, HERE / "measured.py", tmp_path, "train", run_file, *changes, cwd=tmp_path).good()
     said = {}
-    for rank in plan.ranks(ready):
+    for rank in ranks(ready):
         anonymous, files, shared = map(int, (tmp_path / f"{rank.rank}").read_text().split())
         # What a replica has mapped of the shard's window is the shard's.
         took = anonymous + files + (shared if ready.topology.role(rank.rank) is not Role.WORK else 0)
