@@ -205,7 +205,7 @@ def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoin
         window=memory.at,
         channel=boxes.at,
     )
-    led = coordinator(ready, world, SimpleNamespace(trouble="", events=None), Display(True))  # type: ignore[arg-type]
+    led = coordinator(ready, world, SimpleNamespace(trouble="", events=None, path=Path("out/run.h5")), Display(True))  # type: ignore[arg-type]
     assert led.steps == 30 and led.status.epochs(ready.data.sizes["train"]) > 0
     before = led._cursors()[["steps", "examples", "pushes"]].tolist()
     losses.lose(0)

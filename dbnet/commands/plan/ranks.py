@@ -19,7 +19,7 @@ from dbnet.run.roles import window_layouts
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 
 # Measured, see tests/system/mpi/test_memory.py: Python, its libraries and MPI; what HDF5 holds of each register that it saves.
-PROCESS, WRITING = 233 << 20, 8 << 20
+PROCESS, WRITING = 229 << 20, 8 << 20
 
 
 class RankPlan(NamedTuple):
