@@ -257,7 +257,10 @@ class LiveDisplay(Display):
 
 def display_for(quiet: bool) -> Display:
     """Return what shows a run: on a terminal in its last lines, elsewhere, or `quiet`, as plain lines or none."""
-    fit = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and (sys.stdout.encoding or "").lower().startswith("utf")
+    # Open MPI's launcher gives its ranks terminals of their own, which nobody sees.
+    launched = any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"))
+    utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    fit = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and utf and not launched
     return LiveDisplay() if fit and not quiet else Display(quiet)
 
 

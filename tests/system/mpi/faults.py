@@ -57,13 +57,14 @@ def until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def trains(folder: Path) -> bool:
-    """Whether a run in the folder has trained: the marker says so a little before all ranks have met, who may not be lost there."""
+def trains(folder: Path, seconds: float = 0.0) -> bool:
+    """Whether a run in the folder has trained: the marker says so a little before all ranks have met, who may not be lost there;
+    `seconds` of training are recorded."""
     for path in (folder / "out").glob("*.h5"):
         if not path.name.endswith(".checkpoint.h5"):
             with suppress(UserError):
                 run = Run(path)
-                if len(run.progress) and not run.finished and not run.stopped:
+                if len(run.progress) and run.progress.seconds.max() >= seconds and not run.finished and not run.stopped:
                     return True
     return False
 

@@ -229,9 +229,11 @@ def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, fol
     """Coordinator, both shards and a replica on one host; the replica on the other one is killed."""
     # Over TCP a step may take a hundred times as long.
     method = method or ("stop.epochs=1000000", "stop.seconds=6")
-    words = ["-m", "dbnet", "train", "run.toml", *method, "topology.replicas=2", "--marker", "marker"]
+    # The loss is to be noticed before the run ends by itself.
+    words = ["-m", "dbnet", "train", "run.toml", *method, "topology.replicas=2", "run.heartbeat=2", "--marker", "marker"]
     with hosts.start((4, 1), *words, cwd=folder, surviving=True) as job:
-        until(lambda: trains(folder), "training begins", 90)
+        # Open MPI's launcher takes a rank that dies at once for a daemon that never reported.
+        until(lambda: trains(folder, 0.7), "training goes on", 90)
         (rank,) = [
             p for p in hosts.hosts.processes("h2", "dbnet train") if Path(f"/proc/{p}/comm").read_text().startswith("python")
         ]
