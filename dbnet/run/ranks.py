@@ -172,7 +172,7 @@ class Rank:
             drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph, **self._idle(config.deadline))
 
     def _idle(self, deadline: float) -> dict[str, Any]:
-        """Return how seldom this rank looks when idle; over several hosts as often as ever: there its looks move others' transfers."""
+        """Return how seldom this rank looks when idle; over several hosts as often as ever, since its looks move transfers."""
         if self._comms.node.size < self._comms.world.size:
             return {}
         lazy = POLL if self._ready.topology.role(self.rank) is Role.COORDINATE else POLL / 2
