@@ -18,8 +18,10 @@ from dbnet.network.network import Network
 from dbnet.run.roles import window_layouts
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 
-# Measured, see tests/system/mpi/test_memory.py: Python, its libraries and MPI; what HDF5 holds of each register that it saves.
-PROCESS, WRITING = 229 << 20, 8 << 20
+# Measured, see tests/system/mpi/test_memory.py: Python, MPI and the libraries that a role uses; what HDF5 holds of each register
+# that it saves.
+PROCESS = {Role.COORDINATE: 230 << 20, Role.SERVE: 206 << 20, Role.WORK: 230 << 20}
+WRITING = 8 << 20
 
 
 class RankPlan(NamedTuple):
@@ -42,7 +44,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
     for rank in range(world.size):
         name = world.name(rank)
         if world.role(rank) is Role.COORDINATE:
-            out.append(RankPlan(rank, name, "no parameters", 0, PROCESS + windows[rank].nbytes))
+            out.append(RankPlan(rank, name, "no parameters", 0, PROCESS[Role.COORDINATE] + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
             vectors = ready.config.method.receiver.vectors(ready.config)
@@ -51,7 +53,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
             moved = fetched // n_fetch + pushed // n_push
             owns = f"parameters {part.lo} .. {part.hi}"
-            out.append(RankPlan(rank, name, owns, moved, PROCESS + windows[rank].nbytes + state))
+            out.append(RankPlan(rank, name, owns, moved, PROCESS[Role.SERVE] + windows[rank].nbytes + state))
         else:
             replica, partition = world.place(rank)
             examples = sum(share.size for share in first_shares(ready, replica))
@@ -107,7 +109,7 @@ def partition_memory(ready: Setup, partition: int) -> int:
     watched = ready.data.sizes.get("test") or config.evaluate.train
     networks = network_memory(ready, partition, batch, True)
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
-    return PROCESS + (ready.config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
+    return PROCESS[Role.WORK] + (ready.config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
 
 
 def data_memory(ready: Setup, partition: int, own: int) -> int:

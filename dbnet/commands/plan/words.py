@@ -69,10 +69,11 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         "",
     ]
     vectors = 1 + ready.config.method.receiver.vectors(ready.config)
+    python = sum(PROCESS[ready.topology.role(row.rank)] for row in rows)
     lines += [
         *table(ready, rows),
         "",
-        f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(PROCESS)} a rank for Python and its libraries",
+        f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(python)} are Python and its libraries",
         f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
         f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
         f"The run file grows by at most {size(recorded(ready))} in a day of {UPDATES:,} updates a second "
