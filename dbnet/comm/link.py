@@ -139,9 +139,20 @@ class Wires:
     def way(self, source: int, to: int, tag: Any) -> deque[np.ndarray]:
         return self._queues[source, to, tag]
 
+    def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
+        """Send a copy of `values`; of those that cannot change, themselves."""
+        self.way(source, to, tag).append(values.copy() if values.flags.writeable else values)
+
+    def take(self, source: int, to: int, tag: Any, what: str) -> np.ndarray:
+        """Return the next values on a way; give way (`turns.give_way`) until they are there."""
+        way = self.way(source, to, tag)
+        while not way:
+            give_way(Wait(f"partition {to} waits for {what}"))
+        return way.popleft()
+
 
 class LocalLink:
-    """One partition's end over memory: it sends copies, and gives way (`turns.give_way`) until what it waits for has come.
+    """One partition's end over memory: what it sends and takes goes by `wires`.
 
     Parameters
     ----------
@@ -154,21 +165,24 @@ class LocalLink:
     def __init__(self, wires: Wires, rank: int) -> None:
         self._wires, self.rank, self.size = wires, rank, wires.size
 
-    def sender(self, buffer: np.ndarray, to: int, tag: int) -> tuple[bool, np.ndarray, deque]:
-        return True, buffer, self._wires.way(self.rank, to, tag)
+    def sender(self, buffer: np.ndarray, to: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
+        return True, buffer, to, tag
 
-    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> tuple[bool, np.ndarray, deque]:
-        return False, buffer, self._wires.way(source, self.rank, tag)
+    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
+        return False, buffer, source, tag
 
-    def start(self, transfers: Sequence[tuple[bool, np.ndarray, deque]]) -> None:
-        for sends, buffer, way in transfers:
+    def start(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        for sends, buffer, to, tag in transfers:
             if sends:
-                way.append(buffer.copy())
+                self._wires.send(self.rank, to, tag, buffer)
 
-    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, deque]]) -> None:
-        for sends, buffer, way in transfers:
+    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        for sends, buffer, source, tag in transfers:
             if not sends:
-                buffer[...] = self._next(way, "another partition's values")
+                values = self._wires.take(source, self.rank, tag, "another partition's values")
+                # Where nothing is computed nothing can be written to.
+                if buffer.flags.writeable:
+                    buffer[...] = values
 
     def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
         everyone[...] = self._all(mine, "the other partitions' outputs")
@@ -186,12 +200,7 @@ class LocalLink:
         """Memory needs no closing."""
 
     def _all(self, mine: np.ndarray, what: str) -> list[np.ndarray]:
-        """Return what every partition has brought to this meeting."""
+        """Return what every partition has brought to this meeting, in their order."""
         for other in range(self.size):
-            self._wires.way(self.rank, other, "all").append(mine.copy())
-        return [self._next(self._wires.way(other, self.rank, "all"), what) for other in range(self.size)]
-
-    def _next(self, way: deque[np.ndarray], what: str) -> np.ndarray:
-        while not way:
-            give_way(Wait(f"partition {self.rank} waits for {what}"))
-        return way.popleft()
+            self._wires.send(self.rank, other, "all", mine)
+        return [self._wires.take(other, self.rank, "all", what) for other in range(self.size)]

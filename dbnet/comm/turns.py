@@ -42,7 +42,6 @@ def _nothing(reason: str) -> None:
 def drive(
     role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter,
     beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str, lazy: float = _LONGEST,
-    progress: Callable[[], object] | None = None,
 ) -> None:  # fmt: skip
     """Run one rank's role to its end.
 
@@ -59,8 +58,6 @@ def drive(
         Returns who waits for whom in the whole run.
     lazy
         Seconds between two looks of a rank that is idle, after a while: each look costs some 50 us of a core.
-    progress
-        Called each millisecond of longer pauses, where others need this rank's MPI to progress; None where none do.
 
     Raises
     ------
@@ -84,18 +81,9 @@ def drive(
             advice = "Look for a rank that hangs, or raise run.deadline."
             raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
         # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer soon.
-        _rest(pause, progress)
+        time.sleep(pause)
         idle += pause
         pause = min(2 * pause, _LONGEST if reason else max(_LONGEST, min(lazy, _PART * idle)))
-
-
-def _rest(seconds: float, progress: Callable[[], object] | None) -> None:
-    """Sleep."""
-    while progress is not None and seconds > _LONGEST:
-        time.sleep(_LONGEST)
-        progress()
-        seconds -= _LONGEST
-    time.sleep(seconds)
 
 
 class Rounds:

@@ -43,7 +43,11 @@ class DownpourWorker(Worker):
 
     @classmethod
     def copies(cls, config: Config) -> int:
-        return super().copies(config) + (config.method.n_push > 1 and config.method.n_fetch > 1)
+        method = config.method
+        # A step's gradient lies apart where it goes into a sum and moves the replica; so it never does with 2, 2 and overlap, where
+        # every step that adds to a sum is one at which parameters land.
+        apart = min(method.n_push, method.n_fetch) > 1 and (max(method.n_push, method.n_fetch) > 2 or not method.overlap)
+        return super().copies(config) + apart
 
     def train(self) -> Turns:
         """Algorithm 7.1, the client."""

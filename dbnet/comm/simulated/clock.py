@@ -119,17 +119,6 @@ class VirtualTime:
         if player is not None:
             player.notify()
 
-    def ended(self, rank: int) -> bool:
-        """Return whether a rank's role has come to its end."""
-        return self._players[rank].done
-
-    def kill(self, rank: int) -> None:
-        """A rank dies: it takes no turn any more."""
-        player = self._players[rank]
-        if not player.done:
-            player.done = True
-            self._living -= 1
-
     def run(self, player: Player, role: greenlet) -> None:
         """Give a player the turn."""
         self._playing = player

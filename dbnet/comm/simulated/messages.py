@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.comm.channel import Message
-from dbnet.comm.link import Wires
+from dbnet.comm.link import LocalLink, Wires
 from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import Interconnect
 
@@ -77,7 +77,6 @@ class SimulatedWires(Wires):
         self.waiting: dict[int, tuple[deque, Player]] = {}
 
     def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
-        """Put a copy of `values` on its way; of those that cannot change, themselves."""
         way = self.way(source, to, tag)
         arrival = partial(self._deliver, to, way, values.copy() if values.flags.writeable else values)
         if source == to:
@@ -92,8 +91,7 @@ class SimulatedWires(Wires):
             del self.waiting[to]
             found[1].go()
 
-    def take(self, source: int, to: int, tag: Any) -> np.ndarray:
-        """Return the next values on a way; wait until they are there."""
+    def take(self, source: int, to: int, tag: Any, what: str) -> np.ndarray:
         way, time = self.way(source, to, tag), self.wire.time
         while not way:
             self.waiting[to] = (way, time.player)
@@ -101,61 +99,12 @@ class SimulatedWires(Wires):
         return way.popleft()
 
 
-class SimulatedLink:
-    """One partition's end.
-
-    Parameters
-    ----------
-    wires
-        Shared by the partitions of the replica.
-    rank
-        Which partition this is.
-    """
-
-    def __init__(self, wires: SimulatedWires, rank: int) -> None:
-        self._wires, self.rank, self.size = wires, rank, wires.size
-
-    def sender(self, buffer: np.ndarray, to: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
-        return True, buffer, to, tag
-
-    def receiver(self, buffer: np.ndarray, source: int, tag: int) -> tuple[bool, np.ndarray, int, int]:
-        return False, buffer, source, tag
-
-    def start(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
-        for sends, buffer, to, tag in transfers:
-            if sends:
-                self._wires.send(self.rank, to, tag, buffer)
-
-    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
-        for sends, buffer, source, tag in transfers:
-            if not sends:
-                values = self._wires.take(source, self.rank, tag)
-                # Where nothing is computed nothing can be written to.
-                if buffer.flags.writeable:
-                    buffer[...] = values
-
-    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
-        everyone[...] = self._all(mine)
-
-    def total(self, mine: np.ndarray, total: np.ndarray) -> None:
-        total[...] = sum(self._all(mine))
+class SimulatedLink(LocalLink):
+    """One partition's end, where what is sent takes time: only what partition 0 shares is on its way, as under MPI."""
 
     def share(self, values: np.ndarray) -> None:
-        """Bring what partition 0 has to all."""
         if self.rank:
-            values[...] = self._wires.take(0, self.rank, "share")
+            values[...] = self._wires.take(0, self.rank, "share", "partition 0 of its replica to lead")
         else:
             for other in range(1, self.size):
                 self._wires.send(0, other, "share", values)
-
-    def meet(self) -> None:
-        self._all(np.zeros(0))
-
-    def close(self) -> None:
-        """Memory needs no closing."""
-
-    def _all(self, mine: np.ndarray) -> list[np.ndarray]:
-        """Return what every partition has brought to this meeting, in their order."""
-        for other in range(self.size):
-            self._wires.send(self.rank, other, "all", mine)
-        return [self._wires.take(other, self.rank, "all") for other in range(self.size)]
