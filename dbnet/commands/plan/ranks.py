@@ -20,7 +20,7 @@ from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 
 # Measured, see tests/system/mpi/test_memory.py: Python, MPI and the libraries that a role uses; what HDF5 holds of each register
 # that it saves.
-PROCESS = {Role.COORDINATE: 230 << 20, Role.SERVE: 206 << 20, Role.WORK: 230 << 20}
+PROCESS = {Role.COORDINATE: 227 << 20, Role.SERVE: 206 << 20, Role.WORK: 230 << 20}
 WRITING = 8 << 20
 
 
