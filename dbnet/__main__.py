@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan.command"),
     "evaluate": ("loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network", "evaluate"),
     "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),
+    "export": ("write a checkpoint's network or parameters for other programs: .onnx, .safetensors, .npz", "evaluate"),
     "data": ("prepare a data file", "data"),
     "inspect": ("say what is in a run file, a checkpoint or a data file", "see.runs"),
     "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "see.runs"),

@@ -9,5 +9,5 @@ their messages:
     coordinator             when all have answered: the master, the link to it, then what is older goes
 
 Reading: resume (which one) -> verify (read every byte) -> reader (any range, any topology). format says which files and datasets
-there are.
+there are. For other programs, parameters alone: weights (.safetensors and .npz, which a run begins from, too), onnx (the network).
 """

@@ -1,12 +1,19 @@
-"""`dbnet evaluate` and `dbnet predict`: use a checkpoint, on one rank or, under mpirun, cut over all."""
+"""`dbnet evaluate`, `dbnet predict`: use a checkpoint, on one rank or, under mpirun, cut over all. `dbnet export`: for others."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from dbnet.checkpoint import onnx, weights
+from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm import mpi
 from dbnet.commands.base import add_force
+from dbnet.core.config import restored
+from dbnet.core.errors import UserError
+from dbnet.core.files import refuse_taken
 from dbnet.run import inference
+from dbnet.run.setup import make_model
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +38,41 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", default="test", help="group whose x is read (default: test)")
     add_trust(parser)
     add_force(parser)
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write what was trained for other programs, by the ending of OUT.\n\n"
+        "  .onnx           the network as it is evaluated: x [examples, *shape] as in the data file -> y [examples, outputs],\n"
+        "                  as dbnet.load(CHECKPOINT).predict gives; beyond 2 GB the parameters lie in OUT.onnx.data\n"
+        "  .safetensors    the parameters by name (LAYER.KIND.NAME), which run.start takes, too\n"
+        "  .npz            the same, for numpy.load\n\n"
+        "It is written by ranges: memory does not grow with the network."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
+    parser.add_argument("out", metavar="OUT", help="ends in .onnx, .safetensors or .npz")
+    add_trust(parser)
+    add_force(parser)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    out = Path(options.out)
+    if out.suffix not in (".onnx", *weights.ENDINGS):
+        raise UserError(f"'{out}' must end in .onnx, .safetensors or .npz.")
+    refuse_taken(out, options.force)
+    point = Checkpoint(options.checkpoint)
+    files = [out]
+    if out.suffix == ".onnx":
+        onnx.library()
+        inference.run_modules(options.checkpoint, point.modules, options.trust_modules, "--trust-modules")
+        about = point.data
+        model = make_model(restored(point.config), tuple(about["shape"]), about["outputs"], about["vectors"])
+        point.require(model)
+        files = onnx.write(point, model, out, options.force)
+    else:
+        weights.write(point, out, options.force)
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{point.size:,} parameters written to {' and '.join(map(str, files))} ({size:,.3f} MB)")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

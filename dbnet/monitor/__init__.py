@@ -1,6 +1,6 @@
 """What a run says of itself, and how it is looked at.
 
-tables (every column of every table) -> runfile (the writer) -> results (the reader, pandas) -> many (runs together: how they
-differ) -> pictures/ (of one run, or of several), inspect (what is in a file), report (a page). display prints lines while a run
-goes on, live shows it on a terminal.
+tables (every column of every table) -> runfile (the writer; tensorboard: the same for that program) -> results (the reader, pandas)
+-> many (runs together: how they differ) -> pictures/ (of one run, or of several), inspect (what is in a file), report (a page).
+display prints lines while a run goes on, live shows it on a terminal.
 """

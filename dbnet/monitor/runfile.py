@@ -42,8 +42,8 @@ from dbnet.core.version import __version__
 from dbnet.monitor.tables import EVALUATION, EVENTS, ITERATIONS, LOST, REFUSED, TABLES
 
 if TYPE_CHECKING:
+    from dbnet.monitor.tensorboard import EventFiles
     from dbnet.shards.push import Refusal
-
 
 BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
@@ -110,7 +110,8 @@ def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
     while True:
         named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
         if not any(
-            os.path.lexists(named.output(ending)) for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".png")
+            os.path.lexists(named.output(ending))
+            for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".tensorboard", ".png")
         ):
             with suppress(FileExistsError):
                 return named, RunFile(named.output(".h5"), named, about)
@@ -136,7 +137,11 @@ class RunFile:
     ----------
     trouble
         Why rows wait in memory; nothing where none do.
+    beside
+        What is told the same for TensorBoard, if the run wants it.
     """
+
+    beside: EventFiles | None = None
 
     def __init__(self, path: Path, config: Config, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -240,12 +245,18 @@ class RunFile:
 
     def progress(self, rows: np.ndarray) -> None:
         self._append("progress", rows)
+        if self.beside is not None:
+            self.beside.progress(rows, self.mean_staleness)
 
     def evaluation(self, *values: float) -> None:
         self._append("evaluation", np.array([values], EVALUATION))
+        if self.beside is not None:
+            self.beside.evaluation(*values)
 
     def iteration(self, *values: float) -> None:
         self._append("iterations", np.array([values], ITERATIONS))
+        if self.beside is not None:
+            self.beside.iteration(*values)
 
     def lost(self, *values: float) -> None:
         self._append("lost", np.array([values], LOST))
@@ -292,4 +303,6 @@ class RunFile:
         self.flush()
         self._file["state"][...] = state
         self._file.close()
+        if self.beside is not None:
+            self.beside.close(self._staleness)
         return self.waiting

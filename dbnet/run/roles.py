@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from dbnet.checkpoint.format import REPLICA, texts
 from dbnet.checkpoint.master import Checkpoints, Unsaved
 from dbnet.checkpoint.parts import PartWriter
-from dbnet.checkpoint.reader import Checkpoint
+from dbnet.checkpoint.weights import begun
 from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
 from dbnet.comm.topology import Role
@@ -35,9 +35,10 @@ from dbnet.core.files import why
 from dbnet.core.ranges import Range
 from dbnet.core.registry import reached
 from dbnet.data.batches import Batches
-from dbnet.monitor import runfile
+from dbnet.monitor import runfile, tensorboard
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
+from dbnet.monitor.tensorboard import EventFiles
 from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.shards.local_store import Store
@@ -170,6 +171,8 @@ def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
             schedule_of(config).mkdir()
         except OSError as error:
             raise UserError(f"Cannot make '{schedule_of(config)}' ({why(error)}); set run.folder to another.") from None
+    if config.record.tensorboard:
+        record.beside = EventFiles(config.output(tensorboard.ENDING), about.get("world") == "simulated")
     return replace(ready, config=config), record
 
 
@@ -243,7 +246,7 @@ def receiver(ready: Setup, world: World, index: int) -> Receiver:
             point.read(name, part, register)
         clock[:] = point.clock_of(part, len(clock))
     elif ready.config.run.start is not None:
-        Checkpoint(ready.config.run.start).read("params", part, params)
+        begun(ready.config.run.start, ready.model).read("params", part, params)
     else:
         ready.model.layout.draw(part, ready.config.run.seed, params)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.checkpoint.reader import Checkpoint, require_data
+from dbnet.checkpoint.weights import begun
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Window
 from dbnet.core.config import Config
@@ -25,6 +26,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import Share
+from dbnet.monitor import tensorboard
 from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
 from dbnet.shards.push import Intake, Receiver
@@ -119,8 +121,8 @@ class Setup:
     def chain(self) -> list[dict[str, Any]]:
         """Configurations of the runs that this one came from, oldest first."""
         start = self.config.run.start
-        origin = self.checkpoint or (None if start is None else Checkpoint(start))
-        return [] if origin is None else [*origin.chain, json.loads(origin.config.text())]
+        origin = self.checkpoint or (None if start is None else begun(start, self.model))
+        return [*origin.chain, json.loads(origin.config.text())] if isinstance(origin, Checkpoint) else []
 
     def check(self, rank: int | None) -> None:
         """Raise UserError where a run would go on with other data, or where this machine has not even the memory for its vectors.
@@ -169,13 +171,14 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
         checkpoint = Checkpoint(resume)
         checkpoint.require(model, config.method.receiver.rule_state(config))
     if config.run.start is not None:
-        Checkpoint(config.run.start).require(model)
+        begun(config.run.start, model)
     stop = config.stop
     blind = bool(data.targets) or not data.sizes.get("test")
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
     config.method.check(config)
+    tensorboard.require(config)
     if config.record.schedule and not config.method.recordable:
         raise UserError(
             f"The schedule of method.kind = '{config.method.kind}' cannot be recorded yet; set record.schedule = false, or train "

@@ -26,6 +26,8 @@ LIBRARIES = {
     "pandas": {"monitor"},
     "matplotlib": {"monitor"},
     "rich": {"monitor"},
+    "onnx": {"checkpoint.onnx"},
+    "tensorboardX": {"monitor.tensorboard"},
     "torch": {"commands.bench.layers", "commands.bench.step", "commands.bench.ranks.torch_job"},
 }
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "tools"}

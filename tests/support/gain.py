@@ -6,7 +6,7 @@ import numpy as np
 
 from dbnet import Layer, Parameter, kernel
 from dbnet.core.ranges import Region
-from dbnet.network.layers.base import Cell, Shape
+from dbnet.network.layers.base import Cell, Graph, Shape
 
 
 @kernel("T[:,:];T[:,:];T[:]")
@@ -41,3 +41,6 @@ class Gain(Layer):
         c.g["gain"] += np.einsum("...j,...j->...", c.dy, c.x)
         if c.dx is not None:
             scale(c.dx.reshape(-1, batch), c.dy.reshape(-1, batch), gain)
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        return graph.add("Mul", x, p["gain"])

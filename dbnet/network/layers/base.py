@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from dbnet.core.errors import UserError
 from dbnet.core.ranges import Region, whole
 from dbnet.core.registry import Member
 
@@ -83,6 +84,48 @@ class Cell:
     step: int = 0
     seed: int = 0
     layer: int = 0
+
+
+class Graph:
+    """The nodes of an ONNX graph, in order; a layer adds its own (`Layer.onnx`).
+
+    Parameters
+    ----------
+    dtype
+        Of the network.
+
+    Attributes
+    ----------
+    nodes
+        (operator, names of its inputs, name of its output, attributes) of each.
+    constants
+        Arrays that the nodes use besides the parameters, by name.
+    """
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def add(self, operator: str, *inputs: str | np.ndarray | float, **attributes: Any) -> str:
+        """Add a node; return the name of its output.
+
+        Parameters
+        ----------
+        operator
+            Of ONNX's standard set, for example "MatMul".
+        inputs
+            Names of values and parameters; arrays (of integers, int64), and numbers, which are taken in the network's type.
+        """
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        self.nodes.append((operator, names, f"{operator}.{len(self.nodes)}", attributes))
+        return self.nodes[-1][2]
+
+    def _constant(self, value: np.ndarray | float) -> str:
+        array = np.asarray(value)
+        name = f"constant.{len(self.constants)}"
+        self.constants[name] = array.astype(np.int64 if isinstance(value, np.ndarray) and array.dtype.kind == "i" else self.dtype)
+        return name
 
 
 class Layer(Member):
@@ -161,3 +204,18 @@ class Layer(Member):
     def flops(self, x: Shape, out: Region) -> int:
         """Return the multiplications and additions of one example's forward pass for the outputs in `out`."""
         return 0
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        """Add the ONNX nodes of evaluation to `graph`; return the name of the output, [examples, *output_shape].
+
+        Parameters
+        ----------
+        x, shape
+            Name of the input, [examples, *shape].
+        p
+            Names of the layer's parameters, which have their own shapes.
+        """
+        raise UserError(
+            f"A '{self.kind}' layer has no ONNX nodes; give its class a method onnx(graph, x, shape, p), as in README, or export "
+            "to .safetensors or .npz."
+        )

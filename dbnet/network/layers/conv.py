@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dbnet.core.ranges import Region
 from dbnet.network.layers.activations import ACTIVATIONS
-from dbnet.network.layers.base import Cell, Parameter, Shape
+from dbnet.network.layers.base import Cell, Graph, Parameter, Shape
 from dbnet.network.layers.filters import batch_outside, filter_dx, filter_forward, shared_dW, turn
 from dbnet.network.layers.local import Local
 from dbnet.network.layers.patches import bounds, runs, selection
@@ -57,3 +59,12 @@ class Conv(Local):
             c.g["W"].fill(0)
         turn(c.scratch["xt"], c.x)
         shared_dW(c.g["W"][c.y_box[2].slice], c.dy, c.scratch["xt"], c.x.shape[2], *c.scratch["tables"])
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        if graph.dtype == np.float64:
+            # onnxruntime convolves float32 alone; gathered fields are multiplied with W in any type.
+            return super().onnx(graph, x, shape, p)
+        filters = graph.add("Reshape", p["W"], np.array([self.maps, *self.patches.field, shape[2]]))
+        first, filters = (graph.add("Transpose", value, perm=[0, 3, 1, 2]) for value in (x, filters))
+        sums = graph.add("Conv", first, filters, p["b"], strides=[*self.patches.stride], pads=self.patches.pads)
+        return graph.add("Transpose", graph.add(self.activation.capitalize(), sums), perm=[0, 2, 3, 1])

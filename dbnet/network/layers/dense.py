@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dbnet.core.ranges import Region, size_of
 from dbnet.network.layers.activations import ACTIVATIONS, Activation
-from dbnet.network.layers.base import Cell, Layer, Parameter, Shape
+from dbnet.network.layers.base import Cell, Graph, Layer, Parameter, Shape
 from dbnet.network.layers.gemm import Gemm
 
 
@@ -66,3 +66,7 @@ class Dense(Layer):
 
     def flops(self, x: Shape, out: Region) -> int:
         return 2 * prod(x) * size_of(out)
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        sums = graph.add("Gemm", graph.add("Flatten", x, axis=1), p["W"], p["b"], transB=1)
+        return graph.add(self.activation.capitalize(), sums)

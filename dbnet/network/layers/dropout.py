@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dbnet.core.jit import inline, kernel
 from dbnet.core.ranges import Range, Region, flatten, size_of
-from dbnet.network.layers.base import Cell, Layer, Shape
+from dbnet.network.layers.base import Cell, Graph, Layer, Shape
 
 
 @inline
@@ -90,3 +90,6 @@ class Dropout(Layer):
 
     def flops(self, x: Shape, out: Region) -> int:
         return size_of(out)
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        return x

@@ -9,11 +9,12 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from dbnet.core.ranges import Range, Region, size_of
 from dbnet.network.layers.activations import ACTIVATIONS, Activation
-from dbnet.network.layers.base import Cell, Layer, Parameter, Shape
+from dbnet.network.layers.base import Cell, Graph, Layer, Parameter, Shape
 from dbnet.network.layers.filters import batch_outside, filter_dx, filter_forward, local_dW, turn
 from dbnet.network.layers.patches import Pair, Patches, bounds, runs, selection
 
@@ -95,3 +96,9 @@ class Local(Layer):
 
     def flops(self, x: Shape, out: Region) -> int:
         return 2 * self.patches.area * x[2] * size_of(out)
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        fields = graph.add("Reshape", self.patches.gathered(graph, x, shape), np.array([0, 0, 0, self.patches.area * shape[2]]))
+        # A product per position, [maps, field] by [field, examples], so that W stays as it is stored.
+        sums = graph.add("MatMul", p["W"], graph.add("Transpose", fields, perm=[1, 2, 3, 0]))
+        return graph.add(self.activation.capitalize(), graph.add("Add", graph.add("Transpose", sums, perm=[3, 0, 1, 2]), p["b"]))

@@ -24,8 +24,8 @@ import numpy as np
 from pydantic import Field
 
 from dbnet.core.jit import kernel
-from dbnet.core.ranges import Range, Region
-from dbnet.network.layers.base import Cell, Layer, Shape
+from dbnet.core.ranges import Range, Region, whole
+from dbnet.network.layers.base import Cell, Graph, Layer, Shape
 from dbnet.network.layers.patches import Patches, bounds, image_shape, selection
 
 # Planes are [rows, cols, batch]. Tables as in `patches.Patches.tables`, with one row of weights per row of the table.
@@ -250,6 +250,28 @@ class Norm(Layer):
     def flops(self, x: Shape, out: Region) -> int:
         positions = out[0].size * out[1].size
         return positions * (8 * (2 * self.radius + 1) + 7 * x[2])
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        # A blur is a product with a banded matrix on either side of the image, whose rows at its edges have weights of their own.
+        down, right = (
+            self._matrix(table, n) for table, n in zip(self.patches.tables(shape, whole(shape), whole(shape)), shape, strict=False)
+        )
+
+        def blurred(value: str) -> str:
+            plane = graph.add("ReduceMean", value, np.array([3]), keepdims=0)
+            plane = graph.add("MatMul", graph.add("MatMul", down, plane), right.T)
+            return graph.add("Unsqueeze", plane, np.array([3]))
+
+        v = graph.add("Sub", x, blurred(x))
+        sigma = graph.add("Sqrt", blurred(graph.add("Mul", v, v)))
+        return graph.add("Div", v, graph.add("Max", sigma, self.floor))
+
+    def _matrix(self, table: np.ndarray, n: int) -> np.ndarray:
+        """Return the weights of a table as a matrix [outputs, inputs]."""
+        out = np.zeros((len(table), n))
+        for row, weights, (first, _, count) in zip(out, self._weights(table, out.dtype), table, strict=True):
+            row[first : first + count] = weights[:count]
+        return out
 
 
 def _reach(tables: tuple[np.ndarray, ...], ends: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, Region, overlap, size_of
+from dbnet.network.layers.base import Graph
 
 Pair = tuple[int, int]
 Slices = tuple[slice, slice, slice]
@@ -73,6 +74,30 @@ class Patches(NamedTuple):
             lo, hi = np.maximum(first, 0), np.minimum(first + f, n)
             tables.append(np.ascontiguousarray(np.stack([lo - x.lo, lo - first, hi - lo], axis=1), dtype=np.int64))
         return tables[0], tables[1]
+
+    @property
+    def pads(self) -> list[int]:
+        """The padding as ONNX writes it: top, left, bottom, right."""
+        return [*self.padding, *self.padding]
+
+    def gathered(self, graph: Graph, x: str, shape: tuple[int, ...], outside: float = 0.0) -> str:
+        """Add the ONNX nodes that gather every output's field; return the name of [examples, rows, columns, area, maps].
+
+        Parameters
+        ----------
+        outside
+            The value of inputs outside the image.
+        """
+        tall, wide = (n + 2 * p for n, p in zip(shape[:2], self.padding, strict=True))
+        if any(self.padding):
+            x = graph.add("Pad", x, np.array([0, *self.padding, 0, 0, *self.padding, 0]), outside)
+        rows, cols = (
+            np.arange((n - f) // s + 1)[:, None] * s + np.arange(f)
+            for n, f, s in zip((tall, wide), self.field, self.stride, strict=True)
+        )
+        index = rows[:, None, :, None] * wide + cols[None, :, None, :]
+        pixels = graph.add("Reshape", x, np.array([0, tall * wide, shape[2]]))
+        return graph.add("Gather", pixels, index.reshape(len(rows), len(cols), self.area), axis=1)
 
 
 def image_shape(x: tuple[int, ...], kind: str) -> None:

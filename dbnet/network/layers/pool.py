@@ -17,7 +17,7 @@ import numpy as np
 
 from dbnet.core.jit import kernel
 from dbnet.core.ranges import Region, size_of
-from dbnet.network.layers.base import Cell, Layer, Shape
+from dbnet.network.layers.base import Cell, Graph, Layer, Shape
 from dbnet.network.layers.patches import Pair, Patches, bounds, selection
 
 EPS = 1e-12
@@ -203,6 +203,20 @@ class Pool(Layer):
 
     def flops(self, x: Shape, out: Region) -> int:
         return self.patches.area * size_of(out)
+
+    def onnx(self, graph: Graph, x: str, shape: Shape, p: dict[str, str]) -> str:
+        if self.over == "l2":
+            x = graph.add("Mul", x, x)
+        if graph.dtype == np.float64:
+            # onnxruntime averages float32 alone; gathered fields are reduced in any type.
+            fields = self.patches.gathered(graph, x, shape, -np.inf if self.over == "max" else 0.0)
+            y = graph.add("ReduceMax" if self.over == "max" else "ReduceMean", fields, np.array([3]), keepdims=0)
+        else:
+            image, options = graph.add("Transpose", x, perm=[0, 3, 1, 2]), {"count_include_pad": 1} if self.over != "max" else {}
+            options |= {"kernel_shape": [*self.patches.field], "strides": [*self.patches.stride], "pads": self.patches.pads}
+            y = graph.add("MaxPool" if self.over == "max" else "AveragePool", image, **options)
+            y = graph.add("Transpose", y, perm=[0, 2, 3, 1])
+        return graph.add("Sqrt", graph.add("Add", graph.add("Mul", y, self.patches.area), EPS)) if self.over == "l2" else y
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
