@@ -40,7 +40,7 @@ class RunTable(Table):
     name: str = Field(default="run", min_length=1, description="name of the outputs")
     folder: str = Field(default="runs", description="folder of the outputs: NAME.h5, NAME.checkpoint.h5, NAME.png")
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
-    start: str | None = Field(default=None, description="checkpoint, .safetensors or .npz of the first parameters; default: random")
+    start: str | None = Field(default=None, description="checkpoint whose parameters it starts from, or .safetensors, .npz")
     picture: bool = Field(default=True, description="draw NAME.png at the end")
     deadline: float = Field(default=60.0, ge=0.01, le=1e6, description="seconds that any rank waits for another before it gives up")
     heartbeat: float = Field(
