@@ -19,9 +19,10 @@ from dbnet.run import signals
 
 # Command -> what it does, in a line; its file in dbnet/commands, which holds COMMAND_arguments(parser) and run_COMMAND(options).
 COMMANDS = {
-    "train": ("train as a run file says", "train"),
+    "train": ("train as a run file says", "training.train"),
+    "sweep": ("train every combination of values that is not there yet, and compare what came out", "training.sweep"),
     "replay": ("play a recorded run again in one process, and compare it to the bit", "replay.command"),
-    "simulate": ("train in simulated time, on a machine that a file describes", "simulate"),
+    "simulate": ("train in simulated time, on a machine that a file describes", "training.simulate"),
     "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan.command"),
     "evaluate": ("loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network", "evaluate"),
     "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -259,9 +259,13 @@ def display_for(quiet: bool) -> Display:
     """Return what shows a run: on a terminal in its last lines, elsewhere, or `quiet`, as plain lines or none."""
     # Open MPI's launcher gives its ranks terminals of their own, which nobody sees.
     launched = any(name in os.environ for name in ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"))
-    utf = (sys.stdout.encoding or "").lower().startswith("utf")
-    fit = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and utf and not launched
-    return LiveDisplay() if fit and not quiet else Display(quiet)
+    return LiveDisplay() if drawn_on(sys.stdout) and not launched and not quiet else Display(quiet)
+
+
+def drawn_on(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that shows what rich draws."""
+    utf = (stream.encoding or "").lower().startswith("utf")
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and utf
 
 
 def snapshot(run: Run) -> Snapshot:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -308,10 +308,14 @@ def listing(runs: Runs) -> str:
         also = [said({key: values[key] for key in rest if key in values}, runs.keys)] if rest else []
         numbers = (f"{row[key]:.{digits}f}" for key, digits in zip(head[1:6], (4, 4, 1, 1, 2), strict=True))
         out.append([row["run"], *numbers, row["ended"], *own, *also])
-    table = [["-" if cell == "nan" else cell for cell in row] for row in out]
+    return aligned([["-" if cell == "nan" else cell for cell in row] for row in out], range(1, 6))
+
+
+def aligned(table: Sequence[Sequence[str]], numbers: Container[int]) -> str:
+    """Return a table of texts as lines; columns of `numbers` end, the others begin below each other."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = []
     for row in table:
         cells = zip(range(len(row)), row, widths, strict=True)
-        lines.append("  ".join(cell.rjust(width) if 0 < i < 6 else cell.ljust(width) for i, cell, width in cells).rstrip())
+        lines.append("  ".join(cell.rjust(width) if i in numbers else cell.ljust(width) for i, cell, width in cells).rstrip())
     return "\n".join(lines)

@@ -34,6 +34,9 @@ from dbnet.shards.server import NoInbox
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox
 
+# What the outputs of such a run say of its MPI.
+HERE = "none, one process"
+
 
 class Process:
     """The world of one process.
@@ -124,7 +127,7 @@ def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     replicas = [roles.load_replica(ready, *topology.place(rank), world.link(rank)) for rank in working]
     runfile.make_folder(ready.config)
     roles.use(ready.config, threads)
-    about = {"mpi": "none, one process", "hosts": [socket.gethostname()], **roles.schedule(ready)}
+    about = {"mpi": HERE, "hosts": [socket.gethostname()], **roles.schedule(ready)}
     ready, record = roles.open_record(ready, about)
     for rank in range(1, topology.size) if "schedule" in about else ():
         world.logs[rank] = roles.open_log(ready, about["schedule"]["id"], rank, threads, display.warn, here=True)

@@ -101,7 +101,12 @@ def leave_group() -> None:
         return
     if os.getpid() != os.getsid(0):
         os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
+
+
+def end_with_parent(number: int) -> None:
+    """Ask for a signal when the process that started this one has died."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() == 1:
-        # The wrapper died before the kernel knew what to do then.
+        # It died before the kernel knew what to do then.
         raise SystemExit(1)

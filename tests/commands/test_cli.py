@@ -329,7 +329,7 @@ LIGHT = {"dbnet.comm.mpi", "dbnet.comm.patience", "dbnet.core.errors", "dbnet.co
         ("trian", ""),
         ("data --help", "commands.data"),
         ("inspect none.h5", "commands.see.runs"),
-        ("train none.toml", "commands.train"),
+        ("train none.toml", "commands.training.train"),
     ],
 )
 def test_a_command_imports_what_it_needs(words: str, more: str, place: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_command_imports_what_it_needs(words: str, more: str, place: Path) -> 
     if not commands:
         assert {name for name in files if name.count(".") > 1} - {"dbnet.commands.usage"} == LIGHT and "numpy" not in loaded
     if more:
-        assert commands == {f"dbnet.{more}"} and ("dbnet.run.train" in loaded) == (more == "commands.train")
+        assert commands == {f"dbnet.{more}"} and ("dbnet.run.train" in loaded) == (more == "commands.training.train")
 
 
 def test_version(dbnet: Command) -> None:

@@ -25,7 +25,7 @@ LIBRARIES = {
     "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor", "commands.bench.ranks.torch_job"},
     "pandas": {"monitor"},
     "matplotlib": {"monitor"},
-    "rich": {"monitor"},
+    "rich": {"monitor", "commands.training.bar"},
     "onnx": {"checkpoint.onnx"},
     "tensorboardX": {"monitor.tensorboard"},
     "torch": {"commands.bench.layers", "commands.bench.step", "commands.bench.ranks.torch_job"},

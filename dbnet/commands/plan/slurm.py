@@ -75,16 +75,39 @@ def script(
 ) -> str:  # fmt: skip
     """Return the batch script for the run file and its changes in `words`, whose ranks need so much memory each, in bytes."""
     world = Topology.of(config.topology)
-    limit, job = minutes(time), shape(world, needs, nodes, cores)
-    launch = Path(__file__).resolve().parents[3] / "jobs" / "launch"
+    about = f"{world.words()}; memory as 'dbnet plan {words[0]}' says."
+    start = f"--requeue {shlex.join(words)} --resume auto"
+    return _written(config.run.name, about, shape(world, needs, nodes, cores), time, "%x-%j.out", start)
+
+
+def array(
+    name: str, needs: Sequence[tuple[Topology, Sequence[int]]], words: Sequence[str], *, nodes: int | None = None,
+    cores: int | None = None, time: str = "01:00:00",
+) -> str:  # fmt: skip
+    """Return the batch script of an array over the grid that `words` say: a task for each run, with what the largest run needs.
+
+    Parameters
+    ----------
+    needs
+        Of each run its world, and the memory of its ranks in bytes.
+    """
+    shapes = [shape(world, memory, nodes, cores) for world, memory in needs]
+    largest = JobShape(*(max(numbers) for numbers in zip(*shapes, strict=True)))
+    about = f"{len(needs)} runs of a grid, a task each: 'dbnet sweep {words[0]} ... --list' shows them."
+    start = f'--requeue --point "$SLURM_ARRAY_TASK_ID" {shlex.join(words)}'
+    return _written(name, about, largest, time, "%x-%A-%a.out", start, f"#SBATCH --array=0-{len(needs) - 1}\n")
+
+
+def _written(name: str, about: str, job: JobShape, time: str, output: str, start: str, more: str = "") -> str:
+    limit, launch = minutes(time), Path(__file__).resolve().parents[3] / "jobs" / "launch"
     if not launch.exists():
         raise UserError(f"There is no {launch}, which batch scripts start; use dbnet from its source folder (jobs/install).")
     # Early enough for a checkpoint; Slurm looks at time limits every half a minute.
     warning = min(_WARNING, 30 * limit)
     return f"""#!/usr/bin/env bash
-# {world.words()}; memory as 'dbnet plan {words[0]}' says.
-#SBATCH --job-name={shlex.quote(config.run.name)}
-#SBATCH --nodes={job.nodes}
+# {about}
+#SBATCH --job-name={shlex.quote(name)}
+{more}#SBATCH --nodes={job.nodes}
 #SBATCH --ntasks={job.tasks}
 #SBATCH --ntasks-per-node={job.tasks_per_node}
 #SBATCH --cpus-per-task={job.cpus_per_task}
@@ -93,6 +116,6 @@ def script(
 #SBATCH --signal=B:USR1@{warning}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%j.out
-exec {shlex.quote(str(launch))} --requeue {shlex.join(words)} --resume auto
+#SBATCH --output={output}
+exec {shlex.quote(str(launch))} {start}
 """

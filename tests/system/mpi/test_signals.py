@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 from faults import until
 from started import processes, programs
 
+from dbnet.commands.training.grid import grid
+from dbnet.commands.training.state import states
 from dbnet.monitor.results import Run
+from dbnet.run import process
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,6 +141,18 @@ def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path
 def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
     code, _, err = end(local(folder, "data.path=none.h5"))
     assert code == 2 and err.count("No data file 'none.h5'") == 1 and "did not come to its own end" not in err
+
+
+def test_a_sweep_starts_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["topology={shards=1, replicas=1}", "stop={steps=5}", "run.seed=1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DBNET_BIN": str(programs(folder / "bin"))}
+    words = [sys.executable, "-m", "dbnet", "sweep", "run.toml", *changes, "--mpi"]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0 and done.stdout.startswith("1 of 1  run  test accuracy "), done
+    run = Run(folder / "out" / "run.h5")
+    assert run.finished and run.about["mpi"] != process.HERE
+    monkeypatch.chdir(folder)
+    assert [state.words for mpi in (True, False) for state in states(grid("run.toml", changes), mpi)] == ["done", "to do"]
 
 
 def test_local_script_notices_a_run_that_was_killed(folder: Path) -> None:

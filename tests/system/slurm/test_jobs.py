@@ -94,12 +94,16 @@ def test_a_canceled_job_ends_with_a_checkpoint_and_stays_away(cluster: Cluster, 
 
 def test_a_sweep(cluster: Cluster, folder: Path) -> None:
     """Tasks 0 and 5 of the array: two and four replicas, another rate; the smaller run leaves tasks of its job idle."""
-    job = submit(cluster, folder, "--array=0,5", ROOT / "jobs" / "array.sbatch", "run.toml", "stop.seconds=1")
+    grid = ["run.toml", "rule.rate=0.03,0.1,0.3", "topology.replicas=2,4", "topology.shards=2", "stop.seconds=1"]
+    job = submit(cluster, folder, "--array=0,5", ROOT / "jobs" / "array.sbatch", *grid)
     for task in (0, 5):
         ended(cluster, f"{job}_{task}", folder)
-    rates = {task: Run(folder / "out" / f"sweep-{task}.h5").config for task in (0, 5)}
-    assert [(c.rule["rate"], c.topology.replicas) for c in rates.values()] == [(0.03, 2), (0.3, 4)]
+    runs = [Run(folder / "out" / f"run_rate-{rate}_replicas-{replicas}.h5").config for rate, replicas in ((0.03, 2), (0.3, 4))]
+    assert [(c.rule["rate"], c.topology.replicas) for c in runs] == [(0.03, 2), (0.3, 4)]
     assert "2 of the job's 7 tasks stay idle" in said(folder)
+    again = submit(cluster, folder, "--array=5", ROOT / "jobs" / "array.sbatch", *grid)
+    ended(cluster, f"{again}_5", folder)
+    assert "run 5 of the grid is done already" in said(folder) and not (folder / "out" / "run_rate-0.3_replicas-4-2.h5").exists()
 
 
 def test_planned_scripts_are_accepted_and_run(cluster: Cluster, folder: Path) -> None:
