@@ -191,7 +191,12 @@ class LocalLink:
         total[...] = sum(self._all(mine, "the other partitions' share of a gradient"))
 
     def share(self, values: np.ndarray) -> None:
-        values[...] = self._all(values, "partition 0 of its replica to lead")[0]
+        # Partition 0 goes on, as under MPI.
+        if self.rank:
+            values[...] = self._wires.take(0, self.rank, "share", "partition 0 of its replica to lead")
+        else:
+            for other in range(1, self.size):
+                self._wires.send(0, other, "share", values)
 
     def meet(self) -> None:
         self._all(np.zeros(0), "all partitions to finish")

@@ -13,9 +13,10 @@ import pytest
 from finished import Finished
 
 from dbnet.comm.channel import Mailboxes
+from dbnet.comm.link import LocalLink
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
-from dbnet.comm.simulated.messages import SimulatedLink, SimulatedWires
+from dbnet.comm.simulated.messages import SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
@@ -243,7 +244,7 @@ def test_partitions_meet() -> None:
     wires = SimulatedWires([0, 1, 2], Interconnect(time, [0, 1, 2], Way(0.0, 1.0), Way(0.5, 1e9)))
 
     def role(rank: int) -> Turns:
-        link, everyone, total, shared = SimulatedLink(wires, rank), np.zeros((3, 2)), np.zeros(2), np.full(1, float(rank + 7))
+        link, everyone, total, shared = LocalLink(wires, rank), np.zeros((3, 2)), np.zeros(2), np.full(1, float(rank + 7))
         time.elapse(float(rank))
         link.gather(np.full(2, rank), everyone)
         link.total(np.full(2, rank + 1.0), total)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.comm.channel import Message
-from dbnet.comm.link import LocalLink, Wires
+from dbnet.comm.link import Wires
 from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import Interconnect
 
@@ -97,14 +97,3 @@ class SimulatedWires(Wires):
             self.waiting[to] = (way, time.player)
             time.switch()
         return way.popleft()
-
-
-class SimulatedLink(LocalLink):
-    """One partition's end, where what is sent takes time: only what partition 0 shares is on its way, as under MPI."""
-
-    def share(self, values: np.ndarray) -> None:
-        if self.rank:
-            values[...] = self._wires.take(0, self.rank, "share", "partition 0 of its replica to lead")
-        else:
-            for other in range(1, self.size):
-                self._wires.send(0, other, "share", values)

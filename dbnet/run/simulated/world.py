@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from dbnet.comm.channel import Channel
+from dbnet.comm.link import LocalLink
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
-from dbnet.comm.simulated.messages import SimulatedLink, SimulatedMailboxes, SimulatedWires
+from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.orders import POLL
 from dbnet.network.cost import Noise, Profile, WayTable
@@ -68,9 +69,9 @@ class Simulation:
     def channel(self, rank: int) -> Channel:
         return self._boxes.at(rank)
 
-    def link(self, rank: int) -> SimulatedLink | None:
+    def link(self, rank: int) -> LocalLink | None:
         replica, partition = self.topology.place(rank)
-        return SimulatedLink(self._wires[replica], partition) if self._cut else None
+        return LocalLink(self._wires[replica], partition) if self._cut else None
 
     def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         local = self._memory.local[self.topology.shard_rank(shard)]

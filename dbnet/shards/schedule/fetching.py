@@ -77,17 +77,23 @@ class RecordingStore(WindowStore):
     def fetch(self) -> Turns:
         yield from super().fetch()
         if not self.landing:
-            self._versions.add(FETCH, self._seen[id(self.clocks)])
+            self._note(FETCH, self._seen[id(self.clocks)])
 
     def arrive(self) -> Turns:
         landing = self.landing
         yield from super().arrive()
         if landing:
-            self._versions.add(FETCH, self._seen[id(self.clocks)])
+            self._note(FETCH, self._seen[id(self.clocks)])
 
     def snapshot(self, out: np.ndarray) -> Turns:
         yield from super().snapshot(out)
-        self._versions.add(SNAPSHOT, self._snapped)
+        self._note(SNAPSHOT, self._snapped)
+
+    def _note(self, kind: int, versions: np.ndarray) -> None:
+        self._versions.add(kind, versions)
+        # What is computed from it goes to the replica's other partitions, whose pushes may be applied though this one is killed.
+        if self._topology.partitions > 1:
+            self._log.flush()
 
     def push(self, steps: int, step: int) -> Turns:
         # Whatever of this push is applied, its reading must be known, even if this replica is killed meanwhile.

@@ -16,7 +16,7 @@ import h5py
 import ledger
 import numpy as np
 import pytest
-from faults import COUNTS, Hurt, prepare, trains, until
+from faults import COUNTS, ROOT, Hurt, prepare, trains, until
 
 from dbnet.__main__ import main
 from dbnet.core.ranges import split
@@ -123,18 +123,35 @@ def test_a_crash_is_no_kill(folder: Path) -> None:
     assert Run(folder / "out" / "two.h5").stopped
 
 
+FATAL = """
+import os, signal
+
+class Fatal(Gain):
+    kind: ClassVar[str] = "fatal"
+    gradients: ClassVar[int] = 0
+
+    def backward_inputs(self, c, accumulate):
+        super().backward_inputs(c, accumulate)
+        Fatal.gradients += 1
+        if Fatal.gradients == 100 and "{rank}" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was recorded of all this, the partition's last step included, replays to the bit."""
-    shape = ("topology.partitions=2", "topology.replicas=2", "topology.spares=1")
-    job = Hurt(folder, *shape, "stop.epochs=40", "record.schedule=true").training()
-    killed(job, 1 + SHARDS + 1, "partitions killed")
+    """What was recorded of this replays to the bit, though one partition pushes what came of the killed one's values."""
+    (folder / "fatal.py").write_text((ROOT / "tests" / "support" / "gain.py").read_text() + FATAL.format(rank=1 + SHARDS + 1))
+    shape = ("topology.partitions=2", "topology.replicas=2", "topology.spares=1", 'model.modules=["fatal.py"]')
+    layers = 'model.layers=[{kind="fatal"}, {kind="dense", units=16, activation="sigmoid"}, {kind="dense", units=10}]'
+    job = Hurt(folder, *shape, layers, "stop.epochs=8", "record.schedule=true")
+    COUNTS["partitions killed"] += 1
     job.end().good()
     assert "Replica 0 is lost: no sign of life (partition" in job.out and "replica 2 takes over" in job.out
     run = opened(folder)
     the_ledger_balances(run)
-    every_example_is_trained_on(run, 40)
+    every_example_is_trained_on(run, 8)
     assert set(run.events.replica) == {0, 1, 2}
-    code, said = main(["replay", str(run.path)]), capsys.readouterr().out.splitlines()[-1]
+    code, said = main(["replay", str(run.path), "--trust-modules"]), capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, ") and code == 0, said
 
 
