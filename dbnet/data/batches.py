@@ -18,21 +18,34 @@ from dbnet.core.errors import UserError
 from dbnet.core.jit import kernel
 from dbnet.data.file import Examples
 
+# Examples are turned into columns tile by tile: whole cache lines are written, and a minibatch of 2^n columns is no slower.
+_TILE = 16
+
 
 @kernel("u1[:,:];i8[:];i8;f8;T[:,:]")
 def gather_bytes(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
-    s = out.dtype.type(scale)
-    for j in range(count):
-        for u in range(data.shape[1]):
-            out[u, j] = s * out.dtype.type(data[index[j], u])
+    s, units = out.dtype.type(scale), data.shape[1]
+    for j0 in range(0, count, _TILE):
+        j1 = min(j0 + _TILE, count)
+        for u0 in range(0, units, _TILE):
+            u1 = min(u0 + _TILE, units)
+            for j in range(j0, j1):
+                row = index[j]
+                for u in range(u0, u1):
+                    out[u, j] = s * out.dtype.type(data[row, u])
 
 
 @kernel("T[:,:];i8[:];i8;f8;T[:,:]")
 def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
-    s = out.dtype.type(scale)
-    for j in range(count):
-        for u in range(data.shape[1]):
-            out[u, j] = s * data[index[j], u]
+    s, units = out.dtype.type(scale), data.shape[1]
+    for j0 in range(0, count, _TILE):
+        j1 = min(j0 + _TILE, count)
+        for u0 in range(0, units, _TILE):
+            u1 = min(u0 + _TILE, units)
+            for j in range(j0, j1):
+                row = index[j]
+                for u in range(u0, u1):
+                    out[u, j] = s * data[row, u]
 
 
 def bound(x: np.ndarray, data: np.ndarray, batch: int) -> np.ndarray:
