@@ -75,9 +75,9 @@ def tables(network: Training, data: Path, folder: Path, replicas: int, every: in
     }
 
 
-def said(text: str) -> list[Spending]:
-    """Return what the processes of a job have printed of themselves."""
-    found = [json.loads(line.split("\t")[1]) for line in text.splitlines() if line.startswith("spent\t")]
+def told(folder: str) -> list[Spending]:
+    """Return what the processes of a job have written of themselves, each into its own file: launchers mix what ranks print."""
+    found = [json.loads(path.read_text()) for path in Path(folder).glob("spent-*.json")]
     in_order = sorted(found, key=lambda one: one["rank"])
     return [Spending(one["name"], one["spent"], one["seconds"], one["examples"]) for one in in_order]
 
@@ -87,13 +87,14 @@ def ours(ranks: int, run: dict[str, Any], idle: bool = False) -> list[Spending]:
     start = launch(ranks) if ranks > 1 else []
     if start is None:
         return []
-    order = json.dumps({"run": run, "idle": idle})
-    command = [*start, sys.executable, "-m", f"{_PLACE}.job", order]
     bound = _one_core if ranks == 1 else None
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=_alone(), preexec_fn=bound)
-    if done.returncode:
-        raise UserError(f"A run of {ranks} ranks failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
-    return said(done.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        order = json.dumps({"run": run, "idle": idle, "told": folder})
+        command = [*start, sys.executable, "-m", f"{_PLACE}.job", order]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=_alone(), preexec_fn=bound)
+        if done.returncode:
+            raise UserError(f"A run of {ranks} ranks failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
+        return told(folder)
 
 
 def _one_core() -> None:
@@ -106,22 +107,22 @@ def theirs(network: Training, data: Path, processes: int, threads: int) -> list[
     with tempfile.TemporaryDirectory() as folder:
         order = {
             "sizes": network.sizes, "batch": network.batch, "epochs": network.epochs, "rule": network.rule, "data": str(data),
-            "threads": threads, "processes": processes, "meeting": f"{folder}/meeting",
+            "threads": threads, "processes": processes, "meeting": f"{folder}/meeting", "told": folder,
         }  # fmt: skip
         commands = [[sys.executable, "-m", f"{_PLACE}.torch_job", json.dumps({**order, "rank": r})] for r in range(processes)]
         env = {**_alone(), "GLOO_SOCKET_IFNAME": "lo"}
-        started = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in commands]
+        started = [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) for c in commands]
         try:
-            outs = [process.communicate(timeout=1200) for process in started]
+            errors = [process.communicate(timeout=1200)[1] for process in started]
         except subprocess.TimeoutExpired:
             raise UserError("PyTorch did not end within 20 minutes; measure a smaller network.") from None
         finally:
             for process in started:
                 process.kill()
-    for process, (_, error) in zip(started, outs, strict=True):
-        if process.returncode:
-            raise UserError(f"PyTorch failed: {(error.strip().splitlines() or [process.returncode])[-1]}")
-    return said("".join(out for out, _ in outs))
+        for process, error in zip(started, errors, strict=True):
+            if process.returncode:
+                raise UserError(f"PyTorch failed: {(error.strip().splitlines() or [process.returncode])[-1]}")
+        return told(folder)
 
 
 def _alone() -> dict[str, str]:

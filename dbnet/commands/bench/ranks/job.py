@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dbnet.comm import mpi
@@ -37,7 +38,14 @@ class Account:
     def turn(self, cause: str) -> None:
         """From now on what is counted nowhere else is due to `cause`."""
         self._count()
+        if self._causes[0] == "start":
+            # Those that read, compile and give signs of life while the run starts.
+            self.spent["start"] += self._others()
         self._causes[0] = cause
+
+    def _others(self) -> float:
+        """Return the seconds of other threads that are not counted yet."""
+        return time.process_time() - sum(self.spent.values())
 
     def _count(self) -> None:
         now = time.thread_time()
@@ -79,7 +87,7 @@ class Account:
     def close(self) -> dict[str, float]:
         """Return what was spent."""
         self._count()
-        return {**self.spent, "other threads": time.process_time() - sum(self.spent.values())}
+        return {**self.spent, "other threads": self._others()}
 
 
 def count_all(account: Account) -> None:
@@ -94,7 +102,7 @@ def count_all(account: Account) -> None:
 
 
 def main(order: dict[str, Any]) -> None:
-    """Train as ordered, and print one line."""
+    """Train as ordered, and write what it took."""
     account, told = Account(), {"rank": 0, "name": "all roles", "seconds": 0.0, "examples": 0}
     count_all(account)
 
@@ -125,7 +133,7 @@ def main(order: dict[str, Any]) -> None:
             told.update(rank=comm.rank, name=Topology(topology["shards"], topology["replicas"]).name(comm.rank))
             told["name"] = told["name"].removeprefix("the ")
         train.execute(order["run"], comm=comm, quiet=True)
-    print("spent\t" + json.dumps({**told, "spent": account.close()}), flush=True)
+    Path(order["told"], f"spent-{told['rank']}.json").write_text(json.dumps({**told, "spent": account.close()}))
 
 
 def slowly(accrue: Callable) -> Callable:

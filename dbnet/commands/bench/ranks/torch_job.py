@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -22,7 +23,7 @@ def network(sizes: list[int]) -> Any:
 
 
 def main(order: dict[str, Any]) -> None:
-    """Train as ordered, and print one line."""
+    """Train as ordered, and write what it took."""
     import torch
 
     rank, processes, batch = order["rank"], order["processes"], order["batch"]
@@ -45,7 +46,7 @@ def main(order: dict[str, Any]) -> None:
             examples += len(chosen)
     seconds, spent = time.perf_counter() - began, time.process_time() - start
     told = {"rank": rank, "name": f"process {rank}", "seconds": seconds, "examples": examples}
-    print("spent\t" + json.dumps({**told, "spent": {"start": start, "training": spent}}), flush=True)
+    Path(order["told"], f"spent-{rank}.json").write_text(json.dumps({**told, "spent": {"start": start, "training": spent}}))
 
 
 if __name__ == "__main__":
