@@ -32,7 +32,7 @@ T = TypeVar("T")
 # `Turns[float]` returns a number, `Turns` nothing.
 Turns = Generator[Wait | None, None, T]
 # Seconds of a pause: at first, where somebody is waited for, and as a part of how long there has been nothing to do.
-_SHORTEST, _LONGEST, _PART = 2e-5, 1e-3, 1 / 32
+_SHORTEST, _LONGEST, _PART = 2e-5, 1e-3, 1 / 16
 
 
 def _nothing(reason: str) -> None:

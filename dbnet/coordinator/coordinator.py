@@ -147,9 +147,8 @@ class Coordinator:
 
     # --- one round ------------------------------------------------------------------------------------------------------------
 
-    def tick(self) -> bool:
-        """Take in what has arrived and let every duty act; return whether anybody gave a sign of life."""
-        before, news = self.beats, self.news
+    def tick(self) -> None:
+        """Take in what has arrived and let every duty act."""
         for shard, kind, content in self.shards.hear():
             self._take[kind](shard, content)
             self.news += 1
@@ -160,6 +159,11 @@ class Coordinator:
                 self.evaluation_lost()
             if heirs:
                 self.inherit(replica, heirs)
+
+    def listen(self) -> bool:
+        """One round; return whether anybody gave a sign of life."""
+        before, news = self.beats, self.news
+        self.tick()
         return self.news != news or bool((self.beats != before).any())
 
     def manage(self) -> Turns:

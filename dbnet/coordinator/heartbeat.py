@@ -140,6 +140,7 @@ class HeartbeatWatch:
         self._pulse, self._waits, self._age = local["pulse"], local["waits"], local["age"]
         self._beats = np.full(topology.size, -1)
         self._heard, self._before = np.full(topology.size, clock()), clock()
+        self._said = ""
 
     def look(self) -> list[int]:
         """Give the coordinator's own sign of life; return the ranks that are lost, whether known before or not."""
@@ -181,7 +182,8 @@ class HeartbeatWatch:
 
     def say(self, reason: str) -> None:
         """Note what the coordinator waits for."""
-        self._waits[0] = _text(reason)
+        if reason != self._said:
+            self._said, self._waits[0] = reason, _text(reason)
 
     def graph(self) -> str:
         """Return who waits for whom."""

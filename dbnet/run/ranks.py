@@ -175,7 +175,7 @@ class Rank:
         """Return how seldom this rank looks when idle; over several hosts as often as ever, since its looks move transfers."""
         if self._comms.node.size < self._comms.world.size:
             return {}
-        lazy = POLL if self._ready.topology.role(self.rank) is Role.COORDINATE else POLL / 2
+        lazy = 2 * POLL if self._ready.topology.role(self.rank) is Role.COORDINATE else POLL / 2
         return {"lazy": min(lazy, deadline / 1000)}
 
 

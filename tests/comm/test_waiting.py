@@ -90,7 +90,7 @@ def test_who_has_been_idle_looks_less_often(reason: str, monkeypatch: pytest.Mon
         assert max(longest) <= 1e-3
     else:
         # Never more than a part of the time before; at last as long as it may be.
-        assert all(pause <= max(1e-3, sum(longest[:i]) / 32) + 1e-9 for i, pause in enumerate(longest))
+        assert all(pause <= max(1e-3, sum(longest[:i]) / 16) + 1e-9 for i, pause in enumerate(longest))
         assert longest[399] == pytest.approx(0.02)
 
 

@@ -358,7 +358,7 @@ def test_replicas_are_heard_while_they_move_data():
             for rank, pulse in enumerate(pulses, start=1):
                 if rank not in silent:
                     pulse.beat()
-            progress = coordinator.tick()
+            progress = coordinator.listen()
             queue.hear(coordinator.beats)
         heard.append([progress, queue.silent(0), queue.silent(1)])
     assert heard == [[True, False, False], [True, True, False], [True, False, False]]

@@ -160,7 +160,7 @@ class SandblasterCoordinator(Coordinator):
         self._ending = True
         self.replicas.stop(self.duties.guard.stops)
         while not self.all_done:
-            heard = self.tick()
+            heard = self.listen()
             self.queue.turn()
             yield None if heard else Wait("the coordinator waits for the replicas to end")
 
@@ -194,7 +194,7 @@ class SandblasterCoordinator(Coordinator):
             chosen = min(living, key=lambda r: (r - turn) % queue.replicas)
             evaluation.ask(chosen)
             while True:
-                heard = self.tick()
+                heard = self.listen()
                 queue.hear(self.beats)
                 if replicas.snapshot_taken or queue.silent(chosen):
                     break
