@@ -40,7 +40,7 @@ import numpy as np
 
 from dbnet.core.config import Config
 from dbnet.core.registry import SOURCES
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 
 REPLICA = np.dtype([("steps", "i8"), ("examples", "i8"), ("pushes", "i8"), ("epoch", "i8"), ("position", "i8")])
 TEXTS = ("about", "config", "layout", "data", "method", "chain", "modules", "parts")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbnet.comm.topology import Role, Topology
+from dbnet.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ def node_of(comm: Any) -> Any:
 def crowded(node: Any) -> bool:
     """Return whether more ranks than cores share memory with this one."""
     return node is not None and node.size > len(os.sched_getaffinity(0))
+
+
+def threads_for(comm: Any, computes: bool, asked: int | None) -> tuple[int, int]:
+    """Return (threads of this rank's kernels, cores it may run on): as many as were `asked` for, or its share of its cores.
+
+    Raises
+    ------
+    UserError
+        There are not as many cores as threads were asked for.
+    """
+    share, cores = cores_for(comm, computes)
+    if asked is not None and asked > cores:
+        raise UserError(
+            f"run.threads = {asked}, but a rank may run on {cores} {'core' if cores == 1 else 'cores'} here; make it at most "
+            f"{cores}, or bind ranks to more cores."
+        )
+    return (share if asked is None else asked), cores
 
 
 def cores_for(comm: Any, computes: bool) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from dbnet.core.config import Config
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
 from dbnet.network.diagnosis import INPUT, PARAMETERS, Trouble
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 from dbnet.shards.push import Refusal
 
 

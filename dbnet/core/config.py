@@ -42,6 +42,9 @@ class RunTable(Table):
     seed: int = Field(default=1, ge=0, lt=1 << 63, description="seed of initial values, subsets and order")
     start: str | None = Field(default=None, description="checkpoint whose parameters it starts from, or .safetensors, .npz")
     picture: bool = Field(default=True, description="draw NAME.png at the end")
+    threads: int | None = Field(
+        default=None, gt=0, le=RANKS, description="threads of each rank's kernels and BLAS; default: its share of the cores"
+    )
     deadline: float = Field(default=60.0, ge=0.01, le=1e6, description="seconds that any rank waits for another before it gives up")
     heartbeat: float = Field(
         default=20.0, ge=0.01, le=1e6, description="seconds without a sign of life after which a rank is lost; at most deadline / 2"
@@ -332,10 +335,8 @@ def _written(head: str, content: dict[str, Any], model: type[BaseModel] | None) 
     """Return the lines of a table, and those of the tables in it."""
     lines, inner, name = [head], [], head.strip("[]")
     for key, value in content.items():
-        mark, annotation = (
-            Family.of(model, key),
-            model.model_fields[key].annotation if model and key in model.model_fields else None,
-        )
+        mark = Family.of(model, key)
+        annotation = model.model_fields[key].annotation if model and key in model.model_fields else None
         if isinstance(value, list) and mark is not None:
             for entry in value:
                 inner += _written(f"[[{name}.{key}]]", entry, mark.member(entry))

@@ -58,6 +58,15 @@ def linear(a: float, x: np.ndarray, b: float, y: np.ndarray, out: np.ndarray) ->
         out[i] = c * x[i] + d * y[i]
 
 
+@kernel("T[:];f8")
+def clip(x: np.ndarray, bound: float) -> None:
+    """Bring the finite values into -bound .. bound; NaN and Inf stay, so that a shard sees them."""
+    top, inf = x.dtype.type(bound), x.dtype.type(np.inf)
+    for i in range(x.size):
+        v = x[i]
+        x[i] = top if top < v < inf else -top if -inf < v < -top else v
+
+
 @kernel("T[:];T[:]", fast=True)
 def dot(x: np.ndarray, y: np.ndarray) -> float:
     total = 0.0

@@ -10,6 +10,7 @@ from dbnet.coordinator.coordinator import Coordinator
 from dbnet.core.config import COUNT, Config
 from dbnet.core.registry import Member
 from dbnet.methods.worker import Worker
+from dbnet.network.replica import Clipping
 from dbnet.shards.push import Receiver
 from dbnet.shards.shard import Shard
 
@@ -30,6 +31,8 @@ class Method(Member):
         Who is asked for what, and when it ends.
     recordable
         Whether its schedule can be recorded: all that decides is in orders, fetches and pushes.
+    clipping
+        Bounds of a minibatch's gradient: here none.
     """
 
     family: ClassVar[str] = "methods"
@@ -37,6 +40,7 @@ class Method(Member):
     receiver: ClassVar[type[Receiver]] = Shard
     coordinator: ClassVar[type[Coordinator]]
     recordable: ClassVar[bool] = False
+    clipping: ClassVar[Clipping] = Clipping()
     minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
     overlap: bool = Field(
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"
@@ -62,6 +66,10 @@ class Method(Member):
 
     def check(self, config: Config) -> None:
         """Raise UserError where the run file asks for what the method cannot do."""
+
+    def updates(self, config: Config) -> float:
+        """Return how many updates each shard makes while every replica makes one step."""
+        return 1.0
 
     def doubts(self, config: Config, examples: int) -> list[str]:
         """Return what is allowed but seldom meant with so many training examples, in sentences."""

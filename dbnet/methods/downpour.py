@@ -28,6 +28,7 @@ from dbnet.core.ranges import split
 from dbnet.data.subsets import hand_out
 from dbnet.methods.base import Method
 from dbnet.methods.worker import Worker
+from dbnet.network.replica import Clipping
 
 
 class DownpourWorker(Worker):
@@ -44,15 +45,17 @@ class DownpourWorker(Worker):
     @classmethod
     def copies(cls, config: Config) -> int:
         method = config.method
-        # A step's gradient lies apart where it goes into a sum and moves the replica; so it never does with 2, 2 and overlap, where
-        # every step that adds to a sum is one at which parameters land.
+        # A step's gradient lies apart where it goes into a sum and moves the replica, or is clipped before; so it never does with
+        # 2, 2 and overlap, where every step that adds to a sum is one at which parameters land.
         apart = min(method.n_push, method.n_fetch) > 1 and (max(method.n_push, method.n_fetch) > 2 or not method.overlap)
+        apart = apart or (method.n_push > 1 and method.clipping != Clipping())
         return super().copies(config) + apart
 
     def train(self) -> Turns:
         """Algorithm 7.1, the client."""
         replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.rule
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
+        updates = method.updates(self.config)
         # Since it trained last, if it did, others may have: its parameters are old.
         accrued, store.fetched = 0, False
         while not orders.stop and not self.finished:
@@ -66,7 +69,9 @@ class DownpourWorker(Worker):
             # A local step is of no use where other parameters come before the next gradient.
             lost = store.landing or (not store.overlaps and (step + 1) % method.n_fetch == 0)
             local = method.n_fetch > 1 and not lost
-            replica.accrue(store.w, store.g, accrued, alpha if local else 0.0)
+            # Its own count stands for the shards' clocks: it is the same on all partitions of a replica.
+            rate = alpha * self.factor(1 + (step + orders.made) * updates) if local else 0.0
+            replica.accrue(store.w, store.g, accrued, rate)
             accrued += 1
             if step % method.n_push == 0:
                 yield from store.push(accrued, step)
@@ -146,10 +151,25 @@ class DownpourCoordinator(Coordinator):
 
 
 class Stochastic(Method):
-    """Base of the methods that take one minibatch after the other."""
+    """Base of the methods that take one minibatch after the other.
+
+    Parameters
+    ----------
+    clip_norm
+        Bound c of the norm of a minibatch's gradient: g = g c / |g| where |g| > c, the 2-norm over the whole replica, all of its
+        partitions together (Pascanu et al. 2013); done by each replica before it accrues, pushes or makes a local step.
+    clip_value
+        Bound c of each value of it: g_i = min(c, max(-c, g_i)); before clip_norm.
+    """
 
     coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
     recordable: ClassVar[bool] = True
+    clip_norm: float | None = Field(default=None, gt=0)
+    clip_value: float | None = Field(default=None, gt=0)
+
+    @property
+    def clipping(self) -> Clipping:
+        return Clipping(self.clip_value, self.clip_norm)
 
     def check(self, config: Config) -> None:
         stop = config.stop
@@ -167,6 +187,9 @@ class Downpour(Stochastic):
     local_rate: float | None = Field(
         default=None, ge=0, description="rate of the local step; default: the rule's fixed-rate equivalent"
     )
+
+    def updates(self, config: Config) -> float:
+        return config.topology.replicas / self.n_push
 
     def remedy(self, config: Config) -> str:
         return f"{super().remedy(config)}, train with a warmstart"

@@ -29,10 +29,14 @@ class Worker:
         What the coordinator says, and what it is told.
     config
         The run.
+    factor
+        What the rate is multiplied with at an update of the shards, by its number.
     """
 
-    def __init__(self, replica: Replica, store: Store, orders: Orders, config: Config) -> None:
-        self.replica, self.store, self.orders, self.config = replica, store, orders, config
+    def __init__(
+        self, replica: Replica, store: Store, orders: Orders, config: Config, factor: Callable[[float], float] = lambda t: 1.0
+    ) -> None:
+        self.replica, self.store, self.orders, self.config, self.factor = replica, store, orders, config, factor
 
     @classmethod
     def examples(cls, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Shares | Reader:

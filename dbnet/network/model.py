@@ -12,7 +12,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, Region, flatten, intersect, shape_of, size_of, whole
 from dbnet.network.layers.base import Layer, Parameter, Shape
 from dbnet.network.losses.base import Loss
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 
 
 class Model:
@@ -44,7 +44,7 @@ class Model:
             self.shapes.append(layer.output_shape(self.shapes[-1]))
             own = layer.parameters(self.shapes[-2])
             self.parameters.append(own)
-            arrays += [(f"{i}.{layer.kind}.{name}", p.shape, p.spread, p.decays) for name, p in own.items()]
+            arrays += [(f"{i}.{layer.kind}.{name}", p.shape, p.initial, p.decays) for name, p in own.items()]
         self.layout = FlatLayout(arrays)
         if prod(self.shapes[-1]) != outputs:
             raise UserError(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
 
 from dbnet.comm.link import Link
 from dbnet.core.jit import kernel
-from dbnet.core.vector import axpy, fill
+from dbnet.core.vector import axpy, clip, dot, fill, scale
 from dbnet.data.batches import Batches, Cursor
 from dbnet.data.portions import Reader
 from dbnet.data.subsets import Shares
 from dbnet.network.diagnosis import WILD, Trouble, examine, graver
 from dbnet.network.exchange import Exchange
-from dbnet.network.model import Model
+from dbnet.network.model import Model, footprint
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
 
@@ -28,6 +29,13 @@ def accrue_and_step(total: np.ndarray, g: np.ndarray, w: np.ndarray, rate: float
     for i in range(w.size):
         total[i] += g[i]
         w[i] -= r * g[i]
+
+
+class Clipping(NamedTuple):
+    """Bounds of a minibatch's gradient: of each value, and then of its 2-norm; None: none."""
+
+    value: float | None = None
+    norm: float | None = None
 
 
 class Replica:
@@ -47,6 +55,8 @@ class Replica:
         The cut and the link to the other partitions; None: the network is whole.
     networks
         To train and to evaluate with, of a whole network; default: its own. Replicas that take turns may share them.
+    clipping
+        Bounds of each minibatch's gradient.
 
     Attributes
     ----------
@@ -56,7 +66,7 @@ class Replica:
 
     def __init__(
         self, model: Model, train: Shares | Reader, watched: dict[str, Batches], seed: int, cut: tuple[Cut, Link] | None = None,
-        networks: tuple[Network, Network] | None = None,
+        networks: tuple[Network, Network] | None = None, clipping: Clipping | None = None,
     ) -> None:  # fmt: skip
         self.model, self.train, self.watched, self.seed = model, train, watched, seed
         boxes = None if cut is None else cut[0].boxes[cut[1].rank]
@@ -66,6 +76,11 @@ class Replica:
         if cut is not None:
             for number, network in enumerate((self.network, self.judge)):
                 Exchange(cut[1], cut[0], network, tags=number * 2 * len(model.layers))
+        self._clipping = clipping or Clipping()
+        # Of parameters that all partitions hold, one counts the gradient.
+        pieces = footprint(model, self.network.boxes, leads=cut is None or cut[1].rank == 0).pushed
+        self._counted = [slice(piece.at, piece.at + piece.range.size) for piece in pieces]
+        self._squares = np.zeros((1 if cut is None else cut[1].size, 1))
         self.steps = self.examples = self.right = 0
         self.loss = 0.0
         self.trouble: Trouble | None = None
@@ -97,11 +112,12 @@ class Replica:
         The mean loss of the minibatch.
         """
         count = self.train.next(self.network.x)
-        apart = rate > 0 and accrued > 0
+        apart = accrued > 0 and (rate > 0 or self._clipping != Clipping())
         target, into = self.train.target, self._own if apart else g
         loss, right = self.network.loss_and_gradient(w, into, target, count, accrued > 0 and not apart, self.steps, self.seed)
         sound = self._sound(loss, w, count)
-        if apart and sound:
+        self._clip(into)
+        if apart and sound and rate > 0:
             accrue_and_step(g, self._own, w, rate)
         elif apart:
             axpy(1.0, self._own, g)
@@ -135,6 +151,23 @@ class Replica:
         self._sound(loss, w, count)
         self._count(count, loss, right)
         return count, loss, right
+
+    def _clip(self, g: np.ndarray) -> None:
+        """Bring one minibatch's gradient within its bounds; its norm is that of all partitions together."""
+        value, most = self._clipping
+        if value is not None:
+            clip(g, value)
+        if most is None:
+            return
+        mine = sum(dot(g[here], g[here]) for here in self._counted)
+        if self.link is None:
+            self._squares[0] = mine
+        else:
+            self.link.gather(np.array([mine]), self._squares)
+        # In the order of the partitions, so that all of them find the same.
+        norm = sqrt(sum(self._squares[:, 0].tolist()))
+        if most < norm < inf:
+            scale(g, most / norm)
 
     def _count(self, count: int, loss: float, right: int) -> None:
         self.steps += 1

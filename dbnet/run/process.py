@@ -121,7 +121,7 @@ class Process:
 def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     """Play all roles in this process."""
     ready, interrupt = replace(ready, topology=replace(ready.topology, spares=0)), Interrupt()
-    threads, cores = communicators.cores_for(None, True)
+    threads, cores = communicators.threads_for(None, True, ready.config.run.threads)
     world, topology = Process(ready, interrupt), ready.topology
     working = [rank for rank in range(topology.size) if rank > topology.shards]
     replicas = [roles.load_replica(ready, *topology.place(rank), world.link(rank)) for rank in working]

@@ -45,7 +45,8 @@ def train_ranks(
     world, config = ready.topology, ready.config
     comms = communicators.connect(comm, world)
     role = world.role(comm.rank)
-    threads, cores = communicators.cores_for(comms.node, role is not Role.COORDINATE)
+    computes = role is not Role.COORDINATE
+    threads, cores = mpi.together(comm, lambda: communicators.threads_for(comms.node, computes, config.run.threads))
 
     def load() -> Replica | None:
         if role is not Role.WORK:

@@ -136,7 +136,7 @@ def load_replica(
     watched = read_watched(ready, columns) if watched is None else watched
     # Replicas at the same step must not draw the same numbers; the partitions of one must.
     own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return make(model, train, watched, own, None if link is None else (ready.cut, link))
+    return make(model, train, watched, own, None if link is None else (ready.cut, link), clipping=config.method.clipping)
 
 
 def read_watched(ready: Setup, columns: list[Range] | None) -> dict[str, Batches]:
@@ -239,7 +239,7 @@ def beginning(ready: Setup) -> Facts:
 def receiver(ready: Setup, world: World, index: int) -> Receiver:
     """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
     part, point, (params, clock) = ready.ranges[index], ready.checkpoint, world.memory(index)
-    parts = (part, ready.config.rule, params, clock, world.clock)
+    parts = (part, ready.rule[0], params, clock, world.clock)
     shard = world.counting(index, *parts) if ready.config.record.schedule else Shard(*parts)
     if point is not None:
         for name, register in shard.registers().items():
@@ -280,4 +280,4 @@ def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
         row = ready.checkpoint.replica(index, ready.topology.replicas)
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
         store.resume(int(row["pushes"]))
-    return ready.config.method.worker(replica, store, orders, ready.config)
+    return ready.config.method.worker(replica, store, orders, ready.config, ready.rule[1])

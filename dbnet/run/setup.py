@@ -31,6 +31,7 @@ from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.routes import Route, routes
+from dbnet.shards.rules.schedules.base import Horizon, scheduled
 from dbnet.shards.schedule.fetching import RecordingStore
 from dbnet.shards.schedule.log import PartLog
 from dbnet.shards.schedule.serving import RecordingInbox
@@ -80,6 +81,21 @@ class Setup:
         longest = max((route.size for ways in self.routes for route in ways.values()), default=1) * self.model.dtype.itemsize
         ring = self.config.method.ring(max(map(len, self.users), default=1), longest)
         return Rings(self.ranges, self.users, self.model.dtype, *ring)
+
+    @cached_property
+    def horizon(self) -> Horizon:
+        """What of the run the rate's schedule depends on."""
+        config, examples = self.config, self.data.sizes["train"]
+        batch = config.method.worker.batch(config, examples)
+        parts = split(examples, config.topology.replicas)
+        steps = sum(-(-part.size // batch) for part in parts) / len(parts)
+        ends = [config.stop.epochs, None if config.stop.steps is None else config.stop.steps / steps]
+        return Horizon(steps * config.method.updates(config), min((end for end in ends if end is not None), default=None))
+
+    @cached_property
+    def rule(self) -> tuple[Any, Callable[[float], float]]:
+        """The update rule as shards apply it, and what the rate of an update is multiplied with."""
+        return scheduled(self.config.rule, self.horizon)
 
     def pieces(self, whole: bool) -> list[list[SlicePiece]]:
         """Return of every shard the pieces of the slices in which pushes come; `whole`: each push is one."""
@@ -179,6 +195,7 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
     config.method.check(config)
     tensorboard.require(config)
+    config.rule.schedule.check(out.horizon)
     if config.record.schedule and not config.method.recordable:
         raise UserError(
             f"The schedule of method.kind = '{config.method.kind}' cannot be recorded yet; set record.schedule = false, or train "

@@ -18,7 +18,7 @@ from dbnet.comm.channel import Channel
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.core.vector import first_bad
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 
 
 class Intake:

@@ -337,7 +337,9 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("method", ["downpour", "sgd"])
 def test_resumed_equals_uninterrupted_to_the_bit(rule: str, method: str, run_file: Path, dbnet: Command) -> None:
-    base = ["train", run_file, "--quiet", f"rule={RULES[rule]}", "topology.replicas=1", "stop.epochs=9", f"method.kind={method}"]
+    falls = "rule.schedule={kind='cosine', warmup=0.2, length=3}"
+    base = ["train", run_file, "--quiet", f"rule={RULES[rule]}", falls, "topology.replicas=1", "stop.epochs=9"]
+    base += [f"method.kind={method}", "method.clip_norm=0.5"]
     assert dbnet(*base, "run.name=whole", "stop.steps=140").code == 0
     assert dbnet(*base, "run.name=half", "stop.steps=60").code == 0
     assert dbnet(*base, "run.name=rest", "stop.steps=140", "--resume", "out/half.checkpoint.h5").code == 0

@@ -55,6 +55,14 @@ def test_missing_files(run_file: Path, refused: Callable[..., str]) -> None:
         assert "none.h5" in refused(*command)
 
 
+def test_what_a_training_cannot_be(run_file: Path, refused: Callable[..., str]) -> None:
+    assert "run.threads = 9999, but a rank may run on " in refused("train", run_file, "run.threads=9999")
+    assert "(did you mean 'he_normal'?)" in refused("plan", run_file, "model.layers.0.init=he_norm")
+    said = refused("train", run_file, "rule.schedule=cosine", "stop={seconds=1}")
+    assert "must know its end: give rule.schedule.length" in said
+    assert "did you mean 'cosine'" in refused("plan", run_file, "rule.schedule.kind=cosin")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
 def test_truncated_data(share: float, digits: Path, run_file: Path, refused: Callable[..., str]) -> None:
     Path("cut.h5").write_bytes(digits.read_bytes()[: int(digits.stat().st_size * share)])

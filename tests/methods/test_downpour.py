@@ -42,13 +42,13 @@ def settings(data, *overrides, **stop):
     return config.build(tree)
 
 
-def textbook(ready, steps):
-    """Minibatch SGD in ten lines of NumPy, float64."""
+def textbook(ready, steps, factor=lambda t: 1.0, most=np.inf, bound=np.inf):
+    """Minibatch SGD in ten lines of NumPy, float64; `factor` of the rate, the largest norm and value of a gradient."""
     layout, part = ready.model.layout, roles.load_replica(ready, 0).train.present.part
     w = np.empty(layout.size)
     layout.draw(Range(0, w.size), ready.config.run.seed, w)
     p, at, epoch, order = layout.views(w), 0, -1, np.zeros(0, int)
-    for _ in range(steps):
+    for step in range(steps):
         if at >= len(order):
             epoch, at = epoch + 1, 0
             order = np.random.Generator(np.random.Philox(key=[5, 0], counter=[0, 0, epoch, 1])).permutation(len(part))
@@ -60,8 +60,11 @@ def textbook(ready, steps):
         dz[label, np.arange(len(rows))] -= 1
         dz /= len(rows)
         dh = p["1.dense.W"].T @ dz * (h * (1 - h))
-        for name, g in (("0.dense.W", dh @ x.T), ("0.dense.b", dh.sum(1)), ("1.dense.W", dz @ h.T), ("1.dense.b", dz.sum(1))):
-            p[name] -= 0.25 * g
+        gradient = {"0.dense.W": dh @ x.T, "0.dense.b": dh.sum(1), "1.dense.W": dz @ h.T, "1.dense.b": dz.sum(1)}
+        gradient = {name: np.clip(g, -bound, bound) for name, g in gradient.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        for name, g in gradient.items():
+            p[name] -= 0.25 * factor(step + 1) * min(1.0, most / norm) * g
     return w
 
 
@@ -71,6 +74,28 @@ def test_one_replica_is_textbook_sgd(data, method, shards):
     cfg = settings(data, f'method.kind="{method}"', f"topology.shards={shards}", steps=40)
     done = train.execute(cfg, quiet=True)
     np.testing.assert_allclose(done.params, textbook(setup.setup(cfg), 40), rtol=1e-11, atol=1e-13)
+
+
+def test_one_replica_with_a_schedule_and_a_bounded_gradient_is_textbook_sgd(data):
+    """60 examples in minibatches of 7: 9 updates an epoch, of which the warm-up takes one and the cosine the other two."""
+    cosine = "rule.schedule={kind='cosine', warmup=1, last=0.1}"
+    cfg = settings(data, "method.clip_norm=0.5", "method.clip_value=0.2", cosine, "topology.shards=2", epochs=3)
+
+    def factor(t):
+        return t / 9 if t <= 9 else 0.1 + 0.45 * (1 + np.cos(np.pi * (t - 10) / 18))
+
+    wanted = textbook(setup.setup(cfg), 27, factor, 0.5, 0.2)
+    np.testing.assert_allclose(train.execute(cfg, quiet=True).params, wanted, rtol=1e-11, atol=1e-13)
+    assert np.abs(wanted - textbook(setup.setup(cfg), 27, factor, 0.5)).max() > 1e-4
+    assert np.abs(wanted - textbook(setup.setup(cfg), 27, factor, np.inf, 0.2)).max() > 1e-4
+
+
+@pytest.mark.parametrize(("method", "updates"), [("downpour", 2 * 5 / 3), ("synchronous", 5)])
+def test_an_epoch_of_a_schedule_is_an_epoch_of_the_run(data, method, updates):
+    """Two replicas have 30 examples each, 5 minibatches; every third step of Downpour pushes."""
+    n_push = {"downpour": ["method.n_push=3"], "synchronous": []}[method]
+    cfg = settings(data, f"method.kind={method}", "topology.replicas=2", *n_push, steps=10)
+    assert setup.setup(cfg).horizon == pytest.approx((updates, 2))
 
 
 def test_one_replica_is_the_same_kernels_in_a_plain_loop_to_the_bit(data):
@@ -96,7 +121,9 @@ def test_a_run_in_one_process_can_be_repeated_to_the_bit(data):
 
 def test_steps_between_fetches_are_local(data):
     """With n_fetch = n_push = 4: within a period the replica goes its own way, the shards change once."""
-    cfg = settings(data, "method.n_fetch=4", "method.n_push=4", "method.local_rate=0.25", steps=9)
+    linear = "rule.schedule={kind='linear', length=3}"
+    options = ["method.n_fetch=4", "method.n_push=4", "method.local_rate=0.25", linear, "method.clip_norm=0.5"]
+    cfg = settings(data, *options, steps=9)
     done = train.execute(cfg, quiet=True)
     # Pushes come at steps 0, 4, 8: the shards get the sums of gradients 0; 1..4; 5..8. A fetch brings what the replica has anyway,
     # but for the gradients that were not pushed yet: 1..3 at step 4, 5..7 at step 8.
@@ -109,10 +136,12 @@ def test_steps_between_fetches_are_local(data):
             local = w.copy()
         count = replica.train.next(replica.network.x)
         replica.network.loss_and_gradient(local, g, replica.train.target, count, accumulate=False)
+        g *= min(1, 0.5 / np.linalg.norm(g))
         total += g
-        local -= 0.25 * g
+        # 9 minibatches an epoch, a push for 4 of them: an update is 4/9 of an epoch, a local step 1/9.
+        local -= 0.25 * (1 - step / 9 / 3) * g
         if step % 4 == 0:
-            w -= 0.25 * total
+            w -= 0.25 * (1 - step / 4 * 4 / 9 / 3) * total
             total[:] = 0
     np.testing.assert_allclose(done.params, w, rtol=1e-12, atol=1e-15)
 

@@ -112,8 +112,10 @@ def test_a_step_allocates_no_array(loss):
     assert peak < 20_000, f"{peak} bytes; one activation is {300 * 64 * 8}"
 
 
-def test_initial_values_do_not_depend_on_the_cut():
-    model, *_ = build(sizes=(300, 400, 10))
+@pytest.mark.parametrize("how", ["uniform", "normal"])
+def test_initial_values_do_not_depend_on_the_cut(how):
+    layers = [Dense(units=400, activation="sigmoid", init=f"glorot_{how}"), Dense(units=10)]
+    model = Model(layers, Softmax(), (300,), 10, "float64")
     whole = np.empty(model.layout.size)
     model.layout.draw(Range(0, whole.size), 7, whole)
     for shards in (2, 3, 7):
@@ -127,8 +129,54 @@ def test_initial_values_do_not_depend_on_the_cut():
     assert not np.array_equal(other, whole)
     first = model.layout.views(whole)["0.dense.W"]
     assert abs(first.mean()) < 1e-2 * np.abs(first).max()
-    assert 0.99 * model.layout.entries[0].spread < np.abs(first).max() <= model.layout.entries[0].spread
+    if how == "uniform":
+        assert 0.99 * model.layout.entries[0].initial.spread < np.abs(first).max() <= model.layout.entries[0].initial.spread
     assert not model.layout.views(whole)["0.dense.b"].any()
+
+
+VARIANCES = {
+    "glorot": lambda n_in, n_out: 2 / (n_in + n_out), "he": lambda n_in, n_out: 2 / n_in, "lecun": lambda n_in, n_out: 1 / n_in
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["uniform", "normal"])
+@pytest.mark.parametrize("name", VARIANCES)
+def test_initializers_have_the_variance_of_their_papers(name, how):
+    """Of a dense layer 300 -> 400, and of convolutions: 5 x 5 fields of 4 maps, 8 maps, an input seen by 25 / 4 of them."""
+    dense = {"kind": "dense", "units": 400, "init": f"{name}_{how}"}
+    conv = {"kind": "conv", "maps": 8, "field": 5, "stride": 2, "init": f"{name}_{how}"}
+    for entry, shape, n_in, n_out in ((dense, (300,), 300, 400), (conv, (11, 11, 4), 100, 50)):
+        layer = make("network.layers", entry, "layer")
+        model = Model([layer], Squared(), shape, int(np.prod(layer.output_shape(shape))), "float64")
+        values = [np.empty(model.layout.size) for _ in range(40 if layer.kind == "conv" else 1)]
+        for seed, drawn in enumerate(values):
+            model.layout.draw(Range(0, drawn.size), seed, drawn)
+        w = np.concatenate([model.layout.views(drawn)[f"0.{layer.kind}.W"].ravel() for drawn in values])
+        wanted = VARIANCES[name](n_in, n_out)
+        assert abs(w.mean()) < 4 * np.sqrt(wanted / w.size)
+        assert w.var() == pytest.approx(wanted, rel=0.03)
+        # Flatness: the fourth moment of a uniform distribution is 1.8 variances squared, of a normal one 3.
+        assert (w**4).mean() == pytest.approx((1.8 if how == "uniform" else 3) * wanted**2, rel=0.06)
+        assert not model.layout.views(values[0])[f"0.{layer.kind}.b"].any()
+
+
+def test_scaled_and_constant_initializers():
+    def drawn(options):
+        return make("network.parameters.initializers", options, "init").drawn(300, 100, "relu")
+
+    for kind, options in {"he_normal": {"scale": 2}, "glorot_normal": {"mode": "fan_avg"}, "lecun_normal": {}}.items():
+        assert drawn({"kind": "scaled", "distribution": "normal", **options}).spread == pytest.approx(drawn({"kind": kind}).spread)
+    assert drawn({"kind": "scaled", "mode": "fan_out"})[1] == pytest.approx(np.sqrt(3 / 100))
+    model = Model(
+        [make("network.layers", {"kind": "dense", "units": 2, "init": {"kind": "constant", "value": 0.5}}, "layer")],
+        Squared(),
+        (3,),
+        2,
+        "float64",
+    )
+    w = np.empty(8)
+    model.layout.draw(Range(0, 8), 1, w)
+    assert w.tolist() == [0.5] * 6 + [0, 0]
 
 
 def test_units_that_do_not_fit_the_classes_are_one_sentence():

@@ -128,6 +128,7 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any]) -> None:
 def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int) -> None:
     """What moves and when does not depend on the numbers."""
     tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
+    tree["method"]["clip_norm"] = 0.1
     wet, dry = played(tree), played(tree, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
     one, two = Run(wet.outcome.run_file).events, Run(dry.outcome.run_file).events
@@ -279,6 +280,7 @@ def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:
     [
         ({"method": {"kind": "downpour", "overlap": True}}, {}, "method.overlap=false"),
         ({"record": {"schedule": True}}, {}, "record.schedule=false"),
+        ({"run": {"folder": "out", "threads": 2}}, {}, "run.threads=1"),
         ({"method": {"kind": "synchronous"}}, {"dry": True}, "leave --dry out"),
         ({"stop": {"accuracy": 0.9, "epochs": 1}}, {"dry": True}, "no accuracy to go by"),
     ],

@@ -14,7 +14,7 @@ from dbnet.comm.turns import Wait, result
 from dbnet.core import vector
 from dbnet.core.config import build
 from dbnet.core.ranges import Range
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import Drawn, FlatLayout
 from dbnet.shards import space
 from dbnet.shards.accrual import Accrual, Question, ShardSpace
 from dbnet.shards.push import Push, Receiving, Refusal
@@ -237,7 +237,7 @@ def test_answers_of_shards_are_summed_in_their_order_and_late_ones_forgotten() -
 def accrual_over(shard: Shard, origins: list[tuple[int, int]], decay: float = 0.0, **saved: np.ndarray) -> Accrual:
     model = {"layers": [{"kind": "dense", "units": 1}], "decay": decay}
     config = build({"data": {"path": "none"}, "model": model, "method": {"kind": "sandblaster"}, "stop": {"iterations": 1}})
-    return Accrual(shard, Receiving(config, FlatLayout([("0.dense.W", (2,), 1.0, True)]), origins, lambda: saved))
+    return Accrual(shard, Receiving(config, FlatLayout([("0.dense.W", (2,), Drawn("uniform", 1.0), True)]), origins, lambda: saved))
 
 
 def test_a_shard_counts_what_is_of_its_pass_and_answers_what_it_was_asked() -> None:

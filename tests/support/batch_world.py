@@ -24,7 +24,7 @@ from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
 from dbnet.methods.sandblaster.work_queue import task_fields
 from dbnet.methods.sandblaster.worker import SandblasterWorker
 from dbnet.network.model import Footprint, Piece
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import Drawn, FlatLayout
 from dbnet.network.replica import Score
 from dbnet.shards.accrual import Accrual
 from dbnet.shards.push import Intake, Receiving
@@ -101,7 +101,7 @@ class BatchWorld:
         layouts = [WindowLayout([*coordinator_fields(world), *task_fields(replicas)])]
         layouts += [WindowLayout(rings.fields(s, world)) for s in range(shards)]
         memory, boxes = LocalWindow([*layouts, *(WindowLayout(()) for _ in range(replicas))]), Mailboxes(1 + shards)
-        names = FlatLayout([("0.dense.W", (examples,), 1.0, True)])
+        names = FlatLayout([("0.dense.W", (examples,), Drawn("uniform", 1.0), True)])
         led = Led(SandblasterCoordinator, self.config, examples, memory, world, boxes.at(0), self.clock, names)
         self.coordinator, self.checkpoints, self.record, self.lose = led.coordinator, led.checkpoints, led.record, led.losses.lose
         self.accruals: list[Accrual] = []

@@ -20,7 +20,7 @@ from dbnet.coordinator.membership import Membership
 from dbnet.coordinator.orders import OrderBook
 from dbnet.coordinator.progress import Progress
 from dbnet.core.config import Config
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 
 
 def _nothing(*_: object) -> None:

@@ -9,8 +9,10 @@ from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import PROCESS, RankPlan
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
+from dbnet.core.toml import written
 from dbnet.network.partition import Cut
 from dbnet.run.setup import Setup
+from dbnet.shards.rules.schedules import base as schedules
 
 # Measured: bytes of a row in the run file, and of blocks that were written before they were full, in a day.
 EVENT_BYTES, PROGRESS_BYTES, REWRITTEN = 10, 60, 110e6
@@ -66,6 +68,7 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
         f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {ready.rings.slots} per ring; "
         f"all rings of a shard take {size(max(map(len, ready.users)) * ready.rings.slots * ready.rings.slot)}",
+        *([] if ready.rule[0] is ready.config.rule else [schedules.words(ready.config.rule, ready.horizon)]),
         "",
     ]
     vectors = 1 + ready.config.method.receiver.vectors(ready.config)
@@ -97,7 +100,11 @@ def layers(ready: Setup) -> list[dict[str, Any]]:
     model, out = ready.model, []
     for i, layer in enumerate(model.layers):
         count = sum(e.range.size for e in model.layout.entries if e.name.startswith(f"{i}."))
-        options = {key: value for key, value in layer.model_dump().items() if key not in ("units", "maps") and value is not None}
+        options = {
+            key: value
+            for key, value in layer.model_dump().items()
+            if key not in ("units", "maps") and value not in (None, "by_activation")
+        }
         out.append({"kind": layer.kind, "shape": list(model.shapes[i + 1]), "parameters": count, "options": options})
     return out
 
@@ -105,6 +112,8 @@ def layers(ready: Setup) -> list[dict[str, Any]]:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "x".join(map(str, value))
+    if isinstance(value, dict):
+        return written(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

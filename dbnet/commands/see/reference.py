@@ -27,6 +27,8 @@ FAMILIES = {
     "method": ("methods", "[method] kind", "methods of training"),
     "descent": ("methods.descent", "[method.descent] kind", "batch methods that Sandblaster runs"),
     "rule": ("shards.rules", "[rule] kind", "update rules of the shards"),
+    "init": ("network.parameters.initializers", "[[model.layers]] init", "what the weights of a layer are drawn from"),
+    "schedule": ("shards.rules.schedules", "[rule.schedule] kind", "schedules of the learning rate"),
     "data": ("data.formats", "dbnet data", "data formats"),
 }
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}

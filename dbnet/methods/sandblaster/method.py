@@ -49,6 +49,12 @@ class Sandblaster(Method):
             raise UserError("stop.steps counts minibatches; with method.kind = 'sandblaster' give stop.iterations.")
         if config.warmstart.steps or config.warmstart.accuracy is not None:
             raise UserError("Sandblaster has no warmstart of its own; set run.start to a checkpoint of a Downpour run.")
+        schedule = config.rule.schedule
+        if schedule.kind != "constant" or schedule.warmup:
+            raise UserError(
+                "A batch method finds its own steps, so no rate can follow rule.schedule; take [rule.schedule] out, or train with "
+                "method.kind = 'downpour'."
+            )
         for i, layer in enumerate(config.model.layers):
             if layer.random:
                 raise UserError(

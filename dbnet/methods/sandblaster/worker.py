@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnet.comm.turns import IDLE, Turns
-from dbnet.coordinator.orders import Orders
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
@@ -17,8 +16,6 @@ from dbnet.data.portions import Blocks, Portion, Reader
 from dbnet.data.subsets import Share
 from dbnet.methods.sandblaster.work_queue import LIMIT, Task, Tasks
 from dbnet.methods.worker import Worker
-from dbnet.network.replica import Replica
-from dbnet.shards.local_store import Store
 
 
 def _kept(blocks: Blocks, config: Config) -> int:
@@ -46,8 +43,9 @@ class SandblasterWorker(Worker):
     The gradient accrues in `store.g`; a second buffer holds the bundle that was offered until the verdict.
     """
 
-    def __init__(self, replica: Replica, store: Store, orders: Orders, config: Config) -> None:
-        super().__init__(replica, store, orders, config)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        store, orders = self.store, self.orders
         self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, orders.period)
         self._spare = np.zeros_like(store.g)
         self._batch: list[Portion] = []

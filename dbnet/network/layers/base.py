@@ -10,7 +10,7 @@ The mathematics of a layer is three kernels' work: y from x, then from dy the gr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from pydantic import Field
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Region, whole
 from dbnet.core.registry import Member
+from dbnet.network.parameters.layout import Drawn
 
 Shape = tuple[int, ...]
 
@@ -32,8 +33,9 @@ class Parameter:
         Its global shape; the leading `axes` axes are the layer's output units, so that a unit's parameters are contiguous.
     axes
         Number of leading axes that are unit axes; 0 means shared by all units (held by every partition).
-    spread
-        Initial values are uniform in [-spread, spread]; 0 means zeros.
+    spread, how
+        Initial values are uniform in [-spread, spread], normal with the standard deviation spread, or constant, all spread; 0 means
+        zeros.
     decays
         Whether weight decay acts on it.
     """
@@ -42,6 +44,12 @@ class Parameter:
     axes: int
     spread: float = 0.0
     decays: bool = False
+    how: Literal["uniform", "normal", "constant"] = "uniform"
+
+    @property
+    def initial(self) -> Drawn:
+        """What its initial values are drawn from."""
+        return Drawn(self.how, self.spread)
 
     def owned(self, units: Region) -> Region:
         """Return the box of this array that the owner of the output box `units` uses."""

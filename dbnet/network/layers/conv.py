@@ -25,7 +25,8 @@ class Conv(Local):
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
         patch = self.patches.area * x[2]
-        return {"W": Parameter((self.maps, patch), 0, self.spread(patch), decays=True), "b": Parameter((self.maps,), 0)}
+        how, spread = self.drawn(patch)
+        return {"W": Parameter((self.maps, patch), 0, spread, True, how), "b": Parameter((self.maps,), 0)}
 
     def scratch(self, c: Cell) -> dict[str, Any]:
         rows, cols = self.patches.tables(c.x_shape, c.x_box, c.y_box)

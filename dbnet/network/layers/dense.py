@@ -6,7 +6,7 @@ then dW = dY X' and dX = W' dY. Three matrix products, which add to an accrued g
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import prod
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from dbnet.core.ranges import Region, size_of
 from dbnet.network.layers.activations import ACTIVATIONS, Activation
 from dbnet.network.layers.base import Cell, Graph, Layer, Parameter, Shape
 from dbnet.network.layers.gemm import Gemm
+from dbnet.network.parameters.initializers.base import AnyInitializer
 
 
 class Dense(Layer):
@@ -26,22 +27,22 @@ class Dense(Layer):
         Number of output units.
     activation
         identity, sigmoid, tanh or relu.
+    init
+        What the weights are drawn from.
     """
 
     kind: ClassVar[str] = "dense"
     units: int = Field(gt=0)
     activation: Activation = "identity"
+    init: AnyInitializer = Field(default="by_activation", validate_default=True)
 
     def output_shape(self, x: Shape) -> Shape:
         return (self.units,)
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
         n = prod(x)
-        # Glorot & Bengio 2010 for tanh and identity, four times that for the sigmoid's flatter slope, He et al. 2015 for relu.
-        spread = sqrt(6 / (n + self.units)) * (4 if self.activation == "sigmoid" else 1)
-        if self.activation == "relu":
-            spread = sqrt(6 / n)
-        return {"W": Parameter((self.units, n), 1, spread, decays=True), "b": Parameter((self.units,), 1)}
+        how, spread = self.init.drawn(n, self.units, self.activation)
+        return {"W": Parameter((self.units, n), 1, spread, True, how), "b": Parameter((self.units,), 1)}
 
     def bound(self, c: Cell) -> dict[str, Any]:
         x = c.x.reshape(-1, c.x.shape[-1])

@@ -6,7 +6,6 @@ of the field; inputs outside the image count as zero. This is the image layer of
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,8 @@ from dbnet.network.layers.activations import ACTIVATIONS, Activation
 from dbnet.network.layers.base import Cell, Graph, Layer, Parameter, Shape
 from dbnet.network.layers.filters import batch_outside, filter_dx, filter_forward, local_dW, turn
 from dbnet.network.layers.patches import Pair, Patches, bounds, runs, selection
+from dbnet.network.parameters.initializers.base import AnyInitializer
+from dbnet.network.parameters.layout import Drawn
 
 
 class Local(Layer):
@@ -34,6 +35,8 @@ class Local(Layer):
         Rows and columns of zeros around the image; one number or [vertical, horizontal].
     activation
         identity, sigmoid, tanh or relu.
+    init
+        What the weights are drawn from.
     """
 
     kind: ClassVar[str] = "local"
@@ -43,6 +46,7 @@ class Local(Layer):
     stride: int | Pair = 1
     padding: int | Pair = 0
     activation: Activation = "identity"
+    init: AnyInitializer = Field(default="by_activation", validate_default=True)
 
     @property
     def patches(self) -> Patches:
@@ -53,15 +57,14 @@ class Local(Layer):
 
     def parameters(self, x: Shape) -> dict[str, Parameter]:
         patch, y = self.patches.area * x[2], self.output_shape(x)
-        return {"W": Parameter((*y, patch), 3, self.spread(patch), decays=True), "b": Parameter(y, 3)}
+        how, spread = self.drawn(patch)
+        return {"W": Parameter((*y, patch), 3, spread, True, how), "b": Parameter(y, 3)}
 
-    def spread(self, patch: int) -> float:
-        """Return the spread of the initial weights, as in a dense layer; `patch` inputs are seen by an output."""
-        if self.activation == "relu":
-            return sqrt(6 / patch)
+    def drawn(self, patch: int) -> Drawn:
+        """Return what the weights are drawn from; `patch` inputs are seen by an output."""
         # An input is seen by as many outputs as the field has positions, per stride.
         fan_out = self.maps * self.patches.area / (self.patches.stride[0] * self.patches.stride[1])
-        return sqrt(6 / (patch + fan_out)) * (4 if self.activation == "sigmoid" else 1)
+        return self.init.drawn(patch, fan_out, self.activation)
 
     def needs(self, x: Shape, out: Region) -> Region:
         return self.patches.needs(x, out, Range(0, x[2]))

@@ -19,7 +19,7 @@ from dbnet.network.cost import Noise
 from dbnet.network.model import Model
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
-from dbnet.network.replica import Replica, Score
+from dbnet.network.replica import Clipping, Replica, Score
 
 
 class Pace(NamedTuple):
@@ -78,12 +78,12 @@ class PacedReplica(Replica):
     ----------
     pace, shared
         How long they take; what is shared with others, None: nothing.
-    parts
+    parts, clipping
         What a replica is made of.
     """
 
-    def __init__(self, pace: Pace, shared: Shared | None, *parts: object) -> None:
-        super().__init__(*parts, **({} if shared is None else {"networks": shared.networks}))
+    def __init__(self, pace: Pace, shared: Shared | None, *parts: object, clipping: Clipping) -> None:
+        super().__init__(*parts, networks=None if shared is None else shared.networks, clipping=clipping)
         self._pace, self._shared = pace, shared
         if shared is not None:
             self.snapshot, self._own = shared.snapshot, shared.gradient
@@ -185,6 +185,8 @@ class DryReplica:
         The cut and the link to the other partitions; None: the network is whole.
     model, evaluated
         The network; how many examples an evaluation looks at, and how many at a time.
+    clips
+        Whether its partitions tell each other the norms of their gradients.
     """
 
     trouble = None
@@ -193,8 +195,9 @@ class DryReplica:
     loss = float("nan")
 
     def __init__(
-        self, pace: Pace, train: Counted, cut: tuple[Cut, Link] | None, model: Model, evaluated: tuple[Sequence[int], int]
-    ) -> None:
+        self, pace: Pace, train: Counted, cut: tuple[Cut, Link] | None, model: Model, evaluated: tuple[Sequence[int], int],
+        clips: bool,
+    ) -> None:  # fmt: skip
         self.train, self._pace, self._evaluated = train, pace, evaluated
         self.steps = self.examples = 0
         self.snapshot = np.broadcast_to(np.zeros((), model.dtype), (0,))
@@ -204,6 +207,7 @@ class DryReplica:
             step, watched = self._transfers(*cut, train.batch), self._transfers(*cut, evaluated[1])
         (self._up, self._down), (self._judge, _) = step, watched
         self._shared = np.zeros(0 if cut is None else cut[0].shared, model.dtype)
+        self._squares = np.zeros((cut[1].size if cut is not None and clips else 0, 1))
 
     @staticmethod
     def _transfers(cut: Cut, link: Link, batch: int) -> tuple[list[Crossed], list[Crossed]]:
@@ -240,6 +244,8 @@ class DryReplica:
         self._exchange(self._down)
         if self._shared.size:
             self.link.total(self._shared, self._shared)
+        if self._squares.size:
+            self.link.gather(self._squares[0], self._squares)
         self._pace.compute(self.steps)
         self.steps += 1
         self.examples += self.train.next()

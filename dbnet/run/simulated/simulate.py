@@ -87,6 +87,8 @@ def refuse(ready: Setup, dry: bool) -> None:
         raise UserError("Simulated time does not know method.overlap; add method.overlap=false to the command.")
     if ready.config.record.schedule:
         raise UserError("Simulated time is the same again by itself; add record.schedule=false to the command.")
+    if ready.config.run.threads not in (None, 1):
+        raise UserError("Simulated time computes on one thread, to be the same on any machine; add run.threads=1 to the command.")
     if dry and method.receiver is not Shard:
         raise UserError(
             f"A dry run computes nothing, and method.kind = '{method.kind}' goes by what it computes; leave --dry out, or use "

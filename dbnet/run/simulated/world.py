@@ -105,7 +105,8 @@ class Simulation:
             sizes, watched = ready.data.sizes, ready.config.evaluate.train
             train = Counted(self._batch, first_shares(ready, index))
             evaluated = [sizes.get("test", 0), min(watched, sizes["train"])]
-            return DryReplica(pace, train, (ready.cut, link) if link else None, ready.model, (evaluated, EVALUATION_BATCH))
+            cut, clips = (ready.cut, link) if link else None, ready.config.method.clipping.norm is not None
+            return DryReplica(pace, train, cut, ready.model, (evaluated, EVALUATION_BATCH), clips)
         if link is not None:
             return roles.load_replica(ready, index, partition, link, partial(PacedReplica, pace, None))
         return roles.load_replica(ready, index, make=partial(PacedReplica, pace, self._shared), watched=self._shared.watched)

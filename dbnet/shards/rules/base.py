@@ -11,7 +11,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from dbnet.core.registry import Member
+from dbnet.core.registry import Member, member
+
+AnySchedule = member("shards.rules.schedules", "rule.schedule", "constant")
 
 
 def square_root(dtype: np.dtype) -> float:
@@ -26,11 +28,14 @@ class Rule(Member):
     ----------
     rate
         Learning rate (gamma for Adagrad).
+    schedule
+        How the rate changes over the run: its kind, and its options.
     """
 
     family: ClassVar[str] = "shards.rules"
     state: ClassVar[tuple[str, ...]] = ()
     rate: float = Field(default=0.1, gt=0)
+    schedule: AnySchedule = Field(default={}, validate_default=True)
 
     def initial(self, name: str) -> float:
         """Return the value that register `name` starts from."""

@@ -16,7 +16,7 @@ from geometries import Geometry, whole_numbers
 
 from dbnet import train
 from dbnet.core.config import load
-from dbnet.network.parameters import FlatLayout
+from dbnet.network.parameters.layout import FlatLayout
 from dbnet.run import inference
 
 pytestmark = pytest.mark.long

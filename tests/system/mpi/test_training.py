@@ -69,7 +69,8 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
                 "method.n_push=4",
                 "method.n_fetch=4",
                 "record.schedule=true",
-                "rule.rate=0.02",
+                "rule={rate=0.02, schedule={kind='cosine', warmup=1, length=30}}",
+                "method.clip_norm=5",
                 "stop.epochs=15",
                 *two_replicas,
             ],
@@ -81,6 +82,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
 def on6(trainings: Callable[..., Path], small: Path) -> Path:
     shape, tall = ["topology.shards=2", "topology.replicas=3"], ["topology.shards=3", "topology.replicas=2"]
     halves = ["topology.shards=1", "topology.replicas=2", "topology.partitions=2"]
+    falls = ["rule.schedule={kind='linear', warmup=0.5}", "method.clip_norm=1", "run.threads=1"]
     return trainings(
         6,
         {
@@ -90,7 +92,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
             "tally": [*sums.overrides(small), *shape],
             "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", "record.schedule=true", *shape],
-            "cut": ["rule={kind='adam', rate=0.02}", "method.slot=512", "method.n_push=2", "record.schedule=true", *halves],
+            "cut": ["rule={kind='adam', rate=0.02}", "method.slot=512", "method.n_push=2", "record.schedule=true", *falls, *halves],
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
             "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],

@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from dbnet.core.ranges import Range, overlap
 
 _RUN = 1 << 16
+
+
+class Drawn(NamedTuple):
+    """What the initial values of an array are drawn from.
+
+    Attributes
+    ----------
+    how
+        uniform in -spread .. spread, normal with mean 0 and standard deviation spread, or constant, the value spread.
+    spread
+        0: all are 0.
+    """
+
+    how: Literal["uniform", "normal", "constant"]
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,7 @@ class Entry:
     name: str
     offset: int
     shape: tuple[int, ...]
-    spread: float
+    initial: Drawn
     decays: bool
 
     @property
@@ -38,14 +54,14 @@ class FlatLayout:
     Parameters
     ----------
     arrays
-        (name, shape, spread, decays) of each array, in order.
+        (name, shape, what its values are drawn from, decays) of each array, in order.
     """
 
-    def __init__(self, arrays: Iterable[tuple[str, tuple[int, ...], float, bool]]) -> None:
+    def __init__(self, arrays: Iterable[tuple[str, tuple[int, ...], Drawn, bool]]) -> None:
         self.entries: list[Entry] = []
         self.size = 0
-        for name, shape, spread, decays in arrays:
-            self.entries.append(Entry(name, self.size, tuple(shape), spread, decays))
+        for name, shape, initial, decays in arrays:
+            self.entries.append(Entry(name, self.size, tuple(shape), initial, decays))
             self.size += prod(shape)
 
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,11 +84,13 @@ class FlatLayout:
             if not mine.size:
                 continue
             target = out[mine.lo - part.lo : mine.hi - part.lo]
-            if entry.spread == 0:
-                target.fill(0)
+            how, spread = entry.initial
+            if how == "constant" or spread == 0:
+                target.fill(spread)
                 continue
             lo, hi = mine.lo - entry.offset, mine.hi - entry.offset
             for run in range(lo // _RUN, -(-hi // _RUN)):
-                numbers = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, run, 0, 0])).random(_RUN)
+                source = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, run, 0, 0]))
+                numbers = source.standard_normal(_RUN) if how == "normal" else 2 * source.random(_RUN) - 1
                 here = overlap(Range(lo, hi), Range(run * _RUN, (run + 1) * _RUN))
-                target[here.lo - lo : here.hi - lo] = (2 * numbers[here.lo - run * _RUN : here.hi - run * _RUN] - 1) * entry.spread
+                target[here.lo - lo : here.hi - lo] = numbers[here.lo - run * _RUN : here.hi - run * _RUN] * spread
