@@ -18,7 +18,7 @@ def descend(w: np.ndarray, g: np.ndarray, rate: float) -> None:
 
 
 class Sgd(Rule):
-    """Fixed rate."""
+    """One rate for all parameters."""
 
     kind: ClassVar[str] = "sgd"
 
