@@ -27,7 +27,7 @@ from dbnet.core.files import UNREADABLE, words, writing
 from dbnet.core.ranges import Range, overlap
 from dbnet.core.version import __version__
 from dbnet.network.model import Model
-from dbnet.network.parameters import Entry
+from dbnet.network.parameters.layout import Entry
 
 ENDINGS = (".safetensors", ".npz")
 _RUN = 1 << 20  # elements that are in memory at a time

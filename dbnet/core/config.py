@@ -113,9 +113,7 @@ class TopologyTable(Table):
 class StopTable(Table):
     """The run ends when the first of these is reached."""
 
-    epochs: int | None = Field(
-        default=None, ge=0, le=COUNT, description="passes of each replica over its subset (Sandblaster: over all)"
-    )
+    epochs: int | None = Field(default=None, ge=0, le=COUNT, description="passes of a replica over its subset, or of all over all")
     steps: int | None = Field(default=None, ge=0, le=COUNT, description="steps of each replica")
     seconds: float | None = Field(default=None, gt=0, description="time budget, start-up not counted")
     accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy")
