@@ -11,6 +11,7 @@ from typing import Any
 
 # Public name -> the module it is defined in.
 _PUBLIC = {
+    "Arrival": "shards.rules.base",
     "Layer": "network.layers.base",
     "Loss": "network.losses.base",
     "Method": "methods.base",

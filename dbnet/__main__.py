@@ -34,6 +34,7 @@ COMMANDS = {
     "report": ("write a page about runs: results, pictures, settings, what to look at", "see.runs"),
     "watch": ("show a run while it goes on, from another terminal", "see.runs"),
     "help": ("explain tables, layers, losses, methods, rules and formats with all of their options", "see.reference"),
+    "check": ("check layers, losses, rules and methods of your own: gradients, cut = uncut, in place", "see.checks.command"),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }
 

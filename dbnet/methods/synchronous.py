@@ -21,6 +21,7 @@ from dbnet.methods.downpour import Stochastic
 from dbnet.methods.sgd import SingleWorker
 from dbnet.methods.worker import Worker
 from dbnet.shards.push import Push, Receiver, Receiving, Refusal
+from dbnet.shards.rules.base import Arrival
 from dbnet.shards.shard import Front, Shard
 
 
@@ -56,7 +57,7 @@ class Collect(Front):
     def begin(self, partition: int, fetched: int = 0) -> int:
         return partition
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         axpy(1.0, g, self._sum[lo : lo + g.size])
         self._pieces[t].add((lo, g.size))
 
@@ -90,7 +91,7 @@ class Collect(Front):
             here = slice(lo, lo + n)
             if whole:
                 scale(self._sum[here], 1 / whole)
-                self.shard.apply(lo, self._sum[here], int(self.clock[partition]) + 1)
+                self.shard.apply(lo, self._sum[here], int(self.clock[partition]) + 1, Arrival(0, -1, whole))
             fill(self._sum[here], 0.0)
         came.clear()
         # Who sees the clock sees the parameters.

@@ -24,6 +24,7 @@ from dbnet.comm.turns import Turns, Wait
 from dbnet.core import vector
 from dbnet.core.config import Config
 from dbnet.shards.push import Push, Receiving, Refusal
+from dbnet.shards.rules.base import Arrival
 from dbnet.shards.shard import Front, Shard
 from dbnet.shards.space import Command, Registers, Space, perform
 
@@ -132,7 +133,7 @@ class Accrual(Front):
         """Return which pass a bundle belongs to; all of its slices are applied with it."""
         return fetched
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         """Add the slice `g` [n] of a bundle of pass `t` to the gradient from `lo` (counted within the shard) on."""
         if t == self._number:
             vector.axpy(1.0, g, self.held["gradient"][lo : lo + g.size])

@@ -19,6 +19,7 @@ from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.core.vector import first_bad
 from dbnet.network.parameters.layout import FlatLayout
+from dbnet.shards.rules.base import Arrival
 
 
 class Intake:
@@ -35,6 +36,7 @@ class Intake:
     def __init__(self, receiver: Receiver, finite: bool = True) -> None:
         self._receiver, self._finite = receiver, finite
         self._t = 0
+        self._arrival: Arrival | None = None
         self._bad: tuple[int, float] | None = None
 
     def take(
@@ -63,8 +65,11 @@ class Intake:
         if self._bad is None:
             if first:
                 self._t = receiver.begin(push.partition, push.fetched)
+                if receiver.informed:
+                    late = int(receiver.clock[push.partition]) - push.fetched
+                    self._arrival = Arrival(late, push.replica, push.steps)
             for start, target, length in pieces:
-                receiver.apply(target, g[start : start + length], self._t)
+                receiver.apply(target, g[start : start + length], self._t, self._arrival)
         whole = last and self._bad is None
         if whole:
             sync()
@@ -135,9 +140,10 @@ class Receiver(Protocol):
         """Return the decay that the replicas add to their gradients."""
 
     largest: float  # of a gradient; what is beyond is refused as Inf is
+    informed: bool  # whether `apply` wants the push's Arrival
 
     def begin(self, partition: int, fetched: int = 0) -> int: ...
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None: ...
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None: ...
     def finish(self, push: Push) -> None: ...
     def refuse(self, refusal: Refusal) -> None: ...
     def leave(self, replica: int) -> None: ...

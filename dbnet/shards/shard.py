@@ -17,7 +17,7 @@ from dbnet.comm.channel import Channel
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.shards.push import Push, Receiving, Refusal
-from dbnet.shards.rules.base import Rule
+from dbnet.shards.rules.base import Arrival, Rule
 
 EVENT = np.dtype(
     [
@@ -49,7 +49,7 @@ class Shard:
 
     def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
         self.range, self.rule, self.params, self.clock = part, rule, params, clock
-        self.largest = rule.largest(params.dtype)
+        self.largest, self.informed = rule.largest(params.dtype), rule.informed
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
         self._begun = np.zeros_like(clock)
         self._seconds = seconds
@@ -79,11 +79,11 @@ class Shard:
         self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
         return int(self._begun[partition])
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         """Apply the rule to the parameters from `lo` (counted within the shard) on with the slice `g` [n] of push `t`."""
         here = slice(lo, lo + g.size)
         state = {name: register[here] for name, register in self.state.items()}
-        self.rule.apply(self.params[here], g, state, t)
+        self.rule.apply(self.params[here], g, state, t, *((arrival,) if self.informed else ()))
 
     def finish(self, push: Push) -> None:
         """Count a push whose last slice has been applied."""
@@ -138,6 +138,7 @@ class Front:
     def __init__(self, shard: Shard, receiving: Receiving) -> None:
         self.shard = shard
         self.range, self.params, self.clock, self.largest = shard.range, shard.params, shard.clock, shard.largest
+        self.informed = False
 
     @classmethod
     def over(cls, shard: Shard, receiving: Receiving) -> Any:

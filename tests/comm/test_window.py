@@ -78,7 +78,7 @@ class Traced(LocalWindow):
 class Noting:
     """A receiver that notes what a real one does to window memory."""
 
-    largest = np.inf
+    largest, informed = np.inf, False
 
     def __init__(self, part: Range, trace: list[str], clock: np.ndarray) -> None:
         self.range, self.clock, self._trace = part, clock, trace
@@ -87,7 +87,7 @@ class Noting:
     def begin(self, partition: int, fetched: int = 0) -> int:
         return 1
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: object = None) -> None:
         self._trace += ["load ring", "store params"]
 
     def finish(self, push: Push) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
-import numpy as np
 import pytest
-from partitioned import run
 
 from dbnet import load, open_run
 from dbnet import train as run_here
@@ -21,42 +19,8 @@ from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm import mpi
 from dbnet.core.errors import OWN, UserError
 from dbnet.core.registry import family, load_file, make
-from dbnet.network.model import Model
 
 FILE = Path(__file__).parents[1] / "support" / "gain.py"
-
-
-def model() -> Model:
-    load_file(str(FILE))
-    entries = [{"kind": "local", "maps": 2, "field": 2, "activation": "tanh"}, {"kind": "gain"}, {"kind": "dense", "units": 3}]
-    return Model(
-        [make("network.layers", e, "layer") for e in entries],
-        make("network.losses", {"kind": "softmax"}, "loss"),
-        (5, 6, 1),
-        3,
-        "float64",
-    )
-
-
-@pytest.mark.parametrize("partitions", [2, 3, 4])
-def test_it_is_cut_like_any_other(partitions: int) -> None:
-    rng, net = np.random.default_rng(3), model()
-    w, x, target = rng.standard_normal(net.layout.size), rng.standard_normal((5, 6, 1, 4)), rng.integers(0, 3, 4)
-    one, cut = (run(net, p, 4, w, x, target, 4) for p in (1, partitions))
-    np.testing.assert_allclose(cut.g, one.g, atol=1e-12, rtol=0)
-    np.testing.assert_allclose(cut.y, one.y, atol=1e-12, rtol=0)
-
-
-def test_its_gradient_equals_finite_differences() -> None:
-    rng, net = np.random.default_rng(4), model()
-    w, x, target = rng.standard_normal(net.layout.size), rng.standard_normal((5, 6, 1, 4)), rng.integers(0, 3, 4)
-    g = run(net, 1, 4, w, x, target, 4).g
-    for i in rng.integers(0, w.size, 12):
-        up, down = w.copy(), w.copy()
-        up[i] += 1e-6
-        down[i] -= 1e-6
-        rise = run(net, 1, 4, up, x, target, 4).score[0] - run(net, 1, 4, down, x, target, 4).score[0]
-        assert g[i] == pytest.approx(rise / 4 / 2e-6, abs=1e-7)
 
 
 def test_a_run_file_names_its_file(run_file: Path, dbnet: Callable) -> None:

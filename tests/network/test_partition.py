@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from partitioned import run
 
+from dbnet.commands.see.checks.partitioned import run
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, intersect, relative, size_of, whole
 from dbnet.core.registry import make

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dbnet import open_run
 from dbnet.core.ranges import Range, split
 from dbnet.core.registry import family, make
-from dbnet.shards.push import Push
+from dbnet.shards.push import Intake, Push
 from dbnet.shards.rules import adagrad, adam, momentum, sgd
+from dbnet.shards.rules.base import Rule
 from dbnet.shards.shard import Shard
 
 KERNELS = [(sgd.descend, 1, (0.1,)), (adagrad.adagrad, 2, (0.1,)), (momentum.momentum, 2, (0.1, 0.9, True)),
@@ -137,3 +141,48 @@ def test_replicas_local_steps_have_the_rules_fixed_rate(options, local):
             before = w[0]
             rule.apply(w, np.ones(1), state, t + 1)
         assert before - w[0] == pytest.approx(rule.local_rate(), rel=1e-12)
+
+
+def test_an_informed_rule_is_told_of_each_push():
+    """Slices of two pushes come between each other, a third is refused: what the rule sees is what the events say."""
+    told = []
+
+    class Informed(Rule):
+        kind = ""
+        informed = True
+
+        def apply(self, w, g, state, t, arrival):
+            told.append((arrival.replica, arrival.steps, arrival.staleness))
+
+    clock = np.array([5], np.int64)
+    shard = Shard(Range(0, 4), Informed(), np.zeros(4), clock, lambda: 0.0)
+    one, two, bad = (Intake(shard) for _ in range(3))
+    early, late = Push(0, 0, 0, 5, 1, 0), Push(1, 0, 0, 3, 2, 1)
+    good, nan = np.ones(2), np.full(2, np.nan)
+    one.take(early, good, [(0, 0, 2)], True, False)
+    two.take(late, good, [(0, 0, 1), (1, 1, 1)], True, False)
+    bad.take(Push(2, 0, 0, 0, 1, 0), nan, [(0, 0, 2)], True, True)
+    one.take(early, good, [(0, 2, 2)], False, True)
+    two.take(late, good, [(0, 2, 2)], False, True)
+    assert told == [(0, 1, 0), (1, 2, 2), (1, 2, 2), (0, 1, 0), (1, 2, 2)]
+    two.take(Push(1, 0, 1, 5, 1, 2), np.ones(4), [(0, 0, 4)], True, True)
+    event = shard.take_events()[-1]
+    assert told[-1] == (1, 1, 2) and event["applied"] - event["fetched"] == 2
+
+
+def test_a_staleness_aware_run_divides_the_rate_and_is_replayed(run_file, dbnet):
+    file = Path(__file__).parents[1] / "support" / "staleness_aware.py"
+    words = [f"model.modules=['{file}']", "rule={kind='staleness_aware', rate=0.1}", "topology.partitions=2", "stop.steps=8"]
+    done = dbnet("train", run_file, *words, "--record", "--quiet", "topology.replicas=3", "rule.schedule.warmup=2")
+    assert (done.code, done.err) == (0, "")
+    run = open_run("out/run.h5")
+    assert run.staleness.index.max() > 1, "nothing is stale: this shows nothing"
+    again = dbnet("replay", "out/run.h5", "--trust-modules")
+    assert again.code == 0 and "identical" in again.out, again
+    plain = dbnet("train", run_file, *words, "rule.kind=sgd", "--quiet", "topology.replicas=3", "run.name=plain")
+    assert plain.code == 0 and open_run("out/plain.h5").accuracy != run.accuracy
+    synchronous = ["method.kind=synchronous", "topology.partitions=1", "--quiet"]
+    for name, kind in (("a", "sgd"), ("b", "staleness_aware")):
+        assert dbnet("train", run_file, *words, *synchronous, f"rule.kind={kind}", f"run.name={name}").code == 0
+    a, b = (open_run(f"out/{name}.h5").evaluation.drop(columns="seconds") for name in "ab")
+    assert a.equals(b), "synchronous steps are never stale"

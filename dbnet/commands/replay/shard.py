@@ -20,6 +20,7 @@ from dbnet.commands.replay.outcome import Compared, Difference
 from dbnet.core.vector import check_sum
 from dbnet.run.setup import Setup
 from dbnet.shards.push import Intake, Push, Receiver
+from dbnet.shards.rules.base import Arrival
 from dbnet.shards.schedule.log import CLOSE, COPY, END, SAVE, SAVED, TAKE, TAKES, LogEntry
 from dbnet.shards.schedule.serving import CountingShard, digests
 from dbnet.shards.schedule.slices import span
@@ -74,13 +75,13 @@ class ReplayedShard(CountingShard):
     def place(self, number: int) -> str:
         return f"shard {self.index}, slice {self.pieces[number].slice}"
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         number = self.piece_at[lo]
         wanted = int(np.searchsorted(self._due[number], self.versions[number] // 2, "right"))
         while self._read[number] < wanted:
             missing = wanted - self._read[number]
             give_way(Wait(f"{self.place(number)} is read in its version {self.versions[number] // 2} by {missing} more"))
-        super().apply(lo, g, t)
+        super().apply(lo, g, t, arrival)
         self._serve(number)
 
 

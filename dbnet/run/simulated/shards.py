@@ -12,7 +12,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.core.ranges import Range
 from dbnet.network.cost import Profile
 from dbnet.shards.push import Receiver
-from dbnet.shards.rules.base import Rule
+from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox
 
@@ -73,7 +73,7 @@ class HollowShard(Shard):
         super().__init__(Range(0, 0), rule, params, clock, seconds)
         self.range = part
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         """There are no numbers."""
 
     def registers(self) -> dict[str, np.ndarray]:

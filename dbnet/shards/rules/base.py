@@ -6,7 +6,7 @@ shard may apply a push slice by slice) and holds no array itself.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,25 @@ def square_root(dtype: np.dtype) -> float:
     return float(np.sqrt(np.finfo(dtype).max)) / 2**16
 
 
+class Arrival(NamedTuple):
+    """What an informed rule is told of the push whose gradient it applies.
+
+    Attributes
+    ----------
+    staleness
+        Updates that the shard finished between the fetch of the push's oldest gradient and the arrival of its first slice; all
+        slices of a push are told the same. Of a synchronous step 0.
+    replica
+        Who computed the gradient; -1: all together, synchronously.
+    steps
+        Gradients that are summed in it; of a synchronous step whose mean it is.
+    """
+
+    staleness: int
+    replica: int
+    steps: int
+
+
 class Rule(Member):
     """Base of all rules.
 
@@ -30,10 +49,18 @@ class Rule(Member):
         Learning rate (gamma for Adagrad).
     schedule
         How the rate changes over the run: its kind, and its options.
+
+    Attributes
+    ----------
+    state
+        Names of the registers that it keeps beside the parameters.
+    informed
+        Whether `apply` is told of the push: it is then called with an `Arrival` behind `t`.
     """
 
     family: ClassVar[str] = "shards.rules"
     state: ClassVar[tuple[str, ...]] = ()
+    informed: ClassVar[bool] = False
     rate: float = Field(default=0.1, gt=0)
     schedule: AnySchedule = Field(default={}, validate_default=True)
 

@@ -13,7 +13,7 @@ from dbnet.checkpoint.parts import PartWriter
 from dbnet.core.jit import fence
 from dbnet.core.ranges import Range
 from dbnet.core.vector import check_sum
-from dbnet.shards.rules.base import Rule
+from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.schedule.log import CLOSE, COPY, SAVE, SAVED, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
 from dbnet.shards.shard import Shard
@@ -37,11 +37,11 @@ class CountingShard(Shard):
         self.pieces, self.versions = pieces, versions
         self.piece_at = {piece.lo: number for number, piece in enumerate(pieces)}
 
-    def apply(self, lo: int, g: np.ndarray, t: int) -> None:
+    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         number = self.piece_at[lo]
         self.versions[number] += 1
         fence()
-        super().apply(lo, g, t)
+        super().apply(lo, g, t, arrival)
         fence()
         self.versions[number] += 1
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from dbnet.core.errors import UserError
 from dbnet.core.registry import Member
-from dbnet.shards.rules.base import Rule
+from dbnet.shards.rules.base import Arrival, Rule
 
 
 class Horizon(NamedTuple):
@@ -129,11 +129,11 @@ class ScheduledRule:
         """Return what the rate of update `t` is multiplied with."""
         return self.rule.schedule.factor(t, self._horizon)
 
-    def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int) -> None:
+    def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int, *arrival: Arrival) -> None:
         # A push comes in slices; all of them are applied with one rate.
         if t != self._t:
             self._t, self._now = t, self.rule.model_copy(update={"rate": self.rule.rate * self.factor(t)})
-        self._now.apply(w, g, state, t)
+        self._now.apply(w, g, state, t, *arrival)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rule, name)
