@@ -229,6 +229,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert left == ["000006.h5", "000006.shard-0.h5", "notes.txt"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep", [1, 2])
 def test_whatever_ends_the_writing_the_link_is_whole(keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files as they are before each of the writer's operations on files, in order."""
@@ -384,6 +385,7 @@ def test_from_eight_shards_and_three_replicas_to_others(run_file: Path, dbnet: C
     assert open_run("out/run-3.h5").accuracy > 0.8
 
 
+@pytest.mark.long
 def test_by_steps(run_file: Path, dbnet: Command) -> None:
     words = ["stop.steps=2000", "stop.epochs=99", "topology.replicas=1", "checkpoint.steps=100", "checkpoint.keep=99"]
     assert dbnet("train", run_file, "--quiet", *words).code == 0

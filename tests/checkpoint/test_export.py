@@ -81,6 +81,7 @@ def computed(path: str, x: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_onnx_computes_what_predict_does(
     dtype: str, near: float, images: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -29,9 +30,18 @@ from dbnet.monitor.pictures import figure
 Command = Callable[..., Finished]
 
 
+_TRAINED: list[tuple[Finished, Path]] = []
+
+
 @pytest.fixture
-def trained(run_file: Path, dbnet: Command) -> Finished:
-    return dbnet("train", run_file, "stop.epochs=8", "run.picture=true")
+def trained(run_file: Path, dbnet: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Train, and leave the outputs in `out`; once, and from then on with copies."""
+    if not _TRAINED:
+        done = dbnet("train", run_file, "stop.epochs=8", "run.picture=true")
+        _TRAINED.append((done, shutil.copytree("out", tmp_path_factory.mktemp("trained") / "out", symlinks=True)))
+    else:
+        shutil.copytree(_TRAINED[0][1], "out", symlinks=True)
+    return _TRAINED[0][0]
 
 
 def test_train(trained: Finished, run_file: Path) -> None:

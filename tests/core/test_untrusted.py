@@ -129,6 +129,7 @@ def test_groups_in_groups_and_in_themselves(place: Path) -> None:
 # --- run files ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_flipped_byte_in_a_run_file_that_was_not_closed(place: Path) -> None:
     """HDF5 takes it for one that is being written, and tries to read it again and again, twice as long later each time."""
     code = "\n".join(

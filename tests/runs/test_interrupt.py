@@ -112,6 +112,7 @@ def test_downpour_stops_and_goes_on(ticks: int, run_file: Path, dbnet: Callable,
     assert sum(applied) == rows["steps"].sum()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ticks", [3, 60, 400])
 def test_sandblaster_goes_on_as_if_it_had_not_stopped(
     ticks: int, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -149,6 +150,7 @@ def test_a_notebook_is_told_of_the_signal_that_stopped_its_run(
         signal.signal(number, before)
 
 
+@pytest.mark.long
 def test_a_notebook_without_handlers_ends_as_the_signal_says(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(monkeypatch, 40, signal.SIGINT)
     # Started in the background, this process ignores the signal.

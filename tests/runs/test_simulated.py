@@ -97,6 +97,7 @@ def test_synchronous_replicas_are_one_with_their_batches_together(tree: dict[str
     assert (Run(done.run_file).events.eval("applied - fetched") == 0).all()
 
 
+@pytest.mark.long
 def test_a_batch_method_comes_to_the_same(tree: dict[str, Any]) -> None:
     """One replica has one order; three sum in another, to the rounding."""
     tree |= {"method": {"kind": "sandblaster", "minibatch": 2, "portion": 2, "slot": 64}, "stop": {"iterations": 5}}
@@ -135,6 +136,7 @@ def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int
     assert len(one) and (one == two).all(axis=None) and len(set(one.eval("applied - fetched"))) > 2
 
 
+@pytest.mark.long
 def test_another_replica_changes_nobody_elses_draws(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[tuple[int, int, int], float] = {}
     compute, number = replicas.Pace.compute, 0
