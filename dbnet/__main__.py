@@ -35,6 +35,10 @@ COMMANDS = {
     "watch": ("show a run while it goes on, from another terminal", "see.runs"),
     "help": ("explain tables, layers, losses, methods, rules and formats with all of their options", "see.reference"),
     "check": ("check layers, losses, rules and methods of your own: gradients, cut = uncut, in place", "see.checks.command"),
+    "doctor": (
+        "look whether this machine or the hosts of a job can run dbnet well; what is slow or broken, and the fix",
+        "see.doctor.command",
+    ),
     "bench": ("measure kernels, fetch, push, apply and whole steps, beside PyTorch where it is installed", "bench.command"),
 }
 

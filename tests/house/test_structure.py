@@ -19,10 +19,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "dbnet"
 ROOMS = ("core", "comm", "data", "network", "checkpoint", "shards", "monitor", "coordinator", "methods", "run", "commands")
 MOST = 10
 LIBRARIES = {
-    "mpi4py": {"comm.mpi", "comm.communicators", "comm.window", "comm.link"},
+    "mpi4py": {"comm.mpi", "comm.communicators", "comm.window", "comm.link", "commands.see.doctor.onesided"},
     "numba": {"core.jit"},
     "llvmlite": {"core.jit"},
-    "h5py": {"core.files", "core.untrusted.opening", "data.file", "checkpoint", "monitor", "commands.bench.ranks.torch_job"},
+    "h5py": {
+        "core.files",
+        "core.untrusted.opening",
+        "data.file",
+        "checkpoint",
+        "monitor",
+        "commands.see.doctor.software",
+        "commands.bench.ranks.torch_job",
+    },
     "pandas": {"monitor"},
     "matplotlib": {"monitor"},
     "rich": {"monitor", "commands.training.bar"},

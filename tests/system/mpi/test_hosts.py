@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def test_the_hosts_share_no_memory(hosts) -> None:
     for ranks, wanted in ((3, ["h1 0 2", "h1 2 2", "h2 1 1"]), ((2, 1), ["h1 0 2", "h1 1 2", "h2 2 1"])):
         said = hosts.launch(ranks, "-c", code, timeout=100).good().out
         assert sorted(said.splitlines()) == wanted
+
+
+def test_the_doctor_tries_every_host(hosts) -> None:
+    said = hosts.launch((2, 1), "-m", "dbnet", "doctor", "--json", timeout=100).good().out
+    rows = {(row["subject"], row["state"]): row for row in json.loads(said[said.index("[") :])}
+    moved, waits = (
+        next(row for (subject, _), row in rows.items() if subject == f"{what} to h2") for what in ("one-sided", "progress")
+    )
+    assert "Put, Get, Accumulate, Fetch_and_op are right" in moved["said"] and waits["state"] != "broken"
+    assert {"one-sided on this host", "clocks", "MPI", "threads", "windows"} <= {subject for subject, _ in rows}
+    assert not [key for key in rows if key[1] == "broken"] and rows["Python", "ok"]["where"] == ["h1", "h2"]
 
 
 def test_downpour_learns_and_loses_nothing(runs: Path, opened: Callable[[Path], Run]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dbnet.commands.see.doctor.command import two_ranks
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -37,6 +39,13 @@ def test_window_and_channel(tmp_path: Path, mpirun: Callable) -> None:
     sizes = (3, 4, 6)
     mpirun(max(sizes), HERE / "primitives.py", tmp_path, *sizes).good()
     assert sorted(mark.name for mark in tmp_path.iterdir()) == [f"{size}.{rank}" for size in sizes for rank in range(size)]
+
+
+def test_the_doctor_starts_two_ranks(place: Path) -> None:
+    found = {finding.subject: finding for finding in two_ranks()}
+    wanted = ["launcher", "MPI", "threads", "pinning", "windows", "one-sided on this host", "progress on this host"]
+    assert list(found) == wanted and not [finding for finding in found.values() if finding.state == "broken"]
+    assert "Put, Get, Accumulate, Fetch_and_op are right" in found["one-sided on this host"].said
 
 
 UNFIT = ["model.layers=[{kind='dense', units=10, cut=[3]}]", "topology={shards=1, replicas=1, partitions=2}"]

@@ -70,7 +70,7 @@ def in_place(rule: Rule) -> str:
     shelf.apply(g, 1)
     if np.array_equal(shelf.w, before):
         raise Broken(
-            "apply() leaves w as it was, so nothing is ever trained; change it in place: w -= ... or w[:] = ..., not w = w - ..."
+            "apply() leaves w as it was, so nothing is ever trained; change it in place: w -= ... or w[:] = ..., not w = w - step"
         )
     if not np.array_equal(g, kept):
         raise Broken("apply() changes g, which others still read; work on a copy, or within a kernel")
@@ -85,8 +85,9 @@ def downhill(rule: Rule) -> str:
     shelf, g = Shelf(rule), gradients()[0]
     before = shelf.w.copy()
     shelf.apply(g, 1)
-    if not float((shelf.w - before) @ g) < 0:
-        raise Broken("the first step goes along the gradient, uphill; subtract: w -= rate * g")
+    way = float((shelf.w - before) @ g)
+    if not way < 0:
+        raise Broken(f"the first step goes {'along the gradient, uphill' if way else 'nowhere'}; subtract: w -= rate * g")
     return "steps go against the gradient"
 
 
