@@ -23,6 +23,7 @@ _PUBLIC = {
     "open_run": "monitor.results",
     "open_runs": "monitor.many",
     "plan": "commands.plan.command",
+    "simulate": "run.simulated.simulate",
     "train": "run.train",
 }
 __all__ = sorted(_PUBLIC)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dbnet.core import config as configuration
+from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
@@ -45,14 +46,19 @@ class Simulated(NamedTuple):
 
 
 def simulate(
-    run_file: str | Path, machine: str | Path | Profile, overrides: Iterable[str] = (), *, dry: bool = False, quiet: bool = False
+    source: str | Path | Mapping[str, Any] | Config,
+    machine: str | Path | Profile,
+    overrides: Iterable[str] = (),
+    *,
+    dry: bool = False,
+    quiet: bool = False,
 ) -> Simulated:
     """Play a run in simulated time, in this process; the same seed gives the same run file, to the byte.
 
     Parameters
     ----------
-    run_file
-        Path of a run file (TOML).
+    source
+        Path of a run file (TOML), nested tables like those of one, or a configuration.
     machine
         Path of a machine file (TOML), or a profile.
     overrides
@@ -71,7 +77,7 @@ def simulate(
     """
     display = Display(quiet)
     profile = machine if isinstance(machine, Profile) else load_profile(machine)
-    ready = setup(configuration.load(run_file, overrides, display.warn))
+    ready = setup(configuration.load(source, overrides, display.warn))
     refuse(ready, dry)
     if not dry:
         ready.check(None)

@@ -15,6 +15,8 @@ import pytest
 from geometries import Geometry, whole_numbers
 
 from dbnet import train
+from dbnet.checkpoint.reader import Checkpoint
+from dbnet.checkpoint.weights import ENDINGS, write
 from dbnet.core.config import load
 from dbnet.network.parameters.layout import FlatLayout
 from dbnet.run import inference
@@ -55,7 +57,10 @@ def cut(in_turn: Callable, tmp_path_factory: pytest.TempPathFactory, soak: bool)
         with mock.patch.object(FlatLayout, "draw", whole_numbers(FlatLayout.draw)):
             start = train(config(f"run.name=start-{i}", "stop.steps=0")).checkpoint
         train(config(f"run.name=one-{i}", f"run.start={start}"))
-        changes = [f"run.name=cut-{i}", f"run.start={start}", "topology.partitions=2", "--quiet"]
+        # Parameters from other programs come by ranges, too.
+        exported = folder / f"start-{i}{ENDINGS[i % 2]}"
+        write(Checkpoint(start), exported, False)
+        changes = [f"run.name=cut-{i}", f"run.start={exported}", "topology.partitions=2", "--quiet"]
         commands.append(["train", str(folder / "run.toml"), *words, *changes])
         point = folder / f"cut-{i}.checkpoint.h5"
         commands += [["evaluate", str(point)], ["predict", str(point), str(folder / f"{i}.h5"), str(folder / f"out-{i}.h5")]]
