@@ -115,8 +115,9 @@ plt.show()
 #
 # A method is three roles: a worker, what takes the pushes at a shard, a coordinator. `modest` is Downpour but for the
 # shard, which gives a gradient of staleness τ the weight 1 / (1 + τ) (the idea of Zhang, Gupta, Lian and Liu 2016).
-# What stands in front of a shard hears of a push's first slice (`begin`, with the clock that was fetched), of each
-# slice (`apply`) and of the end (`finish`).
+# What stands in front of a shard hears of a push's first slice (`begin`), of each slice (`apply`; being informed,
+# with the push's staleness) and of the end (`finish`). It works with every update rule; for a single rule it is
+# enough that this one is `informed`.
 
 
 # %%
@@ -125,15 +126,13 @@ class Modest(Front):
 
     def __init__(self, shard, receiving):
         super().__init__(shard, receiving)
-        self.weights = {}
+        self.informed = True
 
     def begin(self, partition, fetched=0):
-        push = self.shard.begin(partition)
-        self.weights[push] = 1 / (1 + int(self.clock[partition]) - fetched)
-        return push
+        return self.shard.begin(partition)
 
-    def apply(self, lo, g, t):
-        self.shard.apply(lo, g * g.dtype.type(self.weights[t]), t)
+    def apply(self, lo, g, t, arrival=None):
+        self.shard.apply(lo, g * g.dtype.type(1 / (1 + arrival.staleness)), t, arrival)
 
     def finish(self, push):
         self.shard.finish(push)
