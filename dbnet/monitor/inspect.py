@@ -59,6 +59,7 @@ def _run_facts(path: str) -> dict[str, Any]:
         "rows": {name: len(getattr(run, name)) for name in ("progress", "evaluation", "iterations", "events", "refused")},
         "lost": run.lost.to_dict("records"),
         "staleness_by_shard": late,
+        "occupancy_by_shard": run.occupancy.tolist(),
     }
 
 
@@ -166,7 +167,17 @@ def _run(path: str) -> str:
         scores = (("test accuracy", last.test_accuracy), ("loss", last.test_loss))
         reached = ", ".join(f"{name} {value:.4f}" for name, value in scores if value == value) or "no test set"
         lines.append(f"  last         {reached} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
+    if words := busy_words(run):
+        lines.append(f"  shards       {words}")
     return "\n".join([*lines, *stale_lines(run.staleness.to_numpy().T)])
+
+
+def busy_words(run: Run) -> str:
+    """Return how busy the shards were, in words; nothing where nobody knows."""
+    least, most = 100 * run.occupancy.min(), 100 * run.occupancy.max()
+    if not most >= 0:
+        return ""
+    return f"busy {least:.0f} to {most:.0f} % of the time" if len(run.busy) > 1 else f"busy {most:.0f} % of the time"
 
 
 def stale_lines(counts: np.ndarray) -> list[str]:

@@ -20,7 +20,7 @@ from dbnet.core.files import writing
 from dbnet.core.registry import Family
 from dbnet.core.version import __version__
 from dbnet.monitor.display import recent
-from dbnet.monitor.inspect import stale_lines
+from dbnet.monitor.inspect import busy_words, stale_lines
 from dbnet.monitor.many import Runs, differences, groups, settings, short, summary, together
 from dbnet.monitor.pictures.figure import compose, saved
 from dbnet.monitor.results import Run, lateness
@@ -40,8 +40,8 @@ grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.8rem}
 .pictures svg{width:100%;height:auto;display:block}ul.advice{padding-left:1.1rem}ul.advice li{margin:.35rem 0}
 pre{overflow-x:auto;background:#f5f7f9;padding:.7rem;font-size:.82rem}code{font-size:.9em}summary{cursor:pointer}.dim{color:#57606a}
 """
-# A replica is slow, a wait long, a shard behind, a loss risen beyond these.
-_SLOW, _WAITED, _BEHIND, _RISEN = 2.0, 0.2, 2.0, 1.3
+# A replica is slow, a wait long, a shard busy or behind, a loss risen beyond these.
+_SLOW, _WAITED, _BUSY, _BEHIND, _RISEN = 2.0, 0.2, 0.7, 2.0, 1.3
 
 
 def report(paths: Sequence[Path], out: str | Path, against: str = "seconds") -> None:
@@ -79,7 +79,7 @@ def report(paths: Sequence[Path], out: str | Path, against: str = "seconds") -> 
 
 def advice(run: Run) -> list[str]:
     """Return what is to be looked at in a run, each with what may be done about it, in sentences."""
-    return [*_end(run), *_speeds(run), *_late(run), *_losses(run)]
+    return [*_end(run), *_speeds(run), *_shards(run), *_late(run), *_losses(run)]
 
 
 def _end(run: Run) -> list[str]:
@@ -123,6 +123,20 @@ def _speeds(run: Run) -> list[str]:
             "method.n_fetch, or method.overlap = true)."
         )
     return out
+
+
+def _shards(run: Run) -> list[str]:
+    """Return what is to be said of shards that hardly keep up."""
+    busy = run.occupancy
+    found = [shard for shard, share in enumerate(busy) if share > _BUSY]
+    if not found:
+        return []
+    most, others = max(found, key=lambda shard: busy[shard]), len(found) - 1
+    more = f", and {others} more above {100 * _BUSY:.0f} %" if others else ""
+    return [
+        f"Shard {most} is the bottleneck: {100 * busy[most]:.0f} % busy{more}. Take more shards (topology.shards), or fewer pushes "
+        "(method.n_push)."
+    ]
 
 
 def _late(run: Run) -> list[str]:
@@ -259,7 +273,7 @@ def _replicas(names: Sequence[str], runs: Sequence[Run]) -> str:
         ]  # fmt: skip
         head = ["replica", "steps", "examples per second", "waited [%]", "pushed [MiB]", "fetched [MiB]"]
         late = "\n".join(line.removeprefix("  ") for line in stale_lines(run.staleness.to_numpy().T))
-        words = _cells(rows, head, range(1, 6)) + f"<pre>{escape(late)}</pre>"
+        words = _cells(rows, head, range(1, 6)) + f"<p>{busy_words(run)}</p>" + f"<pre>{escape(late)}</pre>"
         out.append(words if len(runs) == 1 else f"<details><summary>{escape(name)}</summary>{words}</details>")
     return "".join(out)
 

@@ -46,6 +46,8 @@ class Run:
         Versions, revision, MPI library, hosts.
     progress, evaluation, iterations, events, lost, refused, staleness
         pandas frames; see the columns in the module's text. `staleness` has a row per bin and a column per shard.
+    busy
+        Seconds in which each shard had something to do [shards]; 0 in one process.
     finished, stopped
         Whether the run came to its own end; whether a signal stopped it, with a checkpoint.
     written
@@ -80,7 +82,7 @@ class Run:
             for name in self._tables:
                 rows = file[name][:] if name in file else np.zeros(0, TABLES[name])
                 setattr(self, name, pd.DataFrame(rows))
-            counts = file["staleness"][:].T
+            counts, self.busy = file["staleness"][:].T, file["busy"][:]
             self.finished, self.stopped = (int(file["state"][()]) == state for state in (FINISHED, STOPPED))
             last = int(np.flatnonzero(counts.sum(axis=1)).max(initial=0)) + 1
             self.staleness: pd.DataFrame = pd.DataFrame(counts[:last], columns=[f"shard {s}" for s in range(counts.shape[1])])
@@ -93,6 +95,12 @@ class Run:
         if self.finished or self.stopped:
             return ENDED[FINISHED if self.finished else STOPPED]
         return "running" if time.time() - self.written < self.config.run.deadline + SILENT else "broken off"
+
+    @property
+    def occupancy(self) -> np.ndarray:
+        """The share of the run so far in which each shard was busy [shards]; NaN where nobody knows, as in one process."""
+        passed = float(self.progress.seconds.max()) if len(self.progress) else 0.0
+        return np.minimum(self.busy / passed, 1.0) if passed and self.busy.any() else np.full(len(self.busy), np.nan)
 
     @property
     def accuracy(self) -> float:

@@ -8,6 +8,7 @@
 /lost         a row per lost replica: when, its steps of this run, how many of their gradients were applied
 /refused      a row per push that a shard refused: who, push, step, gradients in it, its first value that is not finite and where
 /staleness    [shards, bins] how many updates, of all, had which staleness; the last bin counts all beyond
+/busy         [shards] seconds in which each had something to do; 0 in one process, where replicas apply what they push
 /state        0 running, 1 finished, 2 stopped by a signal with a checkpoint to go on from
 attributes    config and own modules (JSON), topology, versions, revision, MPI library, hosts by rank, start time
 
@@ -178,7 +179,9 @@ class RunFile:
             )
         shards = config.topology.shards
         self._staleness, self._late = np.zeros((shards, BINS), np.int64), 0
-        self._file.create_dataset("staleness", data=self._staleness)
+        self._busy = np.zeros(shards)
+        for name in ("staleness", "busy"):
+            self._file.create_dataset(name, data=getattr(self, f"_{name}"))
         self._file.create_dataset("state", data=np.int8(RUNNING))
         # From here on others may read along; nothing but rows can be added any more.
         self._file.swmr_mode = True
@@ -201,8 +204,9 @@ class RunFile:
             if waiting:
                 self._write(table, np.concatenate(waiting))
                 waiting.clear()
-        self._file["staleness"][...] = self._staleness
-        self._file["staleness"].flush()
+        for name, totals in (("staleness", self._staleness), ("busy", self._busy)):
+            self._file[name][...] = totals
+            self._file[name].flush()
 
     def _write_blocks(self) -> None:
         """Write the updates that fill blocks, so that memory holds a block of them."""
@@ -261,7 +265,7 @@ class RunFile:
     def lost(self, *values: float) -> None:
         self._append("lost", np.array([values], LOST))
 
-    def events(self, shard: int, events: np.ndarray, late: tuple[np.ndarray, np.ndarray]) -> None:
+    def events(self, shard: int, events: np.ndarray, late: tuple[np.ndarray, np.ndarray], busy: float = 0.0) -> None:
         """Append updates of one shard, and count all that it has made since the last time.
 
         Parameters
@@ -270,7 +274,10 @@ class RunFile:
             Those that are recorded [rows].
         late
             The stalenesses that occurred, and how many updates had each.
+        busy
+            Seconds of the run in which the shard has had something to do.
         """
+        self._busy[shard] = busy
         values, counts = late
         self._late += int(values @ counts)
         np.add.at(self._staleness[shard], np.minimum(values, BINS - 1), counts)

@@ -5,7 +5,8 @@ coordinator -> shard    "drain"                apply what is in the rings, then 
                         "checkpoint" ...       see `checkpoint`
                         "end"
                         what a receiver heeds  a batch method's questions, see `accrual`
-shard -> coordinator    "events" rows, late    updates since the last time: those recorded; all by staleness
+shard -> coordinator    "events" rows, late,   updates since the last time: those recorded; all by staleness;
+                        busy                   seconds of the run in which it had something to do
                         "refused"              pushes that were refused
 """
 
@@ -54,6 +55,11 @@ class Server:
         Seconds of the run.
     record
         Which updates are recorded.
+
+    Attributes
+    ----------
+    busy
+        Seconds of the run in which there was something to do.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Server:
         self._record = record
         self._receiver, self._inbox, self._channel, self._saver, self._clock = receiver, inbox, channel, saver, clock
         self._draining, self._next_report = False, 0.0
+        self.busy = self._told = 0.0
         self._heed: dict[str, Callable[[Any], None]] = {
             "drain": self._drain,
             "close": self._close,
@@ -72,6 +79,7 @@ class Server:
 
     def run(self) -> Turns:
         while True:
+            began = self._clock()
             # The message first: after "drain" the rings must be seen empty once more.
             message, busy = self._channel.receive(), self._take()
             # Before any answer: who hears that a pass has ended must have heard what was refused of it.
@@ -84,6 +92,8 @@ class Server:
             busy = self._receiver.advance(self._channel) or busy
             self._report(busy)
             busy = self._saver.advance() or busy
+            if busy:
+                self.busy += self._clock() - began
             yield None if busy else IDLE
         self._saver.close()
         while self._channel.pending():
@@ -111,9 +121,9 @@ class Server:
         if self._clock() >= self._next_report or drained:
             self._next_report = self._clock() + _REPORT
             events = self._receiver.take_events()
-            if len(events):
-                late = np.unique(events["applied"] - events["fetched"], return_counts=True)
-                self._channel.send(0, "events", (events[sampled(events["applied"], self._record)], late))
+            if len(events) or self.busy > self._told:
+                late, self._told = np.unique(events["applied"] - events["fetched"], return_counts=True), self.busy
+                self._channel.send(0, "events", (events[sampled(events["applied"], self._record)], late, self.busy))
         if drained:
             self._draining = False
             self._channel.send(0, "drained")

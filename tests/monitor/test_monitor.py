@@ -100,7 +100,7 @@ def test_updates_that_are_no_rows_count_all_the_same(kept: dict, rows: int) -> N
     channel = SimpleNamespace(send=lambda rank, kind, content: told.append(content))
     server = Server(receiver, NoInbox(), channel, None, lambda: 1.0, RecordTable(**kept))
     server._report(busy=True)
-    ((found, (values, counts)),) = told
+    ((found, (values, counts), _),) = told
     late[values] = counts
     assert late.tolist() == [334, 333, 333] and len(found) == rows
     if "whole" in kept:

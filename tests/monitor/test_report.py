@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import h5py
 import numpy as np
 import pytest
 from finished import Finished
@@ -72,6 +73,9 @@ def test_what_to_look_at(tmp_path: Path) -> None:
         "Shard 1 is behind the others",
         "The test loss was least at epoch 2.0",
     ]
+    with h5py.File(tmp_path / "bad.h5", "r+") as file:
+        file["busy"][...] = [0.1, 0.78 * bad.progress.seconds.max()]
+    assert "Shard 1 is the bottleneck: 78 % busy. Take more shards" in advice(Run(tmp_path / "bad.h5"))[2]
     full = Run(made(tmp_path / "full.h5", [100, 100], [2.0, 1.0], [40, 40], method={"slots": 16}))
     assert "Staleness is 40 on average with 2 replicas: the rings are full (16 slots each)." in advice(full)[0]
 

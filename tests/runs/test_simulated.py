@@ -224,6 +224,7 @@ def test_pushes_queue_at_a_shard_as_theory_has_it(load: float) -> None:
     begun = np.maximum.accumulate(arrivals - service * np.arange(pushes)) + service * np.arange(pushes)
     assert mean == pytest.approx(float((begun - arrivals).mean()) + service, rel=1e-3)
     assert mean == pytest.approx(service + load * service / (2 * (1 - load)), rel=0.05)
+    assert field.server.busy == pytest.approx(service * pushes, rel=1e-3)
 
 
 def test_cards_of_hosts_are_shared() -> None:

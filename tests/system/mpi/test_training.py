@@ -232,6 +232,7 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
     with h5py.File(point) as file:
         clock, pushes = int(file["clock"][0, 0]), int(file["replicas"]["pushes"][0])
     assert run.evaluation.test_accuracy.iloc[0] > 0.85
+    assert ((run.busy > 0) & (run.occupancy <= 1)).all()
     for shard in (0, 1):
         mine = run.events[run.events["shard"] == shard]
         assert mine.applied.tolist() == list(range(clock, clock + len(mine)))
