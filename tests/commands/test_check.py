@@ -102,7 +102,7 @@ WRONG = [
     # file, what is wrong with it, the check that finds it, what it says
     (GAIN, ("c.g[\"gain\"] += np.einsum", "c.g[\"gain\"][...] = np.einsum"), "accumulated", "add to it (c.g['gain'] += ...)"),
     (GAIN, ('if not accumulate:\n            c.g["gain"].fill(0)', "pass"), "in place", "without `accumulate` overwrite it"),
-    (GAIN, ('"...j,...j->...", c.dy, c.x)', '"...j,...j->...", c.dy, c.x) / 2'), "gradient", "c.g['gain'], flat, at "),
+    (GAIN, ('"...j,...j->...", c.dy, c.x)', '"...j,...j->...", c.dy, c.x) / 2'), "gradient", "c.g['gain'] at ["),
     (GAIN, ("scale(c.dx.reshape(-1, batch), c.dy", "scale(c.dy.reshape(-1, batch), c.dy"), "in place", "values of c.dx"),
     (GAIN, ("scale(c.y.reshape(-1, batch), c.x.reshape(-1, batch), c.p[\"gain\"].reshape(-1))",
             "c.y = c.x * c.p['gain'][..., None]"), "in place", "forward() puts another array into c.y"),
@@ -115,7 +115,7 @@ WRONG = [
     (AWARE, ("step(w, g, self.rate", "step(w, g - g.mean(), self.rate"), "slices = whole", "w after slices"),
     (AWARE, ("step(w, g, self.rate", "step(w, g / np.abs(g), self.rate"), "no gradient", "guard what is divided by"),
     (AWARE, ('"staleness_aware"', '"adam"'), "name", "kind 'adam' is one of dbnet's own"),
-    (LOSS, ("-2 * s", "-1 * s"), "gradient", "dy of labels against differences of the mean loss"),
+    (LOSS, ("-2 * s", "-1 * s"), "gradient", "dy (with labels as targets; it is d loss / dy divided by `count`) at ["),
     (LOSS, ("        dy[:, count:] = 0\n", ""), "padding", "these are padding: dy[:, count:] = 0"),
     (LOSS, ("np.arange(lo, lo + len(y))", "np.arange(len(y))"), "cut = uncut", "`lo` is the index of a partition's first unit"),
     (LOSS, ("dy[...] = -2", "dy = -2"), "in place", "write into it: dy[...] = ..."),

@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ import pytest
 from finished import ROOT, Finished
 
 import dbnet as package
-from dbnet.commands.training.grid import grid, split_values
+from dbnet.commands.training.grid import GridPoint, grid, split_values
+from dbnet.commands.training.worker import Answer, WorkerProcess
 from dbnet.core.config import load
 
 Command = Callable[..., Finished]
@@ -144,6 +146,23 @@ def test_runs_are_trained_once_and_compared(run_file: Path, dbnet: Command, monk
     assert before == {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     rows = json.loads(dbnet("sweep", run_file, "run.seed=1..3", "rule.rate=0.1", "stop.epochs=1", "--json", "--list").out)
     assert [(row["settings"], row["runs"], row["of"]) for row in rows] == [({}, 2, 3)]
+
+
+def test_a_signal_stops_a_sweep(run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is handed on to what is under way, here a run that waits for it; nothing else begins, and the same command goes on."""
+    told, played = threading.Event(), []
+
+    def play(self: WorkerProcess, point: GridPoint, checkpoint: Path | None) -> Answer:
+        played.append(point.name)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told.wait(60)
+        return Answer(stopped=True)
+
+    monkeypatch.setattr(WorkerProcess, "play", play)
+    monkeypatch.setattr(WorkerProcess, "stop", lambda self, number=signal.SIGTERM: told.set())
+    done = dbnet("sweep", run_file, "run.seed=1..3")
+    assert (done.code, done.out, played) == (85, "", ["run_seed-1"])
+    assert done.err == "dbnet: Stopped by a signal; 3 of 3 runs are left. The same command goes on.\n"
 
 
 @pytest.mark.long

@@ -38,7 +38,10 @@ class Bar:
     def at(self, done: float, words: str) -> None:
         """Show how many runs are done, parts of those under way counted too, and what is under way."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, description=words)
+            # Beside the bar and the times.
+            room = max(0, self._progress.console.width - 58)
+            shown = words if len(words) <= room else f"{words[: room - 1]}…" if room > 8 else ""
+            self._progress.update(self._task, completed=done, description=shown)
             self._progress.refresh()
 
     def say(self, line: str) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from dbnet.commands.see.checks.base import Broken, Checks, differences, same, unwritten
+from dbnet.commands.see.checks.base import Broken, Checks, agrees, same, unwritten
 from dbnet.core.ranges import Range, split
 from dbnet.network.losses.base import Loss
 
@@ -71,9 +71,7 @@ def gradient(loss: Loss) -> str:
         def value(y: np.ndarray = y, target: np.ndarray = target) -> float:
             return computed(loss, y, target, split(_UNITS, 1))[0][0][0] / _COUNT
 
-        places, wanted = differences(value, y, np.random.default_rng(6))
-        advice = f"dy of {name} against differences of the mean loss; dy is d loss / dy divided by `count`"
-        worst = max(worst, same(delta.reshape(-1)[places], wanted, 1e-6, advice))
+        worst = max(worst, agrees(value, y, delta, f"dy (with {name} as targets; it is d loss / dy divided by `count`)"))
     return f"{worst:.0e} from differences in float64"
 
 
