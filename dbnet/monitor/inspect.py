@@ -177,7 +177,8 @@ def busy_words(run: Run) -> str:
     least, most = 100 * run.occupancy.min(), 100 * run.occupancy.max()
     if not most >= 0:
         return ""
-    return f"busy {least:.0f} to {most:.0f} % of the time" if len(run.busy) > 1 else f"busy {most:.0f} % of the time"
+    low = f"{least:.0f} to " if round(least) < round(most) else ""
+    return f"busy {low}{most:.0f} % of the time"
 
 
 def stale_lines(counts: np.ndarray) -> list[str]:
