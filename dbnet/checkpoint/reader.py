@@ -21,6 +21,7 @@ from dbnet.core.ranges import Range, overlap, split
 from dbnet.core.registry import own_modules
 from dbnet.core.untrusted.opening import opened
 from dbnet.data.file import DataFile
+from dbnet.data.preparation import Normalization
 from dbnet.data.subsets import SHARE, Share
 from dbnet.network.model import Model
 
@@ -90,6 +91,10 @@ class Checkpoint:
         shape, outputs = self.data["shape"], self.data["outputs"]
         if not shape or any(type(n) is not int or n < 1 for n in (*shape, outputs)) or type(self.data["vectors"]) is not bool:
             raise ValueError("what it says of its data is damaged")
+        names = self.data.get("class_names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, outputs):
+            raise ValueError("what it says of its classes is damaged")
+        Normalization.of(self.data.get("normalization"), shape)
         if type(self.data["examples"]) is not int or not isinstance(self.data["labels"], str):
             raise ValueError("what it says of its data is damaged")
         if not isinstance(self.chain, list) or not all(isinstance(tree["run"]["name"], str) for tree in self.chain):

@@ -19,7 +19,7 @@ from dbnet.run.setup import make_model
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     parser.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
-    parser.add_argument("--part", default="test", help="train or test (default: test)")
+    parser.add_argument("--part", default="test", help="train, test or validation (default: test)")
     add_trust(parser)
 
 
@@ -78,10 +78,11 @@ def run_export(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        score, n = inference.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
+        score, n, errors = inference.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
         if comm is None or comm.rank == 0:
             accuracy = "" if score.test_accuracy != score.test_accuracy else f", accuracy {score.test_accuracy:.4f}"
-            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}")
+            errors = f", {errors}" if errors else ""
+            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}{errors}")
 
 
 def run_predict(options: argparse.Namespace) -> None:

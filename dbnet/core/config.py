@@ -136,6 +136,7 @@ class WarmstartTable(Table):
 class EvaluateTable(Table):
     seconds: float | None = Field(default=None, gt=0, description="an evaluation at least each so many seconds")
     epochs: float | None = Field(default=1.0, gt=0, description="an evaluation each so many epochs of all replicas together")
+    part: Literal["test", "validation"] = Field(default="test", description="which part of the data is evaluated")
     train: int = Field(default=1000, ge=0, le=COUNT, description="examples of the training set that are evaluated too")
 
 

@@ -5,7 +5,9 @@ Layout (HDF5), for your own arrays too:
     /train/x   [examples, ...]   float32, float64 or uint8; one example per row: (units) or (rows, columns[, maps]),
                                  maps (colour channels) last
     /train/y   [examples]        integers 0 .. classes - 1,   or [examples, units] floats for the squared error
-    /test/x, /test/y             the same, for evaluation (optional)
+    /test/x, /test/y             the same, for evaluation (optional); /validation, too
+    /class_names                 [classes] texts (optional)
+    /normalize/mean, spread      how x was normalized ('dbnet data --normalize' writes them; optional)
     attributes of /              classes (integer; for labels), scale (x is multiplied by it; 1 if missing; 1 / 255 for
                                  images of bytes), name, source
 
@@ -36,7 +38,9 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import hdf5, reading, writing
 from dbnet.core.ranges import Range, split
 from dbnet.core.untrusted.opening import opened
+from dbnet.data.preparation import Normalization
 
+PARTS = ("train", "test", "validation")
 _AGAIN = "make it again, as 'dbnet data --help' shows"
 # Bytes read at a time; what lies between wanted rows is read along where it is little.
 _BLOCK, _GAP = 1 << 22, 1 << 16
@@ -73,6 +77,10 @@ class DataFile:
         What x is multiplied with on its way into the network.
     one_hot
         Whether vector targets are class labels in disguise.
+    class_names
+        Of each class; none where the file names none.
+    normalization
+        How x was normalized, if it was.
     doubts
         Sentences about what is allowed but seldom meant.
 
@@ -91,7 +99,7 @@ class DataFile:
     def _describe(self, file: h5py.File) -> None:
         if "train/x" not in file or "train/y" not in file:
             raise UserError(f"'{self.path}' has no /train/x and /train/y; 'dbnet data --help' shows the layout.")
-        for name in ("train/x", "train/y", "test/x", "test/y"):
+        for name in (f"{part}/{array}" for part in PARTS for array in "xy"):
             if name in file and not isinstance(file[name], h5py.Dataset):
                 raise UserError(f"'{self.path}': /{name} is not an array; 'dbnet data --help' shows the layout.")
         x, y = file["train/x"], file["train/y"]
@@ -116,26 +124,44 @@ class DataFile:
         if labels and len(y) and self.classes < 1:
             raise UserError(f"'{self.path}': /train/y holds no label 0 .. classes - 1.")
         self.sizes = {}
-        for part in ("train", "test"):
+        for part in PARTS:
             if f"{part}/x" in file:
                 self.sizes[part] = self._check_part(file, part, shape)
         if not self.sizes["train"]:
             raise UserError(f"'{self.path}': /train/x has no examples.")
+        self.class_names = self._names(file)
+        self.normalization = normalization(file, self.shape)
         some = y[:100] if self.targets > 1 else np.zeros((1, 1))
         self.one_hot = self.targets > 1 and bool(((some == 0) | (some == 1)).all() and (some.sum(axis=1) == 1).all())
-        self.doubts = list(self._doubts("scale" in file.attrs))
+        self.doubts = list(self._doubts("scale" in file.attrs, x[:10] if self._check else None))
 
-    def _doubts(self, scaled: bool) -> Iterator[str]:
+    def _names(self, file: h5py.File) -> list[str]:
+        """Return the names of the classes."""
+        if "class_names" not in file:
+            return []
+        found = file["class_names"]
+        if not isinstance(found, h5py.Dataset) or found.shape != (self.classes,) or found.dtype.kind not in "OS":
+            raise UserError(f"'{self.path}': /class_names must hold {self.classes} texts, one for each class.")
+        return [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in found[:].tolist()]
+
+    def _doubts(self, scaled: bool, some: np.ndarray | None) -> Iterator[str]:
         if len(self.shape) == 3 and self.shape[0] <= 4 < 8 <= min(self.shape[1:]):
             rows, columns, maps = self.shape
             yield (
-                f"'{self.path}': examples are {rows}x{columns}x{maps}, which looks like channels first; axes are (rows, columns, "
-                f"maps), so this is {maps} maps of {rows} x {columns}. Store x.transpose(0, 2, 3, 1) instead."
+                f"'{self.path}': examples are {rows}x{columns}x{maps}, which looks like channels first; axes are (rows, "
+                f"columns, maps), so this is {maps} maps of {rows} x {columns}. Store x.transpose(0, 2, 3, 1) instead "
+                "('dbnet data npz --channels first' does)."
             )
         if self.dtype == np.uint8 and not scaled:
             yield (
                 f"'{self.path}': x is uint8 and the file has no attribute scale, so the network gets 0 .. 255 as they are; "
-                "set file.attrs['scale'], for images 1 / 255."
+                "set file.attrs['scale'], for images 1 / 255, or prepare it with 'dbnet data npz', which does."
+            )
+        image = len(self.shape) == 3 and self.dtype.kind == "f" and self.scale == 1
+        if image and some is not None and len(some) and 100 < some.max() <= 255 and some.min() >= 0:
+            yield (
+                f"'{self.path}': x holds numbers from {some.min():g} to {some.max():g}, which look like images of bytes that were "
+                "not scaled; set file.attrs['scale'] = 1 / 255, or prepare it with --scale 0.00392157 or --normalize map."
             )
 
     def _check_part(self, file: h5py.File, part: str, shape: tuple[int, ...]) -> int:
@@ -187,7 +213,9 @@ class DataFile:
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the data that it was made with."""
         outputs, vectors = self.targets or self.classes, bool(self.targets)
-        return {"shape": self.shape, "outputs": outputs, "vectors": vectors, "examples": self.sizes["train"], "labels": self.labels}
+        said = {"shape": self.shape, "outputs": outputs, "vectors": vectors, "examples": self.sizes["train"], "labels": self.labels}
+        plain = None if self.normalization is None else self.normalization.plain()
+        return {**said, "class_names": self.class_names, "normalization": plain}
 
     @cached_property
     def labels(self) -> str:
@@ -200,6 +228,13 @@ class DataFile:
                 digest.update(y[lo : lo + rows].astype("<i8" if self.classes else "<f8").tobytes())
         return digest.hexdigest()
 
+    def variance(self, part: str) -> float:
+        """Return the variance of a part's vector targets, summed over their units; NaN for labels."""
+        if not self.targets or not self.sizes.get(part):
+            return nan
+        with reading(self.path, _AGAIN), opened(self.path) as file:
+            return float(file[f"{part}/y"][:].astype(np.float64).var(axis=0).sum())
+
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
         """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""
         order = np.random.Generator(np.random.Philox(key=[seed, 0x5B5E7])).permutation(self.sizes["train"])
@@ -207,8 +242,19 @@ class DataFile:
         return np.sort(order[mine.slice])
 
 
-def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
-    """Return x [n, units] of one part of a file, and its scale, for examples of `shape`; labels are not looked at.
+def normalization(file: h5py.File, shape: tuple[int, ...]) -> Normalization | None:
+    """Return how x of a file was normalized, if it was; UserError where what it says cannot be."""
+    if "normalize" not in file:
+        return None
+    try:
+        group = file["normalize"]
+        return Normalization.of({"scale": group.attrs["scale"], "mean": group["mean"][:], "spread": group["spread"][:]}, shape)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"'{file.filename}': /normalize is damaged ({str(error).strip(chr(39))}); {_AGAIN}.") from None
+
+
+def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np.ndarray, float, Normalization | None]:
+    """Return x [n, units] of one part of a file, its scale, and how it was normalized; labels are not looked at.
 
     Raises
     ------
@@ -220,7 +266,7 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     with reading(path, _AGAIN), opened(path) as file:
         if f"{part}/x" not in file:
             raise UserError(f"'{path}' has no /{part}/x; name the group with --part.")
-        x, scale = file[f"{part}/x"][:], _number(file, "scale", 1.0)
+        x, scale, done = file[f"{part}/x"][:], _number(file, "scale", 1.0), normalization(file, shape)
     if x.dtype not in (np.uint8, np.float32, np.float64):
         raise UserError(f"'{path}': /{part}/x is {x.dtype}; use float32, float64 or uint8.")
     mine = (*x.shape[1:], 1) if x.ndim == 3 else x.shape[1:]
@@ -229,7 +275,7 @@ def read_inputs(path: str | Path, part: str, shape: tuple[int, ...]) -> tuple[np
     x = x.reshape(len(x), prod(shape))
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise UserError(f"'{path}': /{part}/x has values that are not finite; remove them.")
-    return x, scale
+    return x, scale, done
 
 
 def _read_rows(source: h5py.Dataset, rows: np.ndarray, units: Any) -> np.ndarray:
@@ -280,8 +326,11 @@ def write(path: str | Path, contents: dict[str, Any], force: bool = False) -> No
                     file.create_dataset(
                         name, data=value, chunks=_chunk(value), compression="gzip" if value.dtype == np.uint8 else None
                     )
+                elif isinstance(value, list):
+                    file[name] = value
                 else:
-                    file.attrs[name] = value
+                    group, _, attribute = name.rpartition(".")
+                    (file[group] if group else file).attrs[attribute] = value
         try:
             DataFile(part)
         except UserError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +30,15 @@ class Predictions(NamedTuple):
         None where the network was trained on vectors.
     asked
         Whether a table shows the units, too.
+    names
+        Of the classes; empty where the training data named none.
     """
 
     outputs: np.ndarray
     meaning: str
     classes: np.ndarray | None
     asked: bool
+    names: Sequence[str] = ()
 
 
 def check(out: str, loss: str, probabilities: bool) -> None:
@@ -62,6 +67,9 @@ def write(out: str, made: Predictions, about: dict[str, str], force: bool) -> st
     ending, arrays = Path(out).suffix, {"outputs": made.outputs}
     if made.classes is not None:
         arrays = {"class": made.classes, **arrays}
+    if made.classes is not None and made.names:
+        # Text as NumPy and HDF5 hold it without objects.
+        arrays["class_names"] = np.array([name.encode() for name in made.names])
     with writing(Path(out), force) as partial:
         if ending == ".csv":
             return _table(partial, made)
@@ -79,18 +87,19 @@ def write(out: str, made: Predictions, about: dict[str, str], force: bool) -> st
 
 def _table(path: Path, made: Predictions) -> str:
     """Write a row per example: its class, and the units where they are what was asked for."""
-    columns, names = [np.arange(len(made.outputs))], ["example"]
+    titles, columns = ["example"], [map(str, range(len(made.outputs)))]
     if made.classes is not None:
-        columns, names = [*columns, made.classes], [*names, "class"]
-    formats = ["%d"] * len(columns)
+        titles, columns = [*titles, "class"], [*columns, map(str, made.classes.tolist())]
+    if made.classes is not None and made.names:
+        titles, columns = [*titles, "name"], [*columns, (made.names[k] for k in made.classes)]
     if made.asked:
         width = made.outputs.shape[1]
-        columns, names, formats = (
-            [*columns, made.outputs],
-            [*names, *(f"output_{u}" for u in range(width))],
-            [*formats, *["%.8g"] * width],
-        )
-    np.savetxt(path, np.column_stack(columns), fmt=formats, delimiter=",", header=",".join(names), comments="")
+        titles += made.names if len(made.names) == width else [f"output_{u}" for u in range(width)]
+        columns += [(f"{value:.8g}" for value in made.outputs[:, u]) for u in range(width)]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(titles)
+        table.writerows(zip(*columns, strict=True))
     return (
         f"outputs are {made.meaning}" if made.asked else "classes alone; --probabilities, or .npy, .npz, .h5, for the outputs, too"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Display:
 
     def __init__(self, quiet: bool = False, interval: float = 5.0) -> None:
         self._quiet, self._interval, self._last = quiet, interval, 0.0
-        self._headed = False
+        self._headed = self._values = False
         self._shown: Score | None = None
         self._rows = np.zeros(0, PROGRESS)
 
@@ -84,9 +85,14 @@ class Display:
             return
         self._last = seconds
         if not self._headed:
-            self.say(_HEAD)
+            # Values have no accuracy.
+            self._values = score is not None and isnan(score.test_accuracy + score.train_accuracy) and not isnan(score.test_loss)
+            self.say(_HEAD.replace(" test acc  train acc", "test loss train loss") if self._values else _HEAD)
             self._headed = True
-        accuracies = ("", "") if score is None else (f"{score.test_accuracy:.4f}", f"{score.train_accuracy:.4f}")
+        accuracies = ("", "")
+        if score is not None:
+            values = (score.test_loss, score.train_loss) if self._values else (score.test_accuracy, score.train_accuracy)
+            accuracies = tuple(f"{value:.4g}" if self._values else f"{value:.4f}" for value in values)
         cells = (
             f"{seconds:9.1f}",
             f"{epochs:8.2f}",

@@ -90,6 +90,8 @@ def _data_facts(path: str) -> dict[str, Any]:
         "targets": int(data.targets),
         "dtype": str(data.dtype),
         "scale": float(data.scale),
+        "class_names": data.class_names,
+        "normalization": None if data.normalization is None else data.normalization.plain(),
         "sizes": {part: int(n) for part, n in data.sizes.items()},
         "source": data.source,
         "doubts": list(data.doubts),
@@ -243,14 +245,28 @@ def _when(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
+def _normalized(data: DataFile) -> str:
+    if data.normalization is None:
+        return ""
+    each = "map" if data.normalization.mean.shape != data.shape else "unit"
+    return f"; normalized: mean 0 and spread 1 of each {each} on the training set"
+
+
+def _few(names: list[str]) -> str:
+    """Return the first names."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:_EACH])
+    return shown if len(names) <= _EACH else f"{shown}, ... ({len(names)})"
+
+
 def _data(path: str) -> str:
     data = DataFile(path)
     targets = f"{data.classes} classes" if data.classes else f"vector targets of {data.targets} units"
     return "\n".join(
         [
             f"data file '{data.name}': examples of {'x'.join(map(str, data.shape))} units, {targets}",
-            f"  values {data.dtype}, times {data.scale:g}",
+            f"  values {data.dtype}, times {data.scale:g}{_normalized(data)}",
             *(f"  {part:<6} {n} examples" for part, n in data.sizes.items()),
+            *([f"  classes {_few(data.class_names)}"] if data.class_names else []),
             f"  source {data.source}",
             *(f"  beware {doubt}" for doubt in data.doubts),
         ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dbnet.core.registry import is_running, named, run_module
 from dbnet.data.batches import Batches
 from dbnet.data.file import DataFile, Examples, read_inputs
 from dbnet.data.predictions import check, predictions, write
+from dbnet.data.preparation import Normalization, suited
 from dbnet.network.model import footprint
 from dbnet.network.partition import Cut
 from dbnet.network.replica import Replica, Score
@@ -65,6 +67,7 @@ class Judge:
         self.cut = Cut(self.model, 1 if comm is None else comm.size, EVALUATION_BATCH, given=False)
         self.boxes = self.cut.boxes[0 if comm is None else comm.rank]
         self.columns = self.model.columns(self.boxes)
+        self.normalization = Normalization.of(about.get("normalization"), self.model.shapes[0])
         used, _, size = footprint(self.model, self.boxes, leads=True)
         self.w = np.empty(size, self.model.dtype)
         for piece in used:
@@ -86,9 +89,12 @@ class Judge:
 
     def own(self, x: np.ndarray) -> np.ndarray:
         """Return of whole inputs [n, units] the columns that this rank needs."""
-        if self.columns is not None:
-            x = x[:, np.concatenate([np.arange(*r) for r in self.columns] or [np.arange(0)])]
-        return np.ascontiguousarray(x)
+        return np.ascontiguousarray(x if self.units is None else x[:, self.units])
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """The input units that this rank needs, one by one; None: all."""
+        return None if self.columns is None else np.concatenate([np.arange(*r) for r in self.columns] or [np.arange(0)])
 
     def unlabelled(self, x: np.ndarray, scale: float) -> Batches:
         """Return inputs [n, own units] as minibatches without targets."""
@@ -107,7 +113,16 @@ class Judge:
             raise UserError(f"'{data.path}' holds vectors, but the {self.model.loss.kind} loss of the network wants labels.")
         if (data.targets or data.classes) != outputs:
             raise UserError(f"'{data.path}' has {data.targets or data.classes} classes, the network {outputs}.")
-        return self.batches(data.read(part, None, self.columns), data.scale)
+        examples, mine = data.read(part, None, self.columns), self.normalization
+        x, scale = suited(examples.x, data.scale, data.normalization, mine, data.path, shape, self.units)
+        return self.batches(replace(examples, x=x), scale)
+
+    def errors(self, score: Score, batches: Batches) -> str:
+        """Return in words what the loss says besides of vectors; nothing for labels."""
+        if batches.target.ndim == 1 or not len(batches):
+            return ""
+        variance = float(batches.part.y.astype(np.float64).var(axis=0).sum())
+        return self.model.loss.words(score.test_loss, self.checkpoint.data["outputs"], variance)
 
     def outputs(self, batches: Batches) -> np.ndarray:
         """Return this rank's own output units [n, units] for each example."""
@@ -153,8 +168,8 @@ def run_modules(path: str, entries: list[dict[str, str]], trust: bool, option: s
         run_module(entry, file)
 
 
-def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trust: bool = False) -> tuple[Score, int]:
-    """Return the score (its test fields) and the number of examples of one part of a data file, by default the run's own."""
+def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trust: bool = False) -> tuple[Score, int, str]:
+    """Return the score (its test fields) of one part of a data file, by default the run's own, its examples, errors in words."""
 
     def prepare() -> tuple[Judge, Batches]:
         judge = Judge(path, comm, threads, trust)
@@ -163,7 +178,8 @@ def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trus
     threads = cores_for(node_of(comm), True)[0]
     judge, batches = mpi.together(comm, prepare)
     with judge.replica(batches) as replica:
-        return replica.evaluate(judge.w), len(batches)
+        score = replica.evaluate(judge.w)
+    return score, len(batches), judge.errors(score, batches)
 
 
 def predict(
@@ -190,7 +206,8 @@ def predict(
         refuse_taken(out, force)
         judge = Judge(path, comm, threads, trust)
         check(out, judge.model.loss.kind, probabilities)
-        x, scale = read_inputs(data_path, part, judge.model.shapes[0])
+        shape = judge.model.shapes[0]
+        x, scale = suited(*read_inputs(data_path, part, shape), judge.normalization, data_path, shape)
         return judge, judge.unlabelled(judge.own(x), scale)
 
     threads = cores_for(node_of(comm), True)[0]
@@ -200,6 +217,7 @@ def predict(
         return None
     config, vectors = judge.checkpoint.config, judge.checkpoint.data["vectors"]
     made = predictions(values, config.model.loss.kind, vectors, probabilities)
+    made = made._replace(names=judge.checkpoint.data.get("class_names", []))
     said = write(out, made, {"checkpoint": path, "data": data_path, "part": part}, force)
     return f"{len(values)} predictions written to {out} ({said})"
 
@@ -231,8 +249,9 @@ class Trained:
         Parameters
         ----------
         x
-            Inputs [examples, *shape] as in the data file, of any number: uint8, float32 or float64, not scaled yet. They are
-            multiplied with the scale of the training data. Of images with one map the last axis may be missing.
+            Inputs [examples, *shape] as in the data file before 'dbnet data --normalize': uint8, float32 or float64, not scaled
+            yet. They are multiplied with the scale of the training data, and normalized as these were. Of images with one map the
+            last axis may be missing.
 
         Returns
         -------
@@ -243,7 +262,7 @@ class Trained:
         UserError
             Another shape or type, or a value that is not finite.
         """
-        return self._judge.outputs(self._judge.unlabelled(self._inputs(x), self._judge.checkpoint.scale))
+        return self._judge.outputs(self._judge.unlabelled(*self._inputs(x)))
 
     def evaluate(self, data: str | Path | tuple[np.ndarray, np.ndarray] | None = None, part: str = "test") -> Score:
         """Return the mean loss and the accuracy on labelled examples.
@@ -269,15 +288,16 @@ class Trained:
         if isinstance(data, tuple | list):
             if len(data) != 2:
                 raise UserError(f"data holds {len(data)} arrays; give inputs and labels: (x, y).")
-            x = self._inputs(data[0])
-            batches = judge.batches(Examples(x, self._targets(data[1], len(x))), judge.checkpoint.scale)
+            x, scale = self._inputs(data[0])
+            batches = judge.batches(Examples(x, self._targets(data[1], len(x))), scale)
         else:
             batches = judge.labelled(data or self.config.data.path, part)
         with judge.replica(batches) as replica:
             return replica.evaluate(judge.w)
 
-    def _inputs(self, x: np.ndarray) -> np.ndarray:
-        """Return of inputs that the network can take what it needs, [examples, units]."""
+    def _inputs(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return of inputs that the network can take what it needs, [examples, units], and their scale."""
+        judge = self._judge
         x, shape = np.asarray(x), self._judge.model.shapes[0]
         if x.dtype not in (np.uint8, np.float32, np.float64):
             raise UserError(f"x is {x.dtype}; use float32, float64 or uint8.")
@@ -286,7 +306,9 @@ class Trained:
         bad = np.argwhere(~np.isfinite(x)) if x.dtype.kind == "f" else ()
         if len(bad):
             raise UserError(f"x of example {bad[0][0]} is {x[tuple(bad[0])]}; remove it.")
-        return self._judge.own(x.reshape(len(x), prod(shape)))
+        done = judge.normalization
+        x, scale = suited(x.reshape(len(x), prod(shape)), done.scale if done else judge.checkpoint.scale, None, done, "x", shape)
+        return judge.own(x), scale
 
     def _targets(self, y: np.ndarray, n: int) -> np.ndarray:
         """Return labels or target vectors of n examples that fit the network."""

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,9 @@ class Outcome:
     run_file, checkpoint
         Paths of the outputs.
     accuracy
-        Last accuracy on the test set; NaN without a test set.
+        Last accuracy on the test set; NaN without a test set, and for vectors.
+    errors
+        Of vectors what the last loss on the test set says besides, in words.
     picture
         Where to draw the run; None: nowhere.
     unsaved
@@ -96,6 +99,7 @@ class Outcome:
     signal: str = ""
     crashed: str = ""
     repeated: str = ""
+    errors: str = ""
 
 
 def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndarray | None = None) -> Outcome:
@@ -108,4 +112,7 @@ def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndar
     ending += (members.crashes.summary(), members.repeated)
     picture = config.output(".png") if config.run.picture else None
     accuracy = score.test_accuracy if score else float("nan")
-    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending)
+    errors = ""
+    if ready.data.targets and score and isfinite(score.test_loss):
+        errors = config.model.loss.words(score.test_loss, ready.data.targets, ready.variance)
+    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending, errors)

@@ -140,10 +140,10 @@ def load_replica(
 
 
 def read_watched(ready: Setup, columns: list[Range] | None) -> dict[str, Batches]:
-    """Return what is evaluated: the test set, and a portion of the training set; of each example the units `columns`."""
+    """Return what is evaluated: the test or validation set, a portion of the training set; of each example the units `columns`."""
     config, data, dtype, watched = ready.config, ready.data, ready.model.dtype, {}
-    if data.sizes.get("test"):
-        watched["test"] = Batches(data.read("test", None, columns), EVALUATION_BATCH, data.scale, dtype, None)
+    if data.sizes.get(config.evaluate.part):
+        watched["test"] = Batches(data.read(config.evaluate.part, None, columns), EVALUATION_BATCH, data.scale, dtype, None)
     portion = min(config.evaluate.train, data.sizes["train"])
     if portion:
         chosen = np.linspace(0, data.sizes["train"] - 1, portion).astype(np.int64)
@@ -200,6 +200,10 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
     for doubt in ready.doubts():
         display.warn(doubt)
     config, kind, facts, watch = ready.config, ready.config.method.coordinator, beginning(ready), world.watch()
+    # Read while the data file is there.
+    _ = ready.variance
+    if config.evaluate.part != "test":
+        display.say(f"Evaluated on the validation set, {ready.data.sizes['validation']:,} examples: what is called 'test' is that.")
     channel, point = world.channel(0), ready.checkpoint
     time = RunTime(world.clock, world.due, 0.0 if point is None else point.seconds)
     replicas, shards = OrderBook(world.window(0), ready.topology), Shards(channel, ready.topology)

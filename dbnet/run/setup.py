@@ -93,6 +93,11 @@ class Setup:
         return Horizon(steps * config.method.updates(config), min((end for end in ends if end is not None), default=None))
 
     @cached_property
+    def variance(self) -> float:
+        """The variance of the vectors that are evaluated, summed over their units; NaN for labels."""
+        return self.data.variance(self.config.evaluate.part)
+
+    @cached_property
     def rule(self) -> tuple[Any, Callable[[float], float]]:
         """The update rule as shards apply it, and what the rate of an update is multiplied with."""
         return scheduled(self.config.rule, self.horizon)
@@ -189,7 +194,12 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     if config.run.start is not None:
         begun(config.run.start, model)
     stop = config.stop
-    blind = bool(data.targets) or not data.sizes.get("test")
+    if config.evaluate.part not in data.sizes and config.evaluate.part != "test":
+        raise UserError(
+            f"'{data.path}' has no validation set to evaluate; make it with 'dbnet data ... --validation 0.1', or leave "
+            "evaluate.part out."
+        )
+    blind = bool(data.targets) or not data.sizes.get(config.evaluate.part)
     if blind and stop.accuracy is not None and stop.epochs is stop.steps is stop.seconds is stop.iterations is None:
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)

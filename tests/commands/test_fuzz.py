@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from fuzzing import run, sound, spoil, spoiled_bytes, spoiled_structure, spoiled_trees, toml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dbnet.checkpoint.format import part_of
 from dbnet.checkpoint.reader import resolved
@@ -245,6 +247,23 @@ def test_idx_files_with_other_bytes(fuzz: Callable[..., None]) -> None:
             sound(run("data", "idx", *files, "made.h5", "--force"))
 
     fuzz(20, test, *map(spoiled_bytes, (IDX["x"], IDX["y"], gzip.compress(IDX["x"], mtime=0))))
+
+
+def test_npz_and_image_files_with_other_bytes(fuzz: Callable[..., None]) -> None:
+    image = Image.fromarray(np.arange(60, dtype="u1").reshape(4, 5, 3))
+    arrays, pixels = io.BytesIO(), io.BytesIO()
+    np.savez(arrays, x=np.zeros((4, 3)), y=np.array(["a", "b", "a", "b"]))
+    image.save(pixels, "png")
+
+    def test(raw: bytes, picture: bytes) -> None:
+        Path("spoiled.npz").write_bytes(raw)
+        Path("top/a").mkdir(parents=True, exist_ok=True)
+        Path("top/a/1.png").write_bytes(picture)
+        image.save("top/a/2.png")
+        sound(run("data", "npz", "spoiled.npz", "made.h5", "--force"))
+        sound(run("data", "images", "top", "made.h5", "--size", "4", "--force"))
+
+    fuzz(30, test, spoiled_bytes(arrays.getvalue()), spoiled_bytes(pixels.getvalue()))
 
 
 def test_libsvm_files_with_other_bytes(fuzz: Callable[..., None]) -> None:

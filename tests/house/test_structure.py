@@ -36,6 +36,7 @@ LIBRARIES = {
     "rich": {"monitor", "commands.training.bar"},
     "onnx": {"checkpoint.onnx"},
     "tensorboardX": {"monitor.tensorboard"},
+    "PIL": {"data.formats.images"},
     "torch": {"commands.bench.layers", "commands.bench.step", "commands.bench.ranks.torch_job"},
 }
 FORBIDDEN = {"utils", "util", "common", "misc", "helpers", "tools"}

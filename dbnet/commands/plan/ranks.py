@@ -106,7 +106,7 @@ def partition_memory(ready: Setup, partition: int) -> int:
     model, config = ready.model, ready.config
     size = footprint(model, ready.cut.boxes[partition], leads=partition == 0).size
     batch = ready.config.method.worker.batch(config, ready.data.sizes["train"])
-    watched = ready.data.sizes.get("test") or config.evaluate.train
+    watched = ready.data.sizes.get(config.evaluate.part) or config.evaluate.train
     networks = network_memory(ready, partition, batch, True)
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
     return PROCESS[Role.WORK] + (ready.config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
@@ -117,7 +117,7 @@ def data_memory(ready: Setup, partition: int, own: int) -> int:
     data, config, item = ready.data, ready.config, ready.model.dtype.itemsize
     units = size_of(ready.cut.boxes[partition][0]) if ready.cut.partitions > 1 else prod(data.shape)
     trained = ready.config.method.worker.kept(config, data.sizes["train"], own)
-    watched = data.sizes.get("test", 0) + min(config.evaluate.train, data.sizes["train"])
+    watched = data.sizes.get(ready.config.evaluate.part, 0) + min(config.evaluate.train, data.sizes["train"])
     # Beside x: the target, in its own type as well where it is a vector, the example's number, its place in the order.
     each = units * (1 if data.dtype == "u1" else item) + (2 * 8 * data.targets or 8) + 2 * 8
     return (trained + watched) * each

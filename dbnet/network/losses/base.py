@@ -51,6 +51,14 @@ class Loss(Member):
             return tally(stats, target, count)
         return float(stats[0, :count].sum(dtype=np.float64)), 0
 
+    def errors(self, loss: float, units: int, variance: float) -> dict[str, float]:
+        """Return what else a mean loss says of vector targets with `units` units, whose variances sum up to `variance`; by name."""
+        return {}
+
+    def words(self, loss: float, units: int, variance: float) -> str:
+        """Return these errors in words."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.errors(loss, units, variance).items())
+
     def answer(self, stats: np.ndarray, count: int) -> np.ndarray:
         """Return the predicted class of each example."""
         return stats[2, :count].astype(np.int64)

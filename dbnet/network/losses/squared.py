@@ -5,6 +5,7 @@ Statistics per example: the loss, the largest output, its unit.
 
 from __future__ import annotations
 
+from math import nan
 from typing import ClassVar
 
 import numpy as np
@@ -47,6 +48,10 @@ class Squared(Loss):
         else:
             np.subtract(y, target[lo : lo + y.shape[0]], out=dy)
         reduce(y, lo, stats, dy)
+
+    def errors(self, loss: float, units: int, variance: float) -> dict[str, float]:
+        """The mean squared error of a unit, and R^2 = 1 - sum |y - t|^2 / sum |t - mean t|^2."""
+        return {"mean squared error": 2 * loss / units, "R2": 1 - 2 * loss / variance if variance > 0 else nan}
 
     def delta(self, y: np.ndarray, target: np.ndarray, lo: int, stats: np.ndarray, count: int, dy: np.ndarray) -> None:
         dy *= dy.dtype.type(1 / count)

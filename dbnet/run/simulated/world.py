@@ -104,7 +104,7 @@ class Simulation:
         if self._dry:
             sizes, watched = ready.data.sizes, ready.config.evaluate.train
             train = Counted(self._batch, first_shares(ready, index))
-            evaluated = [sizes.get("test", 0), min(watched, sizes["train"])]
+            evaluated = [sizes.get(ready.config.evaluate.part, 0), min(watched, sizes["train"])]
             cut, clips = (ready.cut, link) if link else None, ready.config.method.clipping.norm is not None
             return DryReplica(pace, train, cut, ready.model, (evaluated, EVALUATION_BATCH), clips)
         if link is not None:

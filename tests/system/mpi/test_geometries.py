@@ -84,7 +84,7 @@ def test_one_rank_and_two_partitions_give_the_same_bits(cut: tuple[Path, list[Ge
         inference.predict(point, str(folder / f"{i}.h5"), "test", str(out))
         with h5py.File(out) as one, h5py.File(folder / f"out-{i}.h5") as four:
             np.testing.assert_array_equal(four["outputs"][:], one["outputs"][:], err_msg=about)
-        score, n = inference.evaluate(point, None, "test")
+        score, n, _ = inference.evaluate(point, None, "test")
         assert scores[i] == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}", about
         with h5py.File(folder / f"one-{i}.h5") as one, h5py.File(folder / f"cut-{i}.h5") as two:
             last, other = one["evaluation"][-1], two["evaluation"][-1]

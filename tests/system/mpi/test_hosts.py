@@ -84,7 +84,7 @@ def test_a_replica_cut_over_hosts_equals_one_process(runs: Path, opened: Callabl
 
 def test_a_network_cut_over_hosts_is_evaluated(runs: Path, hosts, digits: Path) -> None:
     point = runs / "cut.checkpoint.h5"
-    score, n = inference.evaluate(str(point), str(digits), "test")
+    score, n, _ = inference.evaluate(str(point), str(digits), "test")
     job = hosts.launch(2, "-m", "dbnet", "evaluate", point, digits, timeout=100).good()
     assert job.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
 

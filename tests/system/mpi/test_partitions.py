@@ -99,7 +99,7 @@ def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, several: Cal
     from dbnet.run import inference
 
     point = cut_in_two / "images.checkpoint.h5"
-    score, n = inference.evaluate(str(point), str(digits), "test")
+    score, n, _ = inference.evaluate(str(point), str(digits), "test")
     inference.predict(str(point), str(digits), "test", str(tmp_path / "one.h5"))
     for ranks in (2, 3):
         scored, _ = several(ranks, ["evaluate", point, digits], ["predict", point, digits, tmp_path / "cut.h5", "--force"])

@@ -240,7 +240,7 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
 
 
 def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> None:
-    score, _ = inference.evaluate(str(on3 / "plain.checkpoint.h5"), None, "test")
+    score, *_ = inference.evaluate(str(on3 / "plain.checkpoint.h5"), None, "test")
     run = Run(on3 / "plain.h5")
     assert score.test_accuracy == pytest.approx(run.accuracy)
     assert json.loads(run.config.text())["run"]["name"] == "plain"
