@@ -263,7 +263,7 @@ def test_npz_and_image_files_with_other_bytes(fuzz: Callable[..., None]) -> None
         sound(run("data", "npz", "spoiled.npz", "made.h5", "--force"))
         sound(run("data", "images", "top", "made.h5", "--size", "4", "--force"))
 
-    fuzz(30, test, spoiled_bytes(arrays.getvalue()), spoiled_bytes(pixels.getvalue()))
+    fuzz(15, test, spoiled_bytes(arrays.getvalue()), spoiled_bytes(pixels.getvalue()))
 
 
 def test_libsvm_files_with_other_bytes(fuzz: Callable[..., None]) -> None:

@@ -16,7 +16,7 @@ from dbnet.core.errors import UserError
 from dbnet.data.file import DataFile, write
 from dbnet.data.formats.images import Images
 from dbnet.data.formats.npz import Npz
-from dbnet.data.preparation import held_out, normalized
+from dbnet.data.preparation import Normalization, held_out, normalized, suited
 
 Command = Callable[..., Finished]
 RNG = np.random.default_rng(3)
@@ -210,6 +210,11 @@ def test_normalized_inputs_have_mean_0_and_spread_1(how: str, shape: tuple[int, 
     np.testing.assert_allclose(found.mean(axis=axes), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(axis=axes), 1, rtol=1e-5)
     assert read["scale"] == 1 and np.array_equal(read["test/x"], read["train/x"][:7])
+    # A rank of a cut network normalizes the units that it needs.
+    units, made = np.array([1, 2, 4]), Normalization(0.5, read["normalize/mean"], read["normalize/spread"])
+    image = (*shape, 1) if len(shape) == 2 else shape
+    part = suited(x[:7].reshape(7, -1)[:, units], 0.5, None, made, "x", image, units)[0]
+    assert np.array_equal(part, read["test/x"].reshape(7, -1)[:, units])
     # A unit that never changes is 0, not 0/0.
     assert not normalized({"train/x": np.full((9, 3), 7.0), "train/y": np.zeros(9)}, "unit")["train/x"].any()
 

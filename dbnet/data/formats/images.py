@@ -115,8 +115,9 @@ def _opened(path: Path) -> Any:
     """Return an image, read whole; UserError where it is none."""
     image, _ = _pillow()
     try:
-        found = image.open(path)
-        found.load()
+        with path.open("rb") as file:
+            found = image.open(file)
+            found.load()
         return found
     except (OSError, ValueError, SyntaxError, EOFError, image.DecompressionBombError) as error:
         said = "it is no image" if isinstance(error, image.UnidentifiedImageError) else str(error).rstrip(".")
@@ -126,7 +127,7 @@ def _opened(path: Path) -> Any:
 def _grey(path: Path) -> bool:
     image, _ = _pillow()
     try:
-        with image.open(path) as found:
+        with path.open("rb") as file, image.open(file) as found:
             return found.mode in ("1", "L", "LA") or found.mode.startswith("I")
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError):
         # It is named when it is read.

@@ -29,12 +29,13 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             begins = file.read(6)
-        if begins == b"\x93NUMPY":
-            raise UserError(f"'{path}' holds one array and no names; write np.savez('mine.npz', x_train=x, y_train=y).")
-        if begins[:2] != b"PK":
-            raise UserError(f"'{path}' is not a .npz file, as np.savez writes it.")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            if begins == b"\x93NUMPY":
+                raise UserError(f"'{path}' holds one array and no names; write np.savez('mine.npz', x_train=x, y_train=y).")
+            if begins[:2] != b"PK":
+                raise UserError(f"'{path}' is not a .npz file, as np.savez writes it.")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         if "pickle" in str(error) or "allow_pickle" in str(error):
             raise UserError(
