@@ -12,7 +12,7 @@ import numpy as np
 
 from dbnet.core.jit import kernel
 
-BLOCK = 65536  # elements: a few blocks stay in the cache, and the stretches are long enough for the memory to stream
+BLOCK = 32768  # elements: a few blocks stay in the cache, and the stretches are long enough for the memory to stream
 ROWS, COLUMNS, TERMS = 3, 4, 4  # vectors that one call of `_gram` and `_add` takes
 
 
