@@ -165,6 +165,18 @@ def test_a_signal_stops_a_sweep(run_file: Path, dbnet: Command, monkeypatch: pyt
     assert done.err == "dbnet: Stopped by a signal; 3 of 3 runs are left. The same command goes on.\n"
 
 
+def test_runs_that_leave_nothing_have_failed(run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(self: WorkerProcess, point: GridPoint, checkpoint: Path | None) -> Answer:
+        if point.config.run.seed == 1:
+            raise OSError("no process")
+        return Answer()
+
+    monkeypatch.setattr(WorkerProcess, "play", play)
+    done = dbnet("sweep", run_file, "run.seed=1..2")
+    assert done.code == 1 and "run_seed-1 failed: it could not be started (no process)." in done.err
+    assert "run_seed-2 failed: it has ended well, but its run file is not there." in done.err and "2 of 2 runs failed" in done.err
+
+
 @pytest.mark.long
 def test_failed_runs_are_named_and_a_killed_sweep_goes_on(run_file: Path, dbnet: Command) -> None:
     Path("moody.py").write_text(RULE)

@@ -44,9 +44,12 @@ class PointState(NamedTuple):
         return "done" if self.run_file else f"goes on from {self.checkpoint}" if self.checkpoint else "to do"
 
 
-def states(points: Sequence[GridPoint], mpi: bool, say: Callable[[str], None] = warn) -> list[PointState]:
-    """Return what there is of every point; a damaged checkpoint is passed over with a sentence."""
-    base, folder = points[0].base, Path(points[0].config.run.folder)
+def states(points: Sequence[GridPoint], mpi: bool, say: Callable[[str], None] = warn, start: str | None = None) -> list[PointState]:
+    """Return what there is of every point; a damaged checkpoint is passed over with a sentence.
+
+    Looked at are the run files in the outputs' folder whose names begin with `start`; default: with the run file's name.
+    """
+    base, folder = points[0].base if start is None else start, Path(points[0].config.run.folder)
     paths = [path for path in folder.glob("*.h5") if path.name.startswith(base) and not path.name.endswith(".checkpoint.h5")]
     finished: dict[Identity, Path] = {}
     begun: dict[Identity, list[str]] = {}

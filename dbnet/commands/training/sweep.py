@@ -215,7 +215,10 @@ class Sweep:
                     break
                 began = time.time()
                 self._events.put(("begun", (point, began)))
-                answer = player.play(point, checkpoint)
+                try:
+                    answer = player.play(point, checkpoint)
+                except OSError as error:
+                    answer = Answer(f"it could not be started ({error}).")
                 self._events.put(("ended", (point, answer, time.time() - began)))
             player.close()
         finally:
@@ -255,13 +258,14 @@ class Sweep:
         if answer.stopped:
             return
         self._done += 1
-        if answer.failed:
-            self._failed[point.name] = answer.failed
-            self._bar.warn(f"{point.name} failed: {answer.failed}")
+        # Of thousands of runs this one's files alone.
+        (state,) = states([point], isinstance(self._players[0], Launch), lambda sentence: None, point.name)
+        if answer.failed or state.run_file is None:
+            why = answer.failed or "it has ended well, but its run file is not there."
+            self._failed[point.name] = why
+            self._bar.warn(f"{point.name} failed: {why}")
             return
-        (state,) = states([point], isinstance(self._players[0], Launch), lambda sentence: None)
-        came = summary(Run(state.run_file, ["evaluation"])) if state.run_file else {}
-        accuracy = came.get("accuracy", float("nan"))
+        accuracy = summary(Run(state.run_file, ["evaluation"]))["accuracy"]
         result = f"test accuracy {accuracy:.4f}" if accuracy == accuracy else "no test accuracy"
         number = f"{self._done:{len(str(len(self._points)))}d} of {len(self._points)}"
         self._bar.say(f"{number}  {point.name}  {result}  {took:.1f} s")
