@@ -8,8 +8,10 @@ of .npy files. Compressed ones are read, too.
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ ENDINGS = (".safetensors", ".npz")
 _RUN = 1 << 20  # elements that are in memory at a time
 _HEADER = 100 << 20  # bytes, the limit of the safetensors library
 _TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+# What the libraries of these formats raise besides.
+_DAMAGED = (zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError, EOFError, tokenize.TokenError)
 _NAMES = {"float32": "F32", "float64": "F64"}
 
 
@@ -134,7 +138,7 @@ class Weights:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (*UNREADABLE, zipfile.BadZipFile, struct.error, zlib.error) as error:
+        except (*UNREADABLE, *_DAMAGED) as error:
             raise UserError(f"'{self.path}' cannot be read ({words(error)}); export it again.") from None
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:

@@ -19,9 +19,11 @@ import dbnet as package
 from dbnet.checkpoint import onnx as onnx_writer
 from dbnet.checkpoint import weights
 from dbnet.checkpoint.reader import Checkpoint
+from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import load_file as load_module
 from dbnet.core.registry import make
+from dbnet.network.losses.softmax import Softmax
 from dbnet.network.model import Model
 from dbnet.network.network import Network
 
@@ -200,6 +202,24 @@ def test_what_does_not_fit_is_one_sentence(trained: str, run_file: Path, dbnet: 
     }.items():
         done = dbnet("train", run_file, "--quiet", f"run.start={name}", "run.name=no")
         assert done.code == 2 and said in done.err and done.err.count("\n") == 1 and f"'{name}'" in done.err, (name, done.err)
+
+
+def test_whatever_byte_is_wrong_it_is_a_sentence(place: Path) -> None:
+    model = Model([make("network.layers", {"kind": "dense", "units": 2}, "layer")], Softmax(), (3,), 2, "float32")
+    w = np.arange(8, dtype=np.float32)
+    views, out, refused = model.layout.views(w), np.empty_like(w), 0
+    save_file(dict(views), "w.safetensors")
+    np.savez_compressed("w.npz", **views)
+    for name in ("w.safetensors", "w.npz"):
+        sound = Path(name).read_bytes()
+        for at in range(len(sound)):
+            Path(f"wrong-{name}").write_bytes(sound[:at] + bytes([sound[at] ^ 0x55]) + sound[at + 1 :])
+            try:
+                weights.Weights(f"wrong-{name}", model).read("params", Range(0, 8), out)
+            except UserError as error:
+                refused += 1
+                assert str(error).startswith(f"'wrong-{name}'") and "\n" not in str(error)
+    assert refused > 300
 
 
 def test_export_refuses_with_a_sentence(trained: str, images: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
