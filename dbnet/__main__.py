@@ -32,6 +32,7 @@ COMMANDS = {
     "plot": ("draw runs, one or several: accuracy, loss, staleness, throughput, waiting", "see.runs"),
     "runs": ("list the runs of a folder: what differs, accuracy, seconds, staleness, how they ended", "see.runs"),
     "report": ("write a page about runs: results, pictures, settings, what to look at", "see.runs"),
+    "trace": ("write a traced run as a timeline for Perfetto's viewer", "see.timeline"),
     "watch": ("show a run while it goes on, from another terminal", "see.runs"),
     "help": ("explain tables, layers, losses, methods, rules and formats with all of their options", "see.reference"),
     "check": ("check layers, losses, rules and methods of your own: gradients, cut = uncut, in place", "see.checks.command"),

@@ -1,4 +1,4 @@
-"""The only Split: world -> servers, replica, node; and how many cores each rank may use.
+"""The only Split: world -> servers, replica, node; how many cores each rank may use, how the clocks of hosts differ.
 
 They are made once and passed as values. After that no collective includes a replica's rank until the run has ended.
 
@@ -9,8 +9,12 @@ and memory. Replicas and shards have no communicator in common but the world's, 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dbnet.comm.topology import Role, Topology
 from dbnet.core.errors import UserError
@@ -88,3 +92,41 @@ def cores_for(comm: Any, computes: bool) -> tuple[int, int]:
     others = comm.allgather((sorted(mine), computes))
     sharing = sum(1 for cores, computing in others if computing and mine & set(cores))
     return max(1, len(mine) // max(1, sharing)), len(mine)
+
+
+_TRIPS = 16
+
+
+def clock_offset(world: Any, node: Any) -> tuple[int, int]:
+    """Return what is added to this host's clock to get that of rank 0's host, and by how much that may be wrong, both in ns.
+
+    One rank of each other host asks rank 0 for the time, some times; the quickest answer counts, and is taken to have been given
+    half-way. The ranks of one host share a clock. Collective over `world`.
+    """
+    first = node.bcast(world.rank)
+    leaders = sorted({leader for leader in world.allgather(first) if leader})
+    mine, found = np.zeros(1, np.int64), (0, 0)
+    for leader in leaders if world.rank == 0 else ():
+        for _ in range(_TRIPS):
+            world.Recv(mine, leader)
+            mine[0] = time.perf_counter_ns()
+            world.Send(mine, leader)
+    if world.rank == first and first:
+
+        def ask() -> int:
+            world.Send(mine, 0)
+            world.Recv(mine, 0)
+            return int(mine[0])
+
+        found = compare_clocks(ask, time.perf_counter_ns)
+    return node.bcast(found)
+
+
+def compare_clocks(ask: Callable[[], int], now: Callable[[], int]) -> tuple[int, int]:
+    """Return what is added to `now` to get the clock that `ask` reads, and by how much that may be wrong."""
+    trips = []
+    for _ in range(_TRIPS):
+        begin, there, end = now(), ask(), now()
+        trips.append((end - begin, there - (begin + end) // 2))
+    quickest, offset = min(trips)
+    return offset, quickest // 2 + 1

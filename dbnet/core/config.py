@@ -2,8 +2,7 @@
 
 The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
 [evaluate], [checkpoint], [guard] and [record]; every key has a default but the data's path and the layers. Layers, loss, method
-and rule are members of families: their options are whatever the member's class says. Relative paths in a run file are relative to
-the folder that the command is given in.
+and rule are members of families: their options are whatever the member's class says. Relative paths start at the present folder.
 """
 
 from __future__ import annotations
@@ -167,6 +166,8 @@ class RecordTable(Table):
     schedule: bool = Field(default=False, description="record NAME.schedule, what 'dbnet replay' plays again")
     limit: int = Field(default=1 << 30, gt=0, le=COUNT, description="bytes of it; past them recording ends and the run goes on")
     tensorboard: bool = Field(default=False, description="write NAME.tensorboard, event files for TensorBoard, too")
+    trace: bool = Field(default=False, description="trace what every rank does when, NAME.trace, for 'dbnet trace'")
+    spans: int = Field(default=1 << 19, gt=0, le=COUNT, description="of it: the newest so many of each rank, 40 bytes each")
 
 
 class Config(Table):

@@ -112,7 +112,7 @@ def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
         named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
         if not any(
             os.path.lexists(named.output(ending))
-            for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".tensorboard", ".png")
+            for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".tensorboard", ".trace", ".png")
         ):
             with suppress(FileExistsError):
                 return named, RunFile(named.output(".h5"), named, about)

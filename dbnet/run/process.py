@@ -7,9 +7,10 @@ Partitions of a cut one have windows, rings and links as over MPI, in this proce
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from dbnet.comm.turns import Rounds, take_turns
 from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
+from dbnet.monitor.trace import attach
+from dbnet.monitor.trace.lane import Trace
 from dbnet.network.replica import Replica
 from dbnet.run import roles
 from dbnet.run.outcome import Marker, Outcome, outcome
@@ -33,6 +36,9 @@ from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.server import NoInbox
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox
+
+if TYPE_CHECKING:
+    from dbnet.methods.worker import Worker
 
 # What the outputs of such a run say of its MPI.
 HERE = "none, one process"
@@ -113,6 +119,13 @@ class Process:
         serving = [(self.logs[self.topology.shard_rank(shard)], versions) for shard, versions in enumerate(self._versions)]
         return RecordingLocalStore(log, serving, *parts)
 
+    def trace_direct(self, trace: Trace, workers: Sequence[Worker]) -> None:
+        """Have the shards' lanes show what replicas apply directly, where they do."""
+        taking = [(shard, receiver) for shard, receiver in enumerate(self._receivers) if receiver.range.size]
+        for origin, worker in enumerate(() if self._cut else workers):
+            for entry, (shard, receiver) in zip(worker.store.intakes, taking, strict=True):
+                attach.direct(entry, receiver, trace.lanes[self.topology.shard_rank(shard)]["shard"], origin)
+
     def params(self) -> np.ndarray:
         """Return all parameters."""
         return np.concatenate([self.memory(shard)[0] for shard in range(self.topology.shards)])
@@ -132,15 +145,22 @@ def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     for rank in range(1, topology.size) if "schedule" in about else ():
         world.logs[rank] = roles.open_log(ready, about["schedule"]["id"], rank, threads, display.warn, here=True)
     display.say(f"One process, all roles taking turns: {topology.words()}; {threads} of {cores} cores for the kernels.")
+    about = {"host": socket.gethostname(), "offset": 0, "error": 0}
+    trace = roles.open_trace(ready, range(topology.size), about, time.perf_counter_ns, display.warn, idle=False)
     world.clock = stopwatch()
     coordinator = roles.coordinator(ready, world, record, display)
     takers = [roles.receiver(ready, world, shard) for shard in range(topology.shards)]
-    players = [coordinator.run(), *(roles.server(ready, world, s, taker).run() for s, taker in enumerate(takers))]
-    players += [roles.worker(ready, world, rank, replica).run() for rank, replica in zip(working, replicas, strict=True)]
+    servers = [roles.server(ready, world, shard, taker) for shard, taker in enumerate(takers)]
+    workers = [roles.worker(ready, world, rank, replica) for rank, replica in zip(working, replicas, strict=True)]
+    if trace is not None:
+        world.trace_direct(trace, workers)
+    players = [roles.traced(trace, rank, player) for rank, player in enumerate([coordinator, *servers, *workers])]
     try:
         with interrupt:
             marker.running()
             take_turns(players, world.due)
     finally:
         coordinator.close()
+        if trace is not None:
+            trace.close()
     return outcome(ready, coordinator, interrupt.by, world.params())

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +19,14 @@ from dbnet.comm.channel import MpiChannel
 from dbnet.comm.communicators import Communicators, crowded
 from dbnet.comm.link import Gone, MpiLink
 from dbnet.comm.topology import Role
-from dbnet.comm.turns import Turns, drive
+from dbnet.comm.turns import drive
 from dbnet.comm.window import MpiWindow, Window
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog
 from dbnet.coordinator.orders import POLL
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
+from dbnet.monitor.trace.lane import Trace
 from dbnet.network.replica import Replica
 from dbnet.run import roles
 from dbnet.run.outcome import Marker, Outcome, outcome
@@ -36,6 +38,11 @@ from dbnet.shards.schedule.log import PartLog
 from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox, WindowStore
+
+if TYPE_CHECKING:
+    from dbnet.coordinator.coordinator import Coordinator
+    from dbnet.methods.worker import Worker
+    from dbnet.shards.server import Server
 
 
 def train_ranks(
@@ -69,7 +76,7 @@ def train_ranks(
     everyone = comm.gather((role, threads))
     about = {"mpi": mpi.library_version(), "hosts": hosts, **roles.schedule(ready)}
     ready, record = mpi.together(comm, lambda: roles.open_record(ready, about) if role is Role.COORDINATE else (ready, None))
-    log = _open_log(ready, comm, about["schedule"]["id"], threads, display) if "schedule" in about else None
+    ready, log, trace = _open(ready, comms, about.get("schedule", {}).get("id", ""), threads, display)
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
@@ -80,23 +87,39 @@ def train_ranks(
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank, done = Rank(ready, comms, window, interrupt, starting, log), None
-    if role is Role.COORDINATE:
-        done, broken = _coordinate(ready, rank, record, display)
-    else:
-        broken = _serve(ready, rank, starting) if role is Role.SERVE else _work(ready, rank, replica)
+    rank, done = Rank(ready, comms, window, interrupt, starting, log, trace), None
+    try:
+        if role is Role.COORDINATE:
+            done, broken = _coordinate(ready, rank, record, display)
+        else:
+            broken = _serve(ready, rank, starting) if role is Role.SERVE else _work(ready, rank, replica)
+    finally:
+        if trace is not None:
+            trace.close()
     dog.stop()
     if broken and done is None:
         mpi.leave(0)
     return done, () if broken else (window, starting)
 
 
-def _open_log(ready: Setup, comm: Any, identity: str, threads: int, display: Display) -> PartLog | None:
-    """Create this rank's part of the schedule under the name that the coordinator has found for the run."""
-    name, identity = comm.bcast((ready.config.run.name, identity))
-    config = ready.config
+def _open(
+    ready: Setup, comms: Communicators, identity: str, threads: int, display: Display
+) -> tuple[Setup, PartLog | None, Trace | None]:
+    """Create this rank's part of a schedule and of a trace; return the run with the name that the coordinator has found for it."""
+    world, config = comms.world, ready.config
+    if not config.record.schedule and not config.record.trace:
+        return ready, None, None
+    name, identity = world.bcast((config.run.name, identity))
     named = replace(ready, config=config.model_copy(update={"run": config.run.model_copy(update={"name": name})}))
-    return mpi.together(comm, lambda: roles.open_log(named, identity, comm.rank, threads, display.warn))
+    log = trace = None
+    if config.record.schedule:
+        log = mpi.together(world, lambda: roles.open_log(named, identity, world.rank, threads, display.warn))
+    if config.record.trace:
+        offset, error = communicators.clock_offset(world, comms.node)
+        about = {"host": socket.gethostname(), "offset": offset, "error": error}
+        parts = (named, [world.rank], about, time.perf_counter_ns, display.warn)
+        trace = mpi.together(world, lambda: roles.open_trace(*parts, threads=True))
+    return named, log, trace
 
 
 class Rank:
@@ -108,17 +131,17 @@ class Rank:
         The run, communicators, the window.
     interrupt, starting
         Signals, and the start of the run.
-    log
-        Its part of the schedule, if that is recorded.
+    log, trace
+        Its part of the schedule, if that is recorded; its lanes, if the run is traced.
     """
 
     period, saves = POLL, True
 
     def __init__(
         self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting,
-        log: PartLog | None = None,
+        log: PartLog | None = None, trace: Trace | None = None,
     ) -> None:  # fmt: skip
-        self._log = log
+        self._log, self.trace = log, trace
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
         self.clock = self.due = stopwatch()
         self.rank, self._watch = comms.world.rank, None
@@ -163,8 +186,9 @@ class Rank:
     def counting(self, shard: int, *parts: Any) -> Shard:
         return CountingShard(*parts, self._ready.pieces(whole=False)[shard], self._window.local["version"])
 
-    def play(self, role: Turns) -> None:
+    def play(self, player: Coordinator | Server | Worker) -> None:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
+        role = roles.traced(self.trace, self.rank, player)
         mpi.meet(self._comms.world)
         self._starting.lift()
         config, name = self._ready.config.run, self._ready.topology.name(self.rank)
@@ -183,7 +207,7 @@ class Rank:
 def _coordinate(ready: Setup, rank: Rank, record: RunFile, display: Display) -> tuple[Outcome, bool]:
     coordinator = roles.coordinator(ready, rank, record, display)
     try:
-        rank.play(coordinator.run())
+        rank.play(coordinator)
     finally:
         coordinator.close()
     return outcome(ready, coordinator, rank.signal), coordinator.duties.membership.broken
@@ -193,7 +217,7 @@ def _serve(ready: Setup, rank: Rank, starting: Starting) -> bool:
     index = ready.topology.shard_of(rank.rank)
     with starting.works():
         receiver = roles.receiver(ready, rank, index)
-    rank.play(roles.server(ready, rank, index, receiver).run())
+    rank.play(roles.server(ready, rank, index, receiver))
     return rank.heartbeat.leave()
 
 
@@ -203,7 +227,7 @@ def _work(ready: Setup, rank: Rank, replica: Replica) -> bool:
     if link is not None:
         link.beat, link.graph = heartbeat.beat, heartbeat.graph
     try:
-        rank.play(roles.worker(ready, rank, rank.rank, replica).run())
+        rank.play(roles.worker(ready, rank, rank.rank, replica))
     except (GivenUp, Gone) as why:
         if partition == 0 and isinstance(why, GivenUp):
             print(f"dbnet: replica {number} was given up, since it gave no sign of life for too long; it leaves.", file=sys.stderr)

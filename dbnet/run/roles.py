@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from dbnet.checkpoint.weights import begun
 from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.link import Link
 from dbnet.comm.topology import Role
+from dbnet.comm.turns import Turns
 from dbnet.comm.window import Field, Window, WindowLayout
 from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
 from dbnet.coordinator.crashes import Crashes
@@ -39,6 +40,8 @@ from dbnet.monitor import runfile, tensorboard
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
 from dbnet.monitor.tensorboard import EventFiles
+from dbnet.monitor.trace import attach
+from dbnet.monitor.trace.lane import Trace, trace_of
 from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.shards.local_store import Store
@@ -162,15 +165,15 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
 
 
 def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
-    """Create the run file, and a folder for the schedule if `about` has one; return the run with its name, and the file."""
+    """Create the run file, and folders for a schedule and a trace; return the run with its name, and the file."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
     config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size})
-    if "schedule" in about:
+    for folder in [schedule_of(config)] * ("schedule" in about) + [trace_of(config)] * config.record.trace:
         try:
-            schedule_of(config).mkdir()
+            folder.mkdir()
         except OSError as error:
-            raise UserError(f"Cannot make '{schedule_of(config)}' ({why(error)}); set run.folder to another.") from None
+            raise UserError(f"Cannot make '{folder}' ({why(error)}); set run.folder to another.") from None
     if config.record.tensorboard:
         record.beside = EventFiles(config.output(tensorboard.ENDING), about.get("world") == "simulated")
     return replace(ready, config=config), record
@@ -285,3 +288,39 @@ def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
         replica.steps, replica.examples = int(row["steps"]), int(row["examples"])
         store.resume(int(row["pushes"]))
     return ready.config.method.worker(replica, store, orders, ready.config, ready.rule[1])
+
+
+def open_trace(
+    ready: Setup, ranks: Iterable[int], about: dict[str, Any], now: Callable[[], int], say: Callable[[str], None],
+    idle: bool = True, threads: bool = False,
+) -> Trace | None:  # fmt: skip
+    """Make the lanes of these ranks if the run is traced; see `Trace`. `threads`: data may be moved on threads."""
+    if not ready.config.record.trace:
+        return None
+    world, trace = ready.topology, Trace(ready.config, about, now, say, idle)
+    for rank in ranks:
+        name, role = world.name(rank), world.role(rank)
+        if role is Role.COORDINATE:
+            trace.open(rank, name, "coordinator")
+            for track in ("evaluations", "checkpoints"):
+                trace.open(rank, name, track, beside=True)
+        elif role is Role.SERVE:
+            trace.open(rank, name, "shard", shard=world.shard_of(rank), partitions=world.partitions)
+        else:
+            replica, partition = world.place(rank)
+            for track in ("replica", "transfers")[: 1 + (threads and ready.config.method.overlap)]:
+                trace.open(rank, name, track, origin=replica * world.partitions + partition)
+    return trace
+
+
+def traced(trace: Trace | None, rank: int, player: Coordinator | Server | Worker, by_layer: bool = True) -> Turns:
+    """Return a role's turns; of a traced run they are put down in the rank's lanes, `by_layer` or by gradient."""
+    if trace is not None:
+        lanes = trace.lanes[rank]
+        if isinstance(player, Coordinator):
+            attach.coordinator(player, lanes["coordinator"], lanes["evaluations"], lanes["checkpoints"])
+        elif isinstance(player, Server):
+            attach.server(player, lanes["shard"])
+        else:
+            attach.worker(player, lanes["replica"], lanes.get("transfers"), by_layer)
+    return player.run()

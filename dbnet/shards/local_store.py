@@ -41,7 +41,7 @@ class LocalStore:
         self.fetched = self.overlaps = self.landing = False
         self._clocks = [0] * len(self._shards)
         self._oldest = self._clocks
-        self._intakes = [Intake(shard, finite) for shard in self._shards]
+        self.intakes = [Intake(shard, finite) for shard in self._shards]
 
     def resume(self, number: int) -> None:
         """Go on counting pushes from `number`."""
@@ -71,7 +71,7 @@ class LocalStore:
             self._oldest = self._clocks
 
     def push(self, steps: int, step: int) -> Turns:
-        for shard, intake, fetched in zip(self._shards, self._intakes, self._oldest, strict=True):
+        for shard, intake, fetched in zip(self._shards, self.intakes, self._oldest, strict=True):
             push = Push(self._replica, 0, self.number, fetched, steps, step)
             intake.take(push, self.g[shard.range.slice], [(0, 0, shard.range.size)], True, True)
         self.number += 1

@@ -67,7 +67,7 @@ class Server:
         record: RecordTable,
     ) -> None:  # fmt: skip
         self._record = record
-        self._receiver, self._inbox, self._channel, self._saver, self._clock = receiver, inbox, channel, saver, clock
+        self.receiver, self.inbox, self._channel, self.saver, self._clock = receiver, inbox, channel, saver, clock
         self._draining, self._next_report = False, 0.0
         self.busy = self._told = 0.0
         self._heed: dict[str, Callable[[Any], None]] = {
@@ -83,28 +83,28 @@ class Server:
             # The message first: after "drain" the rings must be seen empty once more.
             message, busy = self._channel.receive(), self._take()
             # Before any answer: who hears that a pass has ended must have heard what was refused of it.
-            if refused := self._receiver.take_refused():
+            if refused := self.receiver.take_refused():
                 self._channel.send(0, "refused", refused)
             if message is not None and message.kind == "end":
                 break
             if message is not None:
                 self._heed[message.kind](message.content)
-            busy = self._receiver.advance(self._channel) or busy
+            busy = self.receiver.advance(self._channel) or busy
             self._report(busy)
-            busy = self._saver.advance() or busy
+            busy = self.saver.advance() or busy
             if busy:
                 self.busy += self._clock() - began
             yield None if busy else IDLE
-        self._saver.close()
+        self.saver.close()
         while self._channel.pending():
             yield IDLE
 
     def _take(self) -> bool:
         """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
-        if not self._inbox.drain():
+        if not self.inbox.drain():
             return False
         until = self._clock() + _ALONE
-        while self._clock() < until and self._inbox.drain():
+        while self._clock() < until and self.inbox.drain():
             pass
         return True
 
@@ -112,15 +112,15 @@ class Server:
         self._draining = True
 
     def _close(self, replica: int) -> None:
-        self._channel.send(0, "closed", (replica, self._inbox.close(replica)))
-        self._receiver.leave(replica)
+        self._channel.send(0, "closed", (replica, self.inbox.close(replica)))
+        self.receiver.leave(replica)
 
     def _report(self, busy: bool) -> None:
         """Send events when it is time, or when all is drained; then say that it is."""
         drained = self._draining and not busy
         if self._clock() >= self._next_report or drained:
             self._next_report = self._clock() + _REPORT
-            events = self._receiver.take_events()
+            events = self.receiver.take_events()
             if len(events) or self.busy > self._told:
                 late, self._told = np.unique(events["applied"] - events["fetched"], return_counts=True), self.busy
                 self._channel.send(0, "events", (events[sampled(events["applied"], self._record)], late, self.busy))

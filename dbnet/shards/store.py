@@ -134,9 +134,9 @@ class WindowStore:
         self.counts.bytes_fetched += self.w.nbytes
         first, self.fetched = not self.fetched, True
         if self._mover is None or first:
-            yield from self._read(self.w, self.clocks)
+            yield from self.read(self.w, self.clocks)
         else:
-            self._fetching = self._mover.start(self._read(self._w2, self._landing))
+            self._fetching = self._mover.start(self.read(self._w2, self._landing))
 
     @property
     def landing(self) -> bool:
@@ -153,7 +153,7 @@ class WindowStore:
 
     def snapshot(self, out: np.ndarray) -> Turns:
         """Fetch into `out` [size], for evaluation; training state stays as it is."""
-        yield from self._read(out, np.zeros_like(self._landing))
+        yield from self.read(out, np.zeros_like(self._landing))
 
     def accrued(self, first: bool) -> None:
         """Note that a gradient of the present parameters was added to `g`."""
@@ -165,7 +165,7 @@ class WindowStore:
         if self._pushing is not None:
             yield from self._pushing.wait("its last push to leave")
             self._pushing = None
-        send = self._write(self.g, self.number, self._oldest.copy(), (steps, step))
+        send = self.write(self.g, self.number, self._oldest.copy(), (steps, step))
         self.number += 1
         if self._mover is None:
             yield from send
@@ -215,7 +215,8 @@ class WindowStore:
             rounds.append([(rank, target, slice(place, place + n)) for rank, (place, target, n) in found])
         return rounds
 
-    def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
+    def read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
+        """Get the parameters into `w`, and before them the clocks."""
         window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
         for route, rank in zip(self.sources, ranks, strict=True):
             window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
@@ -232,7 +233,7 @@ class WindowStore:
                 yield None
                 began = self._clock()
 
-    def _write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
+    def write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
         todo = [(i, 0) for i in range(len(self.routes))]
         since, began = 0.0, self._clock()
@@ -299,11 +300,9 @@ class Inbox:
     def __init__(
         self, window: Window, intakes: Sequence[Intake], topology: Topology, users: Sequence[int], routes: Sequence[Route]
     ) -> None:
-        self._window, self._topology = window, topology
-        self._intakes, self._users, self._routes = intakes, list(users), list(routes)
+        self._window, self._topology, self.intakes, self._users, self._routes = window, topology, intakes, list(users), list(routes)
         self._applied, self._closed = [0] * len(users), [False] * len(users)
-        local = window.local
-        self._head, self._tail, self._headers, self._ring = (local[name] for name in ("head", "tail", "header", "ring"))
+        self.head, self.tail, self._headers, self._ring = (window.local[name] for name in ("head", "tail", "header", "ring"))
 
     def drain(self) -> bool:
         """Apply at most one slice of each origin; return whether there was any."""
@@ -315,14 +314,14 @@ class Inbox:
         return busy
 
     def _take(self, row: int, origin: int) -> bool:
-        tail = int(self._tail[origin])
-        if self._head[origin] == tail:
+        tail = int(self.tail[origin])
+        if self.head[origin] == tail:
             return False
         # What the head counts may be read only after the head, and be overwritten only after it was read.
         self._window.sync()
-        self._apply(row, origin, tail % self._ring.shape[1])
+        self.apply(row, origin, tail % self._ring.shape[1])
         self._window.sync()
-        self._tail[origin] = tail + 1
+        self.tail[origin] = tail + 1
         return True
 
     def close(self, replica: int) -> tuple[int, int] | None:
@@ -340,11 +339,12 @@ class Inbox:
                 counts.append(self._applied[row])
         return (min(counts), max(counts)) if counts else None
 
-    def _apply(self, row: int, origin: int, slot: int) -> None:
+    def apply(self, row: int, origin: int, slot: int) -> None:
+        """Let in the slice in this slot of a ring."""
         number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])
         # A clock that was read while it changed, byte by byte, may be one that never was.
         fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
         push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
-        if self._intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last), self._window.sync):
+        if self.intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last), self._window.sync):
             self._applied[row] += steps

@@ -23,9 +23,9 @@ def setup() -> configparser.ConfigParser:
 
 
 def conda() -> list[str]:
-    """Return the conda packages of environment.yml: the items that are indented by two under ``dependencies:``."""
+    """Return the packages of environment.yml: the items under ``dependencies:``, and those that conda leaves to pip."""
     text = (ROOT / "environment.yml").read_text().split("\ndependencies:\n")[1]
-    return [item for item in re.findall(r"^  - (.*\S)\s*$", text, flags=re.MULTILINE) if not item.endswith(":")]
+    return [item for item in re.findall(r"^ +- (.*\S)\s*$", text, flags=re.MULTILINE) if item not in ("pip:", "-e .")]
 
 
 def test_conda_installs_what_pip_installs() -> None:

@@ -17,7 +17,7 @@ from finished import Finished
 from ledger import taken
 
 from dbnet.core.config import build
-from dbnet.monitor.report import advice, changed, report
+from dbnet.monitor.pictures.report import advice, changed, report
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import FINISHED, RunFile
 from dbnet.monitor.tables import PROGRESS

@@ -178,8 +178,8 @@ class Field:
             [Intake(shard) for _ in range(origins)], world, list(range(origins)), ways * origins,
         )  # fmt: skip
         self.boxes, self.came, self.left = Mailboxes(2), [], []
-        taking = inbox._intakes[0].take
-        for intake in inbox._intakes:
+        taking = inbox.intakes[0].take
+        for intake in inbox.intakes:
             intake.take = partial(self._taken, taking)
         saver = type("Nothing", (), {"advance": lambda self: False, "close": lambda self: None, "begin": None})()
         self.server = Server(shard, inbox, self.boxes.at(1), saver, self.time, RecordTable())

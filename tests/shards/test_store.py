@@ -388,7 +388,7 @@ def test_the_least_and_the_most_that_partitions_of_a_lost_replica_had_sent():
 
 def test_a_slot_is_free_when_its_slice_was_applied():
     world, tails = World(20, 1, 1, 3, whole_numbers, ("slot=64", "slots=2")), []
-    (intake,), tail = world.inboxes[0]._intakes, world.memory.at(1).local["tail"]
+    (intake,), tail = world.inboxes[0].intakes, world.memory.at(1).local["tail"]
     take = intake.take
     intake.take = lambda *slice_: (tails.append(int(tail[0])), take(*slice_))[1]
     world.run()

@@ -1,1 +1,1 @@
-"""Look at what is there: `runs` (inspect, plot, runs, report, watch), `reference` (help), `checks` (check), `doctor`."""
+"""Look at what is there: `runs` (inspect, plot, runs, report, watch), `timeline` (trace), `reference`, `checks`, `doctor`."""

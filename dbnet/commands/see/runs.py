@@ -15,7 +15,7 @@ from dbnet.monitor.many import Runs, find, listing
 from dbnet.monitor.pictures.against import AXES
 from dbnet.monitor.pictures.figure import chosen, draw, form
 from dbnet.monitor.pictures.panels import PANELS
-from dbnet.monitor.report import report
+from dbnet.monitor.pictures.report import report
 from dbnet.monitor.results import Run
 from dbnet.monitor.tables import TABLES
 

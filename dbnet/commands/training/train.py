@@ -32,6 +32,9 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "--marker", metavar="FILE", help="where to write 'running PID HOST' and in the end 'ended CODE', for scripts"
     )
     parser.add_argument("--record", action="store_true", help="record the schedule, for 'dbnet replay': record.schedule=true")
+    parser.add_argument(
+        "--trace", action="store_true", help="trace what every rank does when, for 'dbnet trace': record.trace=true"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -53,6 +56,8 @@ def run_train(options: argparse.Namespace) -> int:
 
     if options.record:
         options.overrides = [*options.overrides, "record.schedule=true"]
+    if options.trace:
+        options.overrides = [*options.overrides, "record.trace=true"]
     signals.leave_group()
     guardian = guard(options.run_file, options.overrides)
     comm = mpi.world()

@@ -35,12 +35,12 @@ class PacedInbox(Inbox):
 
     def drain(self) -> bool:
         # Of hundreds of rings few have something.
-        found = np.flatnonzero(self._head[self._all] != self._tail[self._all]).tolist()
+        found = np.flatnonzero(self.head[self._all] != self.tail[self._all]).tolist()
         return any([self._take(row, self._users[row]) for row in found if not self._closed[row]])
 
-    def _apply(self, row: int, origin: int, slot: int) -> None:
+    def apply(self, row: int, origin: int, slot: int) -> None:
         self._time.elapse(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
-        super()._apply(row, origin, slot)
+        super().apply(row, origin, slot)
 
 
 class PacedReceiver:

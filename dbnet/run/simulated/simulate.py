@@ -118,19 +118,25 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     about = {"mpi": "none, simulated time", "hosts": ["simulated"], "world": "simulated", "dry": dry, "started": "in no time"}
     ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()})
     display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
+    now = {"host": "simulated", "offset": 0, "error": 0}, lambda: round(1e9 * world.time.now)
+    trace = roles.open_trace(ready, range(topology.size), *now, display.warn)
     coordinator = roles.coordinator(ready, world, record, display)
-    players, servers = {0: coordinator.run()}, {0: _COORDINATOR_LOOKS}
+    players, servers = {0: roles.traced(trace, 0, coordinator)}, {0: _COORDINATOR_LOOKS}
     for shard in range(topology.shards):
         rank = topology.shard_rank(shard)
-        players[rank] = roles.server(ready, world, shard, world.receiver(shard)).run()
+        players[rank] = roles.traced(trace, rank, roles.server(ready, world, shard, world.receiver(shard)))
         servers[rank] = ready.config.run.deadline / 4
-    players |= {rank: roles.worker(ready, world, rank, replica).run() for rank, replica in replicas.items()}
+    # Layers take no virtual time.
+    workers = {rank: roles.worker(ready, world, rank, replica) for rank, replica in replicas.items()}
+    players |= {rank: roles.traced(trace, rank, worker, by_layer=False) for rank, worker in workers.items()}
     began = time.process_time()
     try:
         with interrupt:
             world.time.play(players, servers, topology.name)
     finally:
         coordinator.close()
+        if trace is not None:
+            trace.close()
     spent = time.process_time() - began
     done = outcome(ready, coordinator, interrupt.by, None if dry else world.params())
     return Simulated(done, coordinator.time.seconds, spent, world.wire.operations, world.time.events, world.wire.sent)

@@ -105,7 +105,7 @@ class RecordingStore(WindowStore):
         super().close()
         self._log.close()
 
-    def _read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
+    def read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
         for shard, _ in self._own:
             self._window.get(self._topology.shard_rank(shard), "clock", self._before[shard : shard + 1], self._partition)

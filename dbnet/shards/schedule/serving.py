@@ -53,10 +53,10 @@ class RecordingInbox(Inbox):
         super().__init__(*parts)
         self._log = log
 
-    def _apply(self, row: int, origin: int, slot: int) -> None:
+    def apply(self, row: int, origin: int, slot: int) -> None:
         n = int(self._headers[row, slot, 2])
         self._log.take(origin, check_sum(self._ring[row, slot, :n]))
-        super()._apply(row, origin, slot)
+        super().apply(row, origin, slot)
 
     def close(self, replica: int) -> tuple[int, int] | None:
         out = super().close(replica)

@@ -22,6 +22,7 @@ from dbnet.__main__ import main
 from dbnet.core.ranges import split
 from dbnet.data.file import DataFile
 from dbnet.monitor.results import Run
+from dbnet.monitor.trace.timeline import TraceView
 from dbnet.run.train import execute
 
 pytestmark = pytest.mark.long
@@ -143,7 +144,7 @@ def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Pa
     (folder / "fatal.py").write_text((ROOT / "tests" / "support" / "gain.py").read_text() + FATAL.format(rank=1 + SHARDS + 1))
     shape = ("topology.partitions=2", "topology.replicas=2", "topology.spares=1", 'model.modules=["fatal.py"]')
     layers = 'model.layers=[{kind="fatal"}, {kind="dense", units=16, activation="sigmoid"}, {kind="dense", units=10}]'
-    job = Hurt(folder, *shape, layers, "stop.epochs=8", "record.schedule=true")
+    job = Hurt(folder, *shape, layers, "stop.epochs=8", "record={schedule=true, trace=true}")
     COUNTS["partitions killed"] += 1
     job.end().good()
     assert "Replica 0 is lost: no sign of life (partition" in job.out and "replica 2 takes over" in job.out
@@ -151,6 +152,10 @@ def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Pa
     the_ledger_balances(run)
     every_example_is_trained_on(run, 8)
     assert set(run.events.replica) == {0, 1, 2}
+    # The trace of whoever was killed holds all that had ended.
+    lanes = {lane.about["name"]: lane for lane in TraceView(run.path.with_suffix(".trace")).lanes}
+    assert lanes["replica 0 partition 1"].steps == 99 and lanes["replica 0 partition 0"].steps in (99, 100)
+    assert lanes["replica 2 partition 1"].steps > 0
     code, said = main(["replay", str(run.path), "--trust-modules"]), capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, ") and code == 0, said
 

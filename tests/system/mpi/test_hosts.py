@@ -14,6 +14,7 @@ from hosts import until
 
 from dbnet import train
 from dbnet.monitor.results import Run
+from dbnet.monitor.trace.timeline import TraceView
 from dbnet.run import inference
 
 pytestmark = pytest.mark.long
@@ -30,7 +31,9 @@ BATCH = [
 def runs(trainings: Callable[..., Path], hosts) -> Path:
     """The coordinator, shard 1 and replica 1 (or partition 1) on one host; shard 0 and replica 0 (or partition 0) on the other."""
     exact = "model.dtype=float64"
-    return trainings(5, {"downpour": TWO, "sandblaster": [exact, *BATCH, *TWO], "cut": [exact, *CUT]}, hosts.launch)
+    return trainings(
+        5, {"downpour": [*TWO, "record.trace=true"], "sandblaster": [exact, *BATCH, *TWO], "cut": [exact, *CUT]}, hosts.launch
+    )
 
 
 def alone(run: Run, folder: Path) -> Run:
@@ -70,6 +73,10 @@ def test_downpour_learns_and_loses_nothing(runs: Path, opened: Callable[[Path], 
     run = opened(runs / "downpour.h5")
     assert run.accuracy >= 0.85
     ledger.check(run)
+    # The hosts of this test have one clock.
+    view = TraceView(run.path.with_suffix(".trace"))
+    found = {lane.about["host"]: (lane.about["offset"], lane.about["error"]) for lane in view.lanes}
+    assert found["h1"] == (0, 0) and abs(found["h2"][0]) <= found["h2"][1] and "aligned" in view.clocks
 
 
 def test_sandblaster_equals_one_process(runs: Path, opened: Callable[[Path], Run], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dbnet import train
 from dbnet.__main__ import main
 from dbnet.data.file import write
 from dbnet.monitor.results import Run
+from dbnet.monitor.trace.timeline import TraceView
 from dbnet.run import inference
 
 TOGETHER = ["method.kind=synchronous", "rule={kind='sgd', rate=0.05}", "model.dtype=float64", "stop.epochs=99", "stop.steps=12"]
@@ -62,7 +63,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
             "sgd-momentum": ["method.kind=sgd", "rule={kind='momentum', rate=0.1}", "method.slot=256", *two_shards],
             "shards": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", *two_shards],
             "replicas": two_replicas,
-            "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", *two_replicas],
+            "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", "record.trace=true", *two_replicas],
             "tally-overlap": [*sums.overrides(small), "method.overlap=true", "method.n_push=3", *two_replicas],
             "overlap-seldom": [
                 "method.overlap=true",
@@ -88,11 +89,18 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
         {
             "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", "topology.shards=4", "topology.replicas=1"],
             "wide": shape,
-            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record.schedule=true", *shape],
+            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record={schedule=true, trace=true}", *shape],
             "tally": [*sums.overrides(small), *shape],
             "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", "record.schedule=true", *shape],
-            "cut": ["rule={kind='adam', rate=0.02}", "method.slot=512", "method.n_push=2", "record.schedule=true", *falls, *halves],
+            "cut": [
+                "rule={kind='adam', rate=0.02}",
+                "method.slot=512",
+                "method.n_push=2",
+                "record={schedule=true, trace=true}",
+                *falls,
+                *halves,
+            ],
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
             "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],
@@ -200,6 +208,28 @@ def test_a_recorded_run_replays_to_the_bit(run: Run, capsys: pytest.CaptureFixtu
     assert (run.events.applied > run.events.fetched).any() or ledger.in_step(run), "nothing was stale, so nothing was shown"
 
 
+@every([("on4", "overlap"), ("on6", "rings"), ("on6", "cut")])
+def test_a_trace_holds_what_every_rank_did(run: Run) -> None:
+    """Each update with its staleness, the push it came from, the gradients before it, and who waited."""
+    view, seen = TraceView(run.path.with_suffix(".trace")), set()
+    view.write(run.path.with_suffix(".pb"), force=False)
+    assert view.flows == len(run.events) and view.backward == 0 and view.clocks == "One clock."
+    for lane in view.lanes:
+        named = np.array([lane.names[number][0] for number in lane.spans["name"]], str)
+        seen |= {f"{lane.about['track']}: {name.split()[0]}" for name in named}
+        if "shard" in lane.about:
+            mine, whole = run.events[run.events["shard"] == lane.about["shard"]], lane.spans[lane.spans["staleness"] >= 0]
+            assert whole["staleness"].tolist() == (mine.applied - mine.fetched).tolist()
+        elif lane.about["track"] == "replica":
+            steps = lane.spans["number"][named == "gradient"]
+            assert steps.tolist() == list(range(len(steps))) and len(steps) >= 40
+    moves = "transfers" if run.config.method.overlap else "replica"
+    wanted = {"shard: apply", "shard: checkpoint", "replica: gradient", "replica: forward", "coordinator: round", f"{moves}: push"}
+    wanted |= {"replica: receive", "replica: orders"} if run.config.topology.partitions > 1 else set()
+    wanted |= {"replica: replica"} if run.config.method.slots == 2 else set()
+    assert wanted | {f"{moves}: fetch", "evaluations: evaluation", "checkpoints: checkpoint", "shard: idle"} <= seen
+
+
 @every([("on6", "rings")])
 def test_rings_fill_and_wrap(run: Run) -> None:
     assert (run.events.groupby(["shard", "replica"]).size() == run.events.push.max() + 1).all()
@@ -250,5 +280,8 @@ def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> N
 def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
     """Over TCP nothing moves unless the target helps."""
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
-    folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2"]}, **env)
+    folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2", "record.trace=true"]}, **env)
     assert opened(folder / "tcp.h5").accuracy > 0.8
+    # Each half took the other's clock for another one, and compared them.
+    found = [(lane.about["offset"], lane.about["error"]) for lane in TraceView(folder / "tcp.trace").lanes]
+    assert {error > 0 for _, error in found} == {False, True} and all(abs(offset) <= error for offset, error in found)

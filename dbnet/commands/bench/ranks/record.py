@@ -1,4 +1,4 @@
-"""What it costs to record a schedule, and its program for four ranks: they train the same in turns, unrecorded and recorded."""
+"""What it costs to record a schedule, or a trace, and its program for four ranks, which train the same in turns."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from dbnet.data.file import write
 from dbnet.monitor.results import Run
 from dbnet.run.train import execute
 
-# Name, layers' units with the input first, steps of each replica, options of [method], and the wanted ratio.
+# Name, layers' units with the input first, steps of each replica, options of [method], and the wanted ratios, by what is recorded.
 NETWORKS = (
-    ("fashion network, batch 50", (784, 256, 10), 600, {"minibatch": 50}, 0.95),
-    ("speech network, batch 100", tuple(SPEECH), 8, {"minibatch": 100, "overlap": True}, 0.97),
+    ("digits network, batch 20", (64, 256, 10), 1500, {"minibatch": 20}, {"trace": 0.98}),
+    ("fashion network, batch 50", (784, 256, 10), 600, {"minibatch": 50}, {"schedule": 0.95, "trace": 0.98}),
+    ("speech network, batch 100", tuple(SPEECH), 8, {"minibatch": 100, "overlap": True}, {"schedule": 0.97, "trace": 0.98}),
 )
 REPLICAS = 2
+WORDS = {"schedule": "recorded", "trace": "traced"}
 
 
 class Record(Bench):
-    """Throughput of two replicas and a shard whose schedule is recorded, against the same unrecorded; bytes of each update."""
+    """Throughput of two replicas and a shard whose schedule is recorded, or that are traced, against the same without; bytes."""
 
     kind: ClassVar[str] = "record"
 
@@ -37,12 +39,12 @@ def main(repeat: int) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
         folder = Path(comm.bcast(tempfile.mkdtemp(prefix="dbnet-bench-") if comm.rank == 0 else None))
-        for name, units, steps, method, bar in NETWORKS:
+        for name, units, steps, method, bars in NETWORKS:
             data = folder / f"{units[0]}.h5"
             if comm.rank == 0:
                 about = {"kind": "random", "shape": str(units[0]), "classes": units[-1], "train": 4000, "test": 10}
                 write(data, make("data.formats", about, "data").read())
-            measure(comm, name, run_file(folder, data, units, steps, method), steps * method["minibatch"] * REPLICAS, bar, repeat)
+            measure(comm, name, run_file(folder, data, units, steps, method), steps * method["minibatch"] * REPLICAS, bars, repeat)
         comm.Barrier()
         if comm.rank == 0:
             shutil.rmtree(folder)
@@ -63,25 +65,26 @@ def run_file(folder: Path, data: Path, units: tuple[int, ...], steps: int, metho
     }
 
 
-def measure(comm: Any, name: str, tables: dict[str, Any], examples: int, bar: float, repeat: int) -> None:
+def measure(comm: Any, name: str, tables: dict[str, Any], examples: int, bars: dict[str, float], repeat: int) -> None:
     """Train in turns and print the rows of one network."""
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    sizes = []
+    seconds: dict[str, list[float]] = {way: [] for way in ("", *bars)}
+    sizes: dict[str, list[float]] = {way: [] for way in bars}
     for turn in range(repeat + 1):
-        for recorded in (False, True):
+        for way in seconds:
             comm.Barrier()
-            done = execute({**tables, "record": {"schedule": recorded}}, comm=comm, quiet=True)
+            done = execute({**tables, "record": {way: True} if way else {}}, comm=comm, quiet=True)
             if done is not None:
                 run = Run(done.run_file)
                 # The last evaluation is of the moment at which training ended; the first turn warms up.
-                seconds[recorded] += [float(run.evaluation.seconds.iloc[-1])] if turn else []
-                parts = done.run_file.with_suffix(".schedule")
-                sizes += [sum(part.stat().st_size for part in parts.iterdir()) / len(run.events)] if recorded else []
+                seconds[way] += [float(run.evaluation.seconds.iloc[-1])] if turn else []
+                if way:
+                    parts = list(done.run_file.with_suffix(f".{way}").iterdir())
+                    sizes[way].append(sum(part.stat().st_size for part in parts) / len(run.events))
                 shutil.rmtree(done.run_file.with_suffix(".checkpoints"))
-    if comm.rank == 0:
-        mine, other = (" ".join(map(str, seconds[recorded])) for recorded in (True, False))
-        print(f"row\t{name}: recorded\texamples/s\t{examples}\tunrecorded\t>= {bar}\t{mine}\t{other}")
-        print(f"row\t{name}: record\tbytes/update\t1\t\t\t{' '.join(map(str, sizes))}\t")
+    for way, bar in bars.items() if comm.rank == 0 else ():
+        mine, other = (" ".join(map(str, seconds[which])) for which in (way, ""))
+        print(f"row\t{name}: {WORDS[way]}\texamples/s\t{examples}\twithout\t>= {bar}\t{mine}\t{other}")
+        print(f"row\t{name}: {way}\tbytes/update\t1\t\t\t{' '.join(map(str, sizes[way]))}\t")
 
 
 if __name__ == "__main__":
