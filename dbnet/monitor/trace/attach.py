@@ -326,10 +326,17 @@ def _names(lane: Lane) -> tuple[int, int]:
 
 
 def coordinator(player: Coordinator, lane: Lane, evaluations: Lane, checkpoints: Lane) -> None:
-    """Trace the coordinator: its rounds, and when an evaluation or a checkpoint was under way."""
+    """Trace the coordinator: rounds in which it heard something, and when an evaluation or a checkpoint was under way."""
     run_of(lane, player)
-    if lane.idles:
-        player.tick = busy(lane, lane.name("round", "coordinate"), player.tick)
+    name, tick = lane.name("round", "coordinate"), player.tick
+
+    def ticked() -> None:
+        news, begin = player.news, lane.now()
+        tick()
+        if player.news != news:
+            lane.add(name, begin, lane.now())
+
+    player.tick = ticked
     asks, writes = player.duties.evaluation, player.duties.checkpoints
     during(evaluations, evaluations.name("evaluation", "evaluate"), (asks, "ask", "act"), lambda: asks.running)
     during(checkpoints, checkpoints.name("checkpoint", "checkpoint"), (writes, "begin", "act"), lambda: writes.writing)

@@ -68,17 +68,12 @@ class Lane:
         Is told in a sentence why fewer are kept.
     idle
         Whether a rest is a span; where all roles take turns it is not.
-
-    Attributes
-    ----------
-    idles
-        The same.
     """
 
     def __init__(
         self, path: Path, about: dict[str, Any], spans: int, now: Callable[[], int], say: Callable[[str], None], idle: bool = True
     ) -> None:
-        self.path, self.now, self._say, self.idles = path, now, say, idle
+        self.path, self.now, self._say, self._idle = path, now, say, idle
         self._size = HEAD + spans * SPAN.itemsize
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -148,7 +143,7 @@ class Lane:
                     wait = next(turns)
                 except StopIteration as over:
                     return over.value
-                words = wait.reason if wait is not None and (wait.reason or self.idles) else None
+                words = wait.reason if wait is not None and (wait.reason or self._idle) else None
                 # Looks in vain, one after another, are one span.
                 if reason is not None and (words != reason or self._at != mark):
                     self._rested(reason, begin, end)
