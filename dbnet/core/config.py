@@ -144,10 +144,7 @@ class GuardTable(Table):
 
     finite: bool = Field(default=True, description="shards refuse pushes with NaN or Inf; false: train on with them")
     refused: int = Field(
-        default=10,
-        gt=0,
-        le=COUNT,
-        description="refused pushes (Sandblaster: passes with any) after which the run stops with a diagnosis",
+        default=10, gt=0, le=COUNT, description="refused pushes (Sandblaster: passes with any) after which the run is stopped"
     )
 
 
