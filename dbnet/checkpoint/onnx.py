@@ -35,7 +35,7 @@ def library() -> Any:
     try:
         import onnx
     except ImportError:
-        raise UserError("ONNX needs the package onnx; install it with pip install 'dbnet[export]'.") from None
+        raise UserError("ONNX needs the package onnx; install it with jobs/install --extra export, or pip install onnx.") from None
     return onnx
 
 

@@ -114,4 +114,8 @@ def test_without_the_package_or_room(
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "tensorboardX")
     done = dbnet("train", run_file, "record.tensorboard=true", "run.name=none")
-    assert done.code == 2 and "install it with pip install 'dbnet[see]'" in done.err and not Path("out/none.h5").exists()
+    assert (
+        done.code == 2
+        and "install it with jobs/install --extra see, or pip install tensorboardX" in done.err
+        and not Path("out/none.h5").exists()
+    )
