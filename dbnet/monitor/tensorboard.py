@@ -33,7 +33,8 @@ def require(config: Config) -> None:
     """Raise UserError where a run wants event files and the package that they need is not installed."""
     if config.record.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError(
-            "record.tensorboard needs the package tensorboardX; install it with jobs/install --extra see, or pip install tensorboardX."
+            "record.tensorboard needs the package tensorboardX; "
+            "install it with jobs/install --extra see, or pip install tensorboardX."
         )
 
 
