@@ -19,6 +19,7 @@ from dbnet.checkpoint.weights import about, arrays, runs
 from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken, writing
 from dbnet.core.version import __version__
+from dbnet.data.preparation import Normalization
 from dbnet.network.layers.base import Graph
 from dbnet.network.model import Model
 
@@ -52,7 +53,7 @@ def write(point: Checkpoint, model: Model, path: Path, force: bool) -> list[Path
         onnx is not installed, a layer has no ONNX nodes or wrong ones, or a file is there and may not be replaced.
     """
     onnx, beside = library(), path.with_name(path.name + ".data")
-    graph = nodes(model, point.scale)
+    graph = nodes(model, point.scale, Normalization.of(point.data.get("normalization"), model.shapes[0]))
     made = _graph(onnx, graph, model)
     _check(onnx, made, model)
     shell = onnx.ModelProto(ir_version=IR, producer_name="dbnet", producer_version=__version__)
@@ -76,10 +77,13 @@ def write(point: Checkpoint, model: Model, path: Path, force: bool) -> list[Path
     return [path, beside] if large else [path]
 
 
-def nodes(model: Model, scale: float) -> Graph:
-    """Return the nodes of a whole network; its input is x, its output y."""
+def nodes(model: Model, scale: float, normalization: Normalization | None = None) -> Graph:
+    """Return the nodes of a whole network; its input is x, as it was before it was scaled and normalized, its output y."""
     graph = Graph(model.dtype)
+    scale = scale if normalization is None else normalization.scale
     value = graph.add("Mul", "x", scale) if scale != 1 else "x"
+    if normalization is not None:
+        value = graph.add("Div", graph.add("Sub", value, normalization.mean), normalization.spread)
     for i, layer in enumerate(model.layers):
         names = {name: f"{i}.{layer.kind}.{name}" for name in model.parameters[i]}
         value = layer.onnx(graph, value, model.shapes[i], names)

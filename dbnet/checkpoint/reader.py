@@ -206,6 +206,9 @@ def require_data(point: Checkpoint, data: DataFile) -> None:
         raise UserError(f"'{point.path}' was made with {found}; {advice}.")
     if point.data["labels"] != data.labels:
         raise UserError(f"'{point.path}' was made with other training labels than those of '{data.path}'; {advice}.")
+    then, now = Normalization.of(point.data.get("normalization"), data.shape), data.normalization
+    if not (then is now is None or (then is not None and then.same(now))):
+        raise UserError(f"'{point.path}' was made with data that were normalized in another way than '{data.path}'; {advice}.")
 
 
 def resolved(path: str | Path) -> Path:

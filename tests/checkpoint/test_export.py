@@ -23,6 +23,8 @@ from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import load_file as load_module
 from dbnet.core.registry import make
+from dbnet.data.file import write
+from dbnet.data.preparation import normalized
 from dbnet.network.losses.softmax import Softmax
 from dbnet.network.model import Model
 from dbnet.network.network import Network
@@ -89,6 +91,11 @@ def test_onnx_computes_what_predict_does(
     dtype: str, near: float, images: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tables(images)
+    if dtype == "float32":
+        # The exported network takes raw inputs, too.
+        with h5py.File(images) as file:
+            raw = {f"{part}/{name}": file[f"{part}/{name}"][:] for part in ("train", "test") for name in "xy"}
+        write(images, normalized({**raw, "classes": 10, "scale": 1 / 100}, "unit"), force=True)
     point = str(package.train({**tree, "model": {**tree["model"], "dtype": dtype}}, quiet=True).checkpoint)
     x = np.random.default_rng(6).integers(0, 256, (7, 9, 8, 2), np.uint8)
     wanted = package.load(point).predict(x)

@@ -269,7 +269,9 @@ def test_a_network_normalizes_raw_data_as_its_training_data_were(how: str, run_t
     # By other numbers, or where the training data were raw, nothing is guessed.
     assert dbnet("data", "npz", "raw.npz", "other.h5", "--normalize", how).code == 0
     assert "normalized by other numbers than the training data" in dbnet("evaluate", point, "other.h5", "--part", "train").err
-    assert dbnet("train", run_toml, "data.path=raw.h5", "run.name=raw", "stop.epochs=1").code == 0
+    again = ["train", run_toml, "data.path=raw.h5", "stop.epochs=1"]
+    assert "data that were normalized in another way than 'raw.h5'" in dbnet(*again, "--resume", point).err
+    assert dbnet(*again, "run.name=raw").code == 0
     assert "is normalized, but the training data were not" in dbnet("predict", "out/raw.checkpoint.h5", "d.h5", "p.csv").err
 
 
@@ -284,6 +286,7 @@ def test_values_have_errors_in_place_of_an_accuracy(run_toml: Path, dbnet: Comma
     loss = found.evaluate().test_loss
     wanted = f"mean squared error {2 * loss:.4g}, R2 {1 - 2 * loss / y.var():.4g}"
     assert "test loss train loss" in done.out and f"Test error     {wanted}" in done.out and loss > 0.01 * y.var()
+    assert dbnet("plot", "out/run.h5", "--out", "a.svg").code == 0 and "accuracy" not in Path("a.svg").read_text()
     assert dbnet("evaluate", "out/run.checkpoint.h5").out == f"test: 20 examples, loss {loss:.4f}, {wanted}\n"
 
 

@@ -21,8 +21,13 @@ _STYLE = {"svg.hashsalt": "dbnet", "svg.fonttype": "none", "pdf.fonttype": 42, "
 
 
 def usual(runs: Iterable[Run]) -> list[str]:
-    """Return what is drawn unless something else is asked for: a batch method has no staleness."""
-    return ["loss", "accuracy", "gradient" if all(len(run.iterations) for run in runs) else "staleness"]
+    """Return what is drawn unless something else is asked for: a batch method has no staleness, values have no accuracy."""
+    runs = list(runs)
+    scores = [run.evaluation[["test_accuracy", "train_accuracy", "test_loss"]] for run in runs]
+    values = any(score.test_loss.notna().any() for score in scores) and not any(
+        score.test_accuracy.notna().any() or score.train_accuracy.notna().any() for score in scores
+    )
+    return ["loss", *([] if values else ["accuracy"]), "gradient" if all(len(run.iterations) for run in runs) else "staleness"]
 
 
 def chosen(what: Sequence[str]) -> list[str]:
