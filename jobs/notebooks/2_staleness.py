@@ -127,10 +127,11 @@ words = [*RUN, "topology.shards=1", "topology.replicas=3", "stop.steps=400", "ru
 train = [mpirun, *crowded, "-n", "5", sys.executable, "-m", "dbnet", "train", JOBS / "digits.toml", *words]
 said = subprocess.run(train, capture_output=True, text=True, timeout=120)
 print(said.stdout, said.stderr)
-run = dbnet.open_run("runs/ranks.h5")
+run = dbnet.open_run(said.stdout.split("Run file")[1].split()[0])
 fig, axes = plt.subplots(figsize=(4.5, 2.8))
 share = run.staleness.sum(axis=1) / run.staleness.sum().sum()
 share = share[share.cumsum() < 0.99]
 axes.bar(share.index, share)
+axes.xaxis.get_major_locator().set_params(integer=True)
 axes.set(xlabel="staleness (updates), without the highest 1 %", ylabel="share of the gradients")
 plt.show()
