@@ -14,6 +14,7 @@ import pytest
 from finished import Finished
 
 from dbnet import open_run
+from dbnet.checkpoint.reader import Checkpoint
 from dbnet.run.train import execute
 from dbnet.shards.schedule import log
 from dbnet.shards.schedule.log import LogEntry, PartOfSchedule
@@ -283,3 +284,59 @@ def test_recording_changes_no_synchronous_run_whose_gradients_are_refused(run_fi
         run = open_run(execute(run_file, [*changes, f"record.schedule={recording}", f"run.name=r{recording}"], quiet=True).run_file)
         assert len(run.refused) > 3 and len(run.events) > 10
         assert (run.events.applied - run.events.fetched).tolist() == [0] * len(run.events), recording
+
+
+def test_a_moment_is_a_checkpoint_to_go_on_from(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    """One replica's run, played up to the end of a step, goes on to the same bits as the run itself."""
+    one = ["topology.replicas=1", "topology.shards=2", "rule={kind='adam', rate=0.01}", "method.slot=256", "topology.partitions=2"]
+    path = recorded(run_file, *one, "run.name=one")
+    made = dbnet("replay", path, "--until", "40")
+    assert made.code == 0 and made.out.splitlines()[-1].startswith("identical: 40 updates, "), made.out + made.err
+    point = path.with_name("one-at-40.checkpoint.h5")
+    assert made.out.endswith(f"; {point}\n") and Checkpoint(point).steps == 10
+    whole = execute(run_file, [*one, "stop.epochs=1", "run.name=on"], resume=str(point), quiet=True)
+    assert np.array_equal(whole.params, held(path.with_suffix(".checkpoint.h5")))
+    again = dbnet("replay", path, "--until", "40")
+    assert again.code == 2 and "is there already" in again.err
+
+
+def test_moments_by_update_and_by_second(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    path = recorded(run_file, *RUNS["adagrad"])
+    run = open_run(path)
+    last, end = len(run.events), float(run.events.seconds.max())
+    for until, updates in ((str(last), last), ("0.000001s", 0), (f"{end + 1:.3f}s", last)):
+        done = dbnet("replay", path, "--until", until)
+        assert done.code == 0 and f": {updates:,} update" in done.out.splitlines()[-1], done.out + done.err
+    found = held(path.with_name(f"{path.stem}-at-{last}.checkpoint.h5"))
+    assert np.array_equal(found, held(path.with_suffix(".checkpoint.h5")))
+    assert "give a number of updates" in dbnet("replay", path, "--until", "soon").err
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_one_gradient_again(partitions: int, run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    """The gradient of a step, by the rule applied to what a checkpoint holds: one replica, one update further."""
+    words = ["topology.replicas=1", f"topology.partitions={partitions}", "rule={kind='sgd', rate=0.5}", "model.dtype=float64"]
+    path = recorded(run_file, *words)
+    assert dbnet("replay", path, "--gradient", "0", "7", "g.h5").code == 0
+    shards = open_run(path).config.topology.shards
+    for step in (7, 8):
+        assert dbnet("replay", path, "--until", str(step * shards * partitions)).code == 0
+    before, after = (held(path.with_name(f"{path.stem}-at-{n * shards * partitions}.checkpoint.h5")) for n in (7, 8))
+    with h5py.File("g.h5") as file:
+        w, g = (np.concatenate([file[group][name][()].ravel() for name in names(path)]) for group in ("parameters", "gradient"))
+    assert np.array_equal(w, before) and np.abs(w - 0.5 * g - after).max() < 1e-15 and np.abs(g).max() > 1e-3
+    for wrong, said in (("7", "g.h5' : that file exists"), ("100000", "makes no step 100000")):
+        done = dbnet("replay", path, "--gradient", "0", wrong, "g.h5" if wrong == "7" else "h.h5")
+        assert done.code == 2 and said.replace("' :", "':") in done.err, done.err
+    assert not Path("h.h5").exists()
+
+
+def held(path: Path) -> np.ndarray:
+    """Return the parameters in a checkpoint."""
+    with h5py.File(path) as file:
+        return file["params"][:]
+
+
+def names(path: Path) -> list[str]:
+    """Return the names of a run's parameters, in the order of the flat vector."""
+    return [name for name, *_ in Checkpoint(path.with_suffix(".checkpoint.h5")).layout]

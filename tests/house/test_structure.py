@@ -28,6 +28,7 @@ LIBRARIES = {
         "data.file",
         "checkpoint",
         "monitor",
+        "commands.replay.moment",
         "commands.see.doctor.software",
         "commands.bench.ranks.torch_job",
     },

@@ -1,5 +1,6 @@
 """`dbnet replay`: a recorded run is played again in one process, and compared with its record to the bit.
 
 command is what a user calls. world plays the roles of a run as they were recorded: shard is a shard's timeline, replica what a
-replica sees in place of shards and coordinator. outcome says what was compared, and what differed first.
+replica sees in place of shards and coordinator. outcome says what was compared, and what differed first; moment writes
+what the shards held after so many updates, or one gradient.
 """

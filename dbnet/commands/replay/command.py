@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm.communicators import cores_for
+from dbnet.commands.base import add_force
 from dbnet.commands.evaluate import add_trust
+from dbnet.commands.replay.moment import Gradient, place_of, quotas
 from dbnet.commands.replay.outcome import Compared, Difference
 from dbnet.commands.replay.world import ReplayedWorld
 from dbnet.core.config import Config, fitting, override, restored, stored
 from dbnet.core.errors import UserError
+from dbnet.core.files import refuse_taken
 from dbnet.core.registry import own_modules
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import machine
@@ -41,6 +45,16 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="rule.key=value",
         help="run another rule or rate under the same schedule; only the evaluations are shown then, side by side",
     )  # fmt: skip
+    parser.add_argument(
+        "--until",
+        metavar="UPDATE|SECONDS",
+        help="play up to so many updates (5000) or seconds (2.5s), and write a checkpoint of that",
+    )
+    parser.add_argument(
+        "--gradient", nargs=3, metavar=("REPLICA", "STEP", "OUT.h5"),
+        help="make one gradient again, and write it with the parameters it was made from",
+    )  # fmt: skip
+    add_force(parser)
     add_trust(parser)
 
 
@@ -53,6 +67,9 @@ def run_replay(options: argparse.Namespace) -> int:
     print(f"Replay of {run.path}{other}: {world.topology.words()}.", flush=True)
     try:
         world.play()
+        if options.gradient is not None:
+            print(_write_gradient(world, run, options))
+            return 0
     except Difference as difference:
         if options.overrides:
             print(
@@ -62,7 +79,20 @@ def run_replay(options: argparse.Namespace) -> int:
             return 1
         print(f"different: {difference}; identical before: {compared.words()}")
         return 1
+    if options.until is not None:
+        seconds = float(run.events.seconds.sort_values().iloc[: max(compared.updates, 1)].max())
+        print(f"{'identical' if compared.exact else 'played'}: {compared.words()}; {world.save(options.until, seconds)}")
+        return 0
     return _verdict(world, compared, options.overrides)
+
+
+def _write_gradient(world: ReplayedWorld, run: Run, options: argparse.Namespace) -> str:
+    """Write the gradient that was asked for; return what is said of it."""
+    replica, step, out = options.gradient
+    if world.gradient is None or world.gradient.left:
+        raise UserError(f"Replica {replica} makes no step {step} in what '{run.path}' has recorded; steps are counted from 0.")
+    world.gradient.write(Path(out), str(run.path), options.force)
+    return f"{out}: replica {replica}'s gradient of step {step}, and the parameters it was made from"
 
 
 def _verdict(world: ReplayedWorld, compared: Compared, overrides: list[str]) -> int:
@@ -94,7 +124,21 @@ def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld, Compared
     roles.use(ready.config, max(threads, default=cores_for(None, True)[0]))
     compared = Compared(exact, ready.topology.shards)
     here = any(part.about["here"] for part in parts.values())
-    return run, ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared), compared
+    stops = () if options.until is None else quotas(run, options.until)
+    if options.until is not None:
+        place_of(ready, options.until)
+    gradient = None if options.gradient is None else Gradient(ready, *_numbers(options))
+    world = ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared, stops, gradient)
+    return run, world, compared
+
+
+def _numbers(options: argparse.Namespace) -> tuple[int, int]:
+    """Return replica and step of the gradient that is wanted; UserError where they are none, or its file cannot be written."""
+    replica, step, out = options.gradient
+    if options.until is not None or not (replica.isdecimal() and step.isdecimal()):
+        raise UserError("--gradient takes a replica, a step (both from 0) and a file, and goes without --until.")
+    refuse_taken(out, options.force)
+    return int(replica), int(step)
 
 
 def _scores(compared: Compared) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait
+from dbnet.commands.replay.moment import Headway
 from dbnet.commands.replay.outcome import Compared, Difference, Ended
 from dbnet.commands.replay.shard import Parcel, Reading, ReplayedShard, Timeline
 from dbnet.coordinator.orders import ORDER as COLUMNS
@@ -128,6 +129,7 @@ class ReplayedStore:
         self.fetched, self.overlaps, self.landing = False, overlap, False
         self._fetching: Reading | None = None
         self.reading: Reading | None = None
+        self.headway: Headway | None = None
 
     def resume(self, number: int) -> None:
         """Go on counting pushes from `number`."""
@@ -169,6 +171,11 @@ class ReplayedStore:
         if first:
             self._oldest = self.clocks.copy()
 
+    def applied(self) -> int:
+        """Return the number of the first push of which not every shard has applied its part."""
+        waiting = [self._timelines[way.shard].parcels[self._origin] for way in self._ways]
+        return min([self.number, *(parcels[0].push.number for parcels in waiting if parcels)])
+
     def push(self, steps: int, step: int) -> Turns:
         recorded = self._pages.next(PUSH).array("<i8").tolist()
         if recorded != [self.number, steps, step]:
@@ -183,6 +190,8 @@ class ReplayedStore:
         for way in self._ways:
             push = Push(self._replica, self._partition, self.number, int(self._oldest[way.shard]), steps, step)
             self._timelines[way.shard].parcels[self._origin].append(Parcel(push, g))
+        if self.headway is not None:
+            self.headway.mark(self.number)
         self.number += 1
         self.counts.pushes += 1
 

@@ -105,6 +105,8 @@ class Timeline:
         What it has recorded; what was compared with it.
     longest
         Elements of a slice; None: a push comes whole.
+    quota
+        Updates after which it stops; None: at the record's end.
 
     Attributes
     ----------
@@ -118,9 +120,10 @@ class Timeline:
 
     def __init__(
         self, ready: Setup, shard: ReplayedShard, receiver: Receiver, entries: Sequence[LogEntry], compared: Compared,
-        longest: int | None,
+        longest: int | None, quota: int | None = None,
     ) -> None:  # fmt: skip
-        self.index, self._receiver, self._entries, self._compared = shard.index, receiver, entries, compared
+        self._quota, self._made = quota, 0
+        self.index, self.receiver, self._entries, self._compared = shard.index, receiver, entries, compared
         self._topology, self._longest, users = ready.topology, longest, ready.users[shard.index]
         self._routes = {origin: ready.routes[origin][shard.index] for origin in users}
         self._intakes = {origin: Intake(receiver, ready.config.guard.finite) for origin in users}
@@ -135,7 +138,11 @@ class Timeline:
         for entry in self._entries:
             if entry.kind == TAKES:
                 for origin, check in entry.array(TAKE).tolist():
+                    if self._made == self._quota:
+                        break
                     yield from self._take(origin, check)
+                if self._made == self._quota:
+                    break
             elif entry.kind == CLOSE:
                 self._close(entry.value)
             elif entry.kind == SAVE:
@@ -146,7 +153,7 @@ class Timeline:
                 self._compare(f"checkpoint {self._named.split('.')[0]}", entry.value, self._copied)
                 self._compared.part(self._named)
             elif entry.kind == END:
-                found = {"digests": digests(self._receiver), "clock": self._receiver.clock.tolist()}
+                found = {"digests": digests(self.receiver), "clock": self.receiver.clock.tolist()}
                 self._compare("the end", entry.value, found)
                 self.ended = True
         self.over = True
@@ -177,6 +184,7 @@ class Timeline:
         if self._compared.exact and check_sum(g) != check:
             raise Difference(f"{self._where(parcel, at)}: another gradient was pushed")
         if self._intakes[origin].take(parcel.push, g, route.segments(at, n), at == 0, at + n == route.size):
+            self._made += parcel.push.steps > 0
             self._compared.updates += parcel.push.steps > 0
         self.taken += 1
         parcel.at += n
@@ -195,11 +203,11 @@ class Timeline:
         for origin, parcels in self.parcels.items():
             if origin // self._topology.partitions == replica:
                 parcels.clear()
-        self._receiver.leave(replica)
+        self.receiver.leave(replica)
 
     def _copies(self) -> Iterator[None]:
         """Copy what a checkpoint holds piece by piece, as `checkpoint.parts` does it."""
-        registers, found = self._receiver.registers(), {}
+        registers, found = self.receiver.registers(), {}
         yield
         for name, register in registers.items():
             if not register.size:
@@ -209,7 +217,7 @@ class Timeline:
                 found[name].update(register[lo : lo + step])
                 yield
         self._copied = {
-            "digests": {name: value.hexdigest() for name, value in found.items()}, "clock": self._receiver.clock.tolist()
+            "digests": {name: value.hexdigest() for name, value in found.items()}, "clock": self.receiver.clock.tolist()
         }  # fmt: skip
         yield
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dbnet.comm.link import Link, LocalLink, Wires
 from dbnet.comm.turns import IDLE, Turns, Wait, take_turns
+from dbnet.commands.replay.moment import Gathered, Gradient, Headway, WatchedReplica, save
 from dbnet.commands.replay.outcome import Compared, Difference, Ended
 from dbnet.commands.replay.replica import Pages, ReplayedStore, ReplayedWindow, reads
 from dbnet.commands.replay.shard import ReplayedShard, Timeline
@@ -38,11 +41,19 @@ class ReplayedWorld:
         Whether a push came to its shard as one slice: it was recorded in one process.
     compared
         Counts what is compared.
+    quotas
+        Of each shard the updates after which it stops; none: at its record's end.
+    gradient
+        One gradient that is wanted, if one is.
     """
 
     period = 0.0
 
-    def __init__(self, ready: Setup, parts: dict[int, PartOfSchedule], whole: bool, compared: Compared) -> None:
+    def __init__(
+        self, ready: Setup, parts: dict[int, PartOfSchedule], whole: bool, compared: Compared,
+        quotas: Sequence[int | None] = (), gradient: Gradient | None = None,
+    ) -> None:  # fmt: skip
+        self._quotas, self.gradient = quotas or [None] * ready.topology.shards, gradient
         self._ready, self.parts, self._compared, self.topology = ready, parts, compared, ready.topology
         self.clock: Callable[[], float] = lambda: 0.0
         self.due = self.clock
@@ -90,6 +101,7 @@ class ReplayedWorld:
             self._pages[rank], self._shards, self.timelines, self.topology, origin, self._footprint(origin[1]),
             ready.model.dtype, ready.clocks(origin[1]), ready.rings.slots, overlap,
         )  # fmt: skip
+        self._stores[rank].headway = Headway(replica, ready.rings.slots + 8)
         return self._stores[rank]
 
     # --- the play -------------------------------------------------------------------------------------------------------------
@@ -127,20 +139,44 @@ class ReplayedWorld:
     def play(self) -> None:
         """Play the run; raise Difference where something is not as recorded."""
         ready, world = self._ready, self.topology
-        self._replicas = {rank: roles.load_replica(ready, *world.place(rank), self.link(rank)) for rank in self._working}
+        self._replicas = {rank: self._replica(rank) for rank in self._working}
         for shard in range(world.shards):
             receiver = roles.receiver(ready, self, shard)
             part = self.parts.get(world.shard_rank(shard))
             entries = [] if part is None else part.entries
-            self.timelines.append(Timeline(ready, self._shards[shard], receiver, entries, self._compared, self._longest))
+            parts = (ready, self._shards[shard], receiver, entries, self._compared, self._longest, self._quotas[shard])
+            self.timelines.append(Timeline(*parts))
         players = [timeline.run() for timeline in self.timelines]
         players += [self._recorded(both[0], roles.worker(ready, self, *both).run()) for both in self._replicas.items()]
         players.append(self._patience())
         try:
             take_turns(players)
+        except Gathered:
+            return
         except Lost as stuck:
             if any(not timeline.over for timeline in self.timelines) and not self._breaks_off:
                 raise Difference(f"{self._first_stuck()}\n{stuck}") from None
+
+    def _replica(self, rank: int) -> Replica:
+        """Return a replica, which hands out a gradient if that is wanted of it."""
+        place, make, wanted = self.topology.place(rank), Replica, self.gradient
+        if wanted is not None and wanted.replica == place[0]:
+
+            def found(w: np.ndarray, g: np.ndarray) -> None:
+                wanted.add(self._footprint(place[1]), w, g)
+                raise Ended if wanted.left else Gathered
+
+            make = partial(WatchedReplica, wanted.step, found)
+        return roles.load_replica(self._ready, *place, self.link(rank), make)
+
+    def save(self, until: str, seconds: float) -> Path:
+        """Write a checkpoint of where the timelines have stopped; return its path."""
+        stores = [self._stores[rank] for rank in self._working if self.topology.place(rank)[1] == 0]
+        reached = []
+        for replica, store in enumerate(stores[: self.topology.replicas]):
+            ranks = [rank for rank in self._working if self.topology.place(rank)[0] == replica]
+            reached.append(store.headway.at(min(self._stores[rank].applied() for rank in ranks)))
+        return save(self._ready, until, [timeline.receiver for timeline in self.timelines], reached, seconds)
 
     @property
     def _breaks_off(self) -> bool:

@@ -1,0 +1,197 @@
+"""A moment of a recorded run: what the shards held then, as a checkpoint; or one gradient, with the parameters it was made from.
+
+The updates of all shards stand in the run file with their seconds, so a moment is for each shard a number of its updates. Each
+timeline plays so many and stops. Within one host that is the state that all shards really had together; over hosts as well as
+their clocks agree. A replica goes on from the newest push of which every shard has applied its part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dbnet.checkpoint.format import CHUNK, REPLICA, folder_of, link_of, part_of, texts
+from dbnet.checkpoint.master import master_of, seal
+from dbnet.checkpoint.parts import PartFile, Saved
+from dbnet.core.config import Config
+from dbnet.core.errors import UserError
+from dbnet.core.files import writing
+from dbnet.core.ranges import Range
+from dbnet.core.version import __version__
+from dbnet.data.subsets import SHARE, Share
+from dbnet.monitor.results import Run
+from dbnet.network.model import Footprint
+from dbnet.network.replica import Replica
+from dbnet.run.roles import beginning
+from dbnet.run.setup import Setup
+from dbnet.shards.push import Receiver
+from dbnet.shards.routes import routes
+
+
+class Gathered(Exception):
+    """The gradient that was asked for has been made on all partitions."""
+
+
+class Headway:
+    """How far a replica was at its newest pushes: (number, steps, examples, cursors), as many as may be under way."""
+
+    def __init__(self, replica: Replica, most: int) -> None:
+        self._replica, self._most = replica, most
+        self._marks: list[tuple[int, int, int, list]] = []
+
+    def mark(self, number: int) -> None:
+        """Note that push `number` is made."""
+        replica = self._replica
+        self._marks.append((number, replica.steps, replica.examples, list(replica.train.cursors)))
+        del self._marks[: -self._most]
+
+    def at(self, number: int) -> tuple[int, int, int, list] | None:
+        """Return what was noted at the last push before push `number`; nothing where there is none."""
+        return next((mark for mark in reversed(self._marks) if mark[0] < number), None)
+
+
+def quotas(run: Run, until: str) -> list[int]:
+    """Return how many updates each shard had made at a moment: after so many of all updates ("5000"), or seconds ("2.5s").
+
+    Raises
+    ------
+    UserError
+        `until` is neither; or not every update has a row.
+    """
+    if not re.fullmatch(r"\d+|\d*\.?\d+s", until):
+        raise UserError(f"--until {until}: give a number of updates, like 5000, or seconds, like 2.5s.")
+    rows, shards = run.events.sort_values("seconds", kind="stable"), run.config.topology.shards
+    if len(rows) != int(run.staleness.to_numpy().sum()):
+        raise UserError(
+            f"'{run.path}' holds only some of its updates (record.events, record.whole), so a moment cannot be told from them; "
+            "record with record.events = 'all'."
+        )
+    if len(run.lost):
+        raise UserError("Of a run that lost replicas no moment can be made a checkpoint: what was handed on is not known.")
+    rows = rows[rows.seconds <= float(until[:-1])] if until.endswith("s") else rows[: int(until)]
+    return np.bincount(rows.shard.to_numpy(np.int64), minlength=shards).tolist()
+
+
+def place_of(ready: Setup, until: str) -> Config:
+    """Return the configuration by which the outputs of a moment are named; UserError where they are there already."""
+    config = ready.config
+    at = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-at-{until}"})})
+    if os.path.lexists(link_of(at)) or folder_of(at).exists():
+        raise UserError(f"'{link_of(at)}' is there already; remove it and '{folder_of(at)}', or move them.")
+    return at
+
+
+def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Sequence[Any], seconds: float) -> Path:
+    """Write what the shards hold as a checkpoint NAME-at-UNTIL; return its path.
+
+    Parameters
+    ----------
+    receivers
+        The shards, or what stands before them.
+    reached
+        Of each replica what it had noted (`Headway.at`), or nothing.
+    seconds
+        The run's time at that moment.
+    """
+    config, at = ready.config, place_of(ready, until)
+    folder, link, identity = folder_of(at), link_of(at), secrets.token_hex(8)
+    folder.mkdir(parents=True)
+    master, parts = master_of(folder, 1), []
+    for shard, receiver in enumerate(receivers):
+        registers = receiver.registers()
+        about = {"id": identity, "part": shard, "dbnet": __version__}
+        part = PartFile(part_of(master, shard), about, receiver.range.size, {name: x.dtype for name, x in registers.items()})
+        for name, x in registers.items():
+            for lo in range(0, x.size, CHUNK // x.itemsize):
+                part.write(name, lo, x[lo : lo + CHUNK // x.itemsize])
+        part.commit(receiver.range, receiver.clock)
+        types = {name: x.dtype.name for name, x in registers.items()}
+        parts.append(Saved(identity, "", True, receiver.range, receiver.clock.copy(), types, part.digests))
+    rows, shares = _positions(ready, reached)
+    said = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
+    steps = beginning(ready).beside + int(rows["steps"].sum())
+    about = {"id": identity, "name": said["name"], "seconds": seconds, "steps": steps, "size": said["size"], "scale": said["scale"]}
+    content = {**{name: said[name] for name in ("config", "layout", "data", "chain", "modules")}, "about": about, "method": {}}
+    for job in seal(master, link, 1, content, {"replicas": rows, "table.shares": shares}, parts):
+        job()
+    return link
+
+
+def _positions(ready: Setup, reached: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the checkpoint's rows of replicas, and of what they train on."""
+    facts, shares = beginning(ready), []
+    rows, before = np.zeros(ready.topology.replicas, REPLICA), ready.checkpoint
+    for replica, (row, mark, given) in enumerate(zip(rows, reached, facts.subsets, strict=True)):
+        if mark is not None:
+            row["steps"], row["examples"], row["pushes"] = mark[1], mark[2], mark[0] + 1
+        elif before is not None:
+            row[...] = before.replica(replica, ready.topology.replicas)
+        cursors = [share[3:] for share in given] if mark is None else mark[3]
+        row["epoch"], row["position"] = min(cursors, default=(0, 0))
+        shares += [tuple(Share(*share[:3], *cursor)) for share, cursor in zip(given, cursors, strict=True)]
+    return rows, np.array(shares, SHARE)
+
+
+class WatchedReplica(Replica):
+    """A replica that hands out the gradient of one step.
+
+    Parameters
+    ----------
+    step, found
+        Which step; called with the parameters and the gradient.
+    parts, more
+        What a replica is made of.
+    """
+
+    def __init__(self, step: int, found: Any, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self._step, self._found = step, found
+
+    def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
+        if self.steps != self._step:
+            return super().accrue(w, g, accrued, rate)
+        before = w.copy()
+        loss = super().accrue(w, g, 0, 0.0)
+        self._found(before, g.copy())
+        return loss
+
+
+class Gradient:
+    """One gradient, gathered from the partitions of a replica.
+
+    Parameters
+    ----------
+    ready, replica, step
+        The run, and which gradient.
+    """
+
+    def __init__(self, ready: Setup, replica: int, step: int) -> None:
+        if not 0 <= replica < ready.topology.copies:
+            raise UserError(f"--gradient {replica} {step}: the run has replicas 0 to {ready.topology.copies - 1}.")
+        self.replica, self.step, self._layout = replica, step, ready.model.layout
+        self.left = ready.topology.partitions
+        self._flat = {name: np.zeros(self._layout.size, ready.model.dtype) for name in ("parameters", "gradient")}
+
+    def add(self, mine: Footprint, w: np.ndarray, g: np.ndarray) -> None:
+        """Take one partition's part."""
+        for flat, values, pieces in ((self._flat["parameters"], w, mine.used), (self._flat["gradient"], g, mine.pushed)):
+            for route in routes(pieces, [Range(0, self._layout.size)]):
+                for place, target, n in route.moves(0, route.size):
+                    flat[target : target + n] = values[place : place + n]
+        self.left -= 1
+
+    def write(self, path: Path, run: str, force: bool) -> None:
+        """Write it: groups `parameters` and `gradient`, a dataset per parameter."""
+        with writing(path, force) as part, h5py.File(part, "w") as file:
+            file.attrs.update(run=run, replica=self.replica, step=self.step)
+            for group, flat in self._flat.items():
+                for entry in self._layout.entries:
+                    values = flat[entry.offset : entry.offset + int(np.prod(entry.shape))]
+                    file.create_dataset(f"{group}/{entry.name}", data=values.reshape(entry.shape))
