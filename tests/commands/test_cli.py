@@ -310,7 +310,8 @@ def test_help_mentions_every_option(words: tuple[str, ...], dbnet: Command) -> N
         if isinstance(action, argparse._SubParsersAction):
             assert all(name in said.out for name in action.choices)
         else:
-            assert all(option in said.out for option in action.option_strings) and str(action.metavar or "") in said.out
+            names = action.metavar if isinstance(action.metavar, tuple) else [action.metavar or ""]
+            assert all(word in said.out for word in (*action.option_strings, " ".join(names)))
             assert action.help, f"{' '.join(words)}: {action.dest} has no help"
 
 
