@@ -131,7 +131,8 @@ def every(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
 @every([case for case in ALL if case[1].split("-")[0] not in ("empty", "idle", "rings", "tally", "together", "cut")])
 def test_it_learns(run: Run) -> None:
     assert run.accuracy >= 0.85
-    assert run.evaluation.test_accuracy.iloc[0] < 0.4
+    # Others may have trained before the first replica looks at the parameters.
+    assert run.config.topology.replicas > 1 or run.evaluation.test_accuracy.iloc[0] < 0.4
 
 
 @every(ALL)

@@ -123,7 +123,8 @@ class ScheduledRule:
 
     def __init__(self, rule: Rule, horizon: Horizon) -> None:
         self.rule, self._horizon = rule, horizon
-        self._t, self._now = 0, rule
+        # A copy that nobody else sees; making one for every update would take longer than a small one does.
+        self._t, self._now = 0, rule.model_copy()
 
     def factor(self, t: float) -> float:
         """Return what the rate of update `t` is multiplied with."""
@@ -132,7 +133,8 @@ class ScheduledRule:
     def apply(self, w: np.ndarray, g: np.ndarray, state: dict[str, np.ndarray], t: int, *arrival: Arrival) -> None:
         # A push comes in slices; all of them are applied with one rate.
         if t != self._t:
-            self._t, self._now = t, self.rule.model_copy(update={"rate": self.rule.rate * self.factor(t)})
+            self._t = t
+            vars(self._now)["rate"] = self.rule.rate * self.factor(t)
         self._now.apply(w, g, state, t, *arrival)
 
     def __getattr__(self, name: str) -> Any:
