@@ -17,7 +17,7 @@ OPTIONS = {
     "conv": {"maps": 3, "field": 3, "padding": 1, "activation": "relu"}, "pool": {"over": "max", "field": 2}, "norm": {"radius": 1},
     "dropout": {"rate": 0.5},
 }  # fmt: skip
-GAIN, AWARE = (ROOT / "tests" / "support" / name for name in ("gain.py", "staleness_aware.py"))
+GAIN, AWARE, ABSOLUTE = (ROOT / "tests" / "support" / name for name in ("gain.py", "staleness_aware.py", "absolute.py"))
 LOSS = '''
 from typing import ClassVar
 import numpy as np
@@ -91,7 +91,7 @@ def test_what_takes_part_in_a_run_passes(name: str, kind: str) -> None:
 
 def test_own_files_pass(place: Path, dbnet: Callable[..., Finished]) -> None:
     Path("hinge.py").write_text(LOSS)
-    for file, count in ((GAIN, 18), (AWARE, 8), ("hinge.py", 7)):
+    for file, count in ((GAIN, 18), (AWARE, 8), (ABSOLUTE, 7), ("hinge.py", 7)):
         done = dbnet("check", file)
         assert (done.code, done.err) == (0, "") and done.out.endswith(f"All {count} checks passed.\n"), done.out
     rows = json.loads(dbnet("check", AWARE, "staleness_aware.rate=0.5", "--json").out)
