@@ -86,7 +86,8 @@ class Display:
         self._last = seconds
         if not self._headed:
             # Values have no accuracy.
-            self._values = score is not None and isnan(score.test_accuracy + score.train_accuracy) and not isnan(score.test_loss)
+            no_accuracy = score is not None and isnan(score.test_accuracy) and isnan(score.train_accuracy)
+            self._values = no_accuracy and not (isnan(score.test_loss) and isnan(score.train_loss))
             self.say(_HEAD.replace(" test acc  train acc", "test loss train loss") if self._values else _HEAD)
             self._headed = True
         accuracies = ("", "")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import count
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,13 @@ from ledger import taken
 from dbnet import open_run
 from dbnet.core.config import Config, RecordTable, build, restored
 from dbnet.core.errors import UserError
+from dbnet.monitor.display import Display
 from dbnet.monitor.inspect import describe, facts
 from dbnet.monitor.pictures.figure import draw
 from dbnet.monitor.results import Run, bar
 from dbnet.monitor.runfile import BINS, FINISHED, RUNNING, RunFile, begin
 from dbnet.monitor.tables import PROGRESS
+from dbnet.network.replica import Score
 from dbnet.shards.server import NoInbox, Server
 from dbnet.shards.shard import EVENT
 
@@ -263,3 +266,19 @@ def test_a_run_without_rows_can_be_drawn(tmp_path: Path) -> None:
     RunFile(tmp_path / "r.h5", config(), {}).close(False)
     draw(Run(tmp_path / "r.h5"), tmp_path / "r.png")
     assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("score", "shown", "head"),
+    [
+        ((0.5, 0.9, nan, nan), ["0.9000", "-"], "test acc  train acc"),
+        ((nan, nan, 0.5, 0.9), ["-", "0.9000"], "test acc  train acc"),
+        ((0.51, nan, 0.000625, nan), ["0.51", "0.000625"], "test loss train loss"),
+        ((nan, nan, 0.000625, nan), ["-", "0.000625"], "test loss train loss"),
+        ((nan, nan, nan, nan), ["-", "-"], "test acc  train acc"),
+    ],
+)
+def test_values_are_shown_by_their_loss(score, shown, head, capsys):
+    Display().row(0.0, 1.0, 20, 0.25, nan, Score(*score))
+    first, row = capsys.readouterr().out.splitlines()
+    assert head in first and row.split()[4:6] == shown
