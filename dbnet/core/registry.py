@@ -233,6 +233,11 @@ def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
         raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
     try:
         return known[kind](**entry)
+    except UserError as error:
+        # A member among its options does not know whose it is.
+        inner = "|".join(key for key in known[kind].model_fields if Family.of(known[kind], key)) or "$"
+        said = str(error) if f"{where}." in str(error) else re.sub(rf"\b({inner})\b(?=[. ])", rf"{where}.\1", str(error), count=1)
+        raise UserError(said) from None
     except ValidationError as error:
         first = error.errors()[0]
         others = [k for k in sorted(known) if first["type"] == "extra_forbidden" and first["loc"][0] in known[k].model_fields]

@@ -57,7 +57,9 @@ def test_missing_files(run_file: Path, refused: Callable[..., str]) -> None:
 
 def test_what_a_training_cannot_be(run_file: Path, refused: Callable[..., str]) -> None:
     assert "run.threads = 9999, but a rank may run on " in refused("train", run_file, "run.threads=9999")
-    assert "(did you mean 'he_normal'?)" in refused("plan", run_file, "model.layers.0.init=he_norm")
+    said = refused("plan", run_file, "model.layers.1.init=he_norm")
+    assert "model.layers.1.init = 'he_norm' is not one of" in said and "(did you mean 'he_normal'?)" in said
+    assert "Unknown key 'model.layers.0.init.valu'" in refused("plan", run_file, "model.layers.0.init={kind='constant', valu=1}")
     said = refused("train", run_file, "rule.schedule=cosine", "stop={seconds=1}")
     assert "must know its end: give rule.schedule.length" in said
     assert "did you mean 'cosine'" in refused("plan", run_file, "rule.schedule.kind=cosin")

@@ -13,7 +13,10 @@ import dbnet
 from dbnet.core.errors import UserError, nearest
 from dbnet.core.registry import FAMILIES, Member, family, make
 
-NAMES = ("network.layers", "network.losses", "shards.rules", "methods.descent", "methods", "commands.bench", "data.formats")
+NAMES = (
+    "network.layers", "network.parameters.initializers", "network.losses", "shards.rules", "shards.rules.schedules", "methods.descent",
+    "methods", "commands.bench", "data.formats",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +63,7 @@ def _some(annotation: object) -> object:
         ({"kind": ["adam"]}, "rule.kind = ['adam'] is not one of"),
         (
             {"kind": "adam", "beta3": 1},
-            "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, beta1, beta2, epsilon.",
+            "Unknown key 'rule.beta3' (did you mean 'beta2'?); known here: rate, schedule, beta1, beta2, epsilon.",
         ),
         ({"kind": "adam", "rate": "fast"}, "rule.rate = 'fast' is not allowed: "),
         ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: it must be greater than 0."),
