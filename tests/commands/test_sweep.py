@@ -23,6 +23,7 @@ import dbnet as package
 from dbnet.commands.training.grid import GridPoint, grid, split_values
 from dbnet.commands.training.worker import Answer, WorkerProcess
 from dbnet.core.config import load
+from dbnet.core.registry import FAMILIES
 
 Command = Callable[..., Finished]
 # A rule of the user's own: one of its rates fails, one dies, one waits in its 60th update until a file says go.
@@ -178,7 +179,8 @@ def test_runs_that_leave_nothing_have_failed(run_file: Path, dbnet: Command, mon
 
 
 @pytest.mark.long
-def test_failed_runs_are_named_and_a_killed_sweep_goes_on(run_file: Path, dbnet: Command) -> None:
+def test_failed_runs_are_named_and_a_killed_sweep_goes_on(run_file: Path, dbnet: Command, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: FAMILIES["shards.rules"].pop("moody", None))
     Path("moody.py").write_text(RULE)
     words = [
         "model.modules=['moody.py']",
