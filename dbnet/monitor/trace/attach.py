@@ -225,28 +225,43 @@ class TracedCrossings:
 
 
 def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
-    store, here = player.store, [at for at in (lane, transfers) if at is not None]
-    names = {at: (at.name("fetch", "fetch"), at.name("push", "push")) for at in here}
-    main = threading.get_ident()
+    store, main = player.store, threading.get_ident()
 
-    def span(inner: Callable[..., Turns], which: int, number: Callable[..., int]) -> Callable[..., Turns]:
+    def span(method: str, words: str, number: Callable[..., int]) -> None:
+        inner, ways = getattr(store, method), [_moved(at, words) for at in (lane, transfers) if at is not None]
+
         def call(*arguments: Any) -> Turns:
-            at = lane if transfers is None or threading.get_ident() == main else transfers
-            begin, push = at.now(), number(*arguments)
-            turns = inner(*arguments)
-            yield from turns if at is lane else at.watch(turns)
-            at.add(names[at][which], begin, at.now(), push)
+            way = ways[0] if transfers is None or threading.get_ident() == main else ways[1]
+            yield from way(inner(*arguments), number(*arguments))
 
-        return call
+        def alone(*arguments: Any) -> Turns:
+            begin, push = now(), number(*arguments)
+            yield from inner(*arguments)
+            add(name, begin, now(), push)
+
+        name, now, add = lane.name(words, words), lane.now, lane.add
+        setattr(store, method, alone if transfers is None else call)
 
     if isinstance(store, WindowStore):
-        store.read = span(store.read, 0, lambda *arguments: -1)
-        store.write = span(store.write, 1, lambda g, number, *rest: number)
+        span("read", "fetch", lambda *arguments: -1)
+        span("write", "push", lambda g, number, *rest: number)
         return
-    store.push = span(store.push, 1, lambda *arguments: store.number)
+    span("push", "push", lambda *arguments: store.number)
     # Where nothing is copied a fetch takes no time.
     if player.steps_locally(player.config):
-        store.fetch = span(store.fetch, 0, lambda: -1)
+        span("fetch", "fetch", lambda: -1)
+
+
+def _moved(lane: Lane, words: str) -> Callable[[Turns, int], Turns]:
+    """Return what shows a transfer, and its waits, in a thread's lane."""
+    name = lane.name(words, words)
+
+    def way(turns: Turns, number: int) -> Turns:
+        begin = lane.now()
+        yield from lane.watch(turns)
+        lane.add(name, begin, lane.now(), number)
+
+    return way
 
 
 # --- a shard ------------------------------------------------------------------------------------------------------------------
@@ -280,15 +295,16 @@ def _saver(saver: Any, lane: Lane) -> None:
 
 
 def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
-    now, add, apply, head, tail = lane.now, lane.add, inbox.apply, inbox.head, inbox.tail
-    names, clock, told = _names(lane), receiver.clock, (0, 0, 0)
+    now, add, apply, names, told = lane.now, lane.add, inbox.apply, _names(lane), (0, 0, 0)
+    # Quicker than the arrays themselves, of which every number is an object first.
+    head, tail, clock = memoryview(inbox.head), memoryview(inbox.tail), memoryview(receiver.clock)
 
     def letting(take: Callable[..., bool]) -> Callable[..., bool]:
         def taken(push: Push, g: np.ndarray, pieces: Any, first: bool, last: bool, sync: Callable[[], None]) -> bool:
             nonlocal told
             late = clock[push.partition]
             whole = take(push, g, pieces, first, last, sync)
-            told = (last and not whole, push.number, int(late) - push.fetched if whole else -1)
+            told = (last and not whole, push.number, late - push.fetched if whole else -1)
             return whole
 
         return taken
@@ -297,7 +313,7 @@ def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
         entry.take = letting(entry.take)
 
     def applied(row: int, origin: int, slot: int) -> None:
-        slices, begin = int(head[origin]) - int(tail[origin]), now()
+        slices, begin = head[origin] - tail[origin], now()
         apply(row, origin, slot)
         refused, number, late = told
         add(names[refused], begin, now(), number, origin, late, slices)
@@ -307,10 +323,10 @@ def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
 
 def direct(entry: Intake, receiver: Receiver, lane: Lane, origin: int) -> None:
     """Trace what a replica applies to a shard in this process: each push is one slice."""
-    now, add, take, clock, (applied, refused) = lane.now, lane.add, entry.take, receiver.clock, _names(lane)
+    now, add, take, clock, (applied, refused) = lane.now, lane.add, entry.take, memoryview(receiver.clock), _names(lane)
 
     def taken(push: Push, *slice_: Any) -> bool:
-        late, begin = int(clock[0]) - push.fetched, now()
+        late, begin = clock[0] - push.fetched, now()
         whole = take(push, *slice_)
         add(applied if whole else refused, begin, now(), push.number, origin, late if whole else -1)
         return whole

@@ -42,6 +42,7 @@ HEAD = 1 << 16
 _FORMAT = "dbnet trace 1"
 _PUT = struct.Struct("<qqqHHiii").pack_into
 _FIRST = 1 << 16
+_REST = 100_000  # ns
 _STEP = SPAN.itemsize
 _MORE = ["(more names)", "wait"]
 
@@ -158,7 +159,9 @@ class Lane:
                 self._rested(reason, begin, end)
 
     def _rested(self, reason: str, begin: int, end: int) -> None:
-        self.add(self.name(reason or "idle", "wait" if reason else "idle"), begin, max(begin, end))
+        # Short rests are gaps as well, and a busy shard has one after each update.
+        if reason or end - begin >= _REST:
+            self.add(self.name(reason or "idle", "wait" if reason else "idle"), begin, max(begin, end))
 
     def close(self) -> None:
         """End the file; what is added from here on is not kept."""
