@@ -165,6 +165,7 @@ class RecordTable(Table):
     tensorboard: bool = Field(default=False, description="write NAME.tensorboard, event files for TensorBoard, too")
     trace: bool = Field(default=False, description="trace what every rank does when, NAME.trace, for 'dbnet trace'")
     spans: int = Field(default=1 << 19, gt=0, le=COUNT, description="of it: the newest so many of each rank, 40 bytes each")
+    steps: int | None = Field(default=None, gt=0, le=COUNT, description="of it: one step in so many; default: what costs little")
 
 
 class Config(Table):

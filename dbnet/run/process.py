@@ -21,7 +21,7 @@ from dbnet.comm.turns import Rounds, take_turns
 from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
-from dbnet.monitor.trace import attach
+from dbnet.monitor.trace import servers
 from dbnet.monitor.trace.lane import Trace
 from dbnet.network.replica import Replica
 from dbnet.run import roles
@@ -124,7 +124,7 @@ class Process:
         taking = [(shard, receiver) for shard, receiver in enumerate(self._receivers) if receiver.range.size]
         for origin, worker in enumerate(() if self._cut else workers):
             for entry, (shard, receiver) in zip(worker.store.intakes, taking, strict=True):
-                attach.direct(entry, receiver, trace.lanes[self.topology.shard_rank(shard)]["shard"], origin)
+                servers.direct(entry, receiver, trace.lanes[self.topology.shard_rank(shard)]["shard"], origin)
 
     def params(self) -> np.ndarray:
         """Return all parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -40,8 +41,8 @@ from dbnet.monitor import runfile, tensorboard
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
 from dbnet.monitor.tensorboard import EventFiles
-from dbnet.monitor.trace import attach
-from dbnet.monitor.trace.lane import Trace, trace_of
+from dbnet.monitor.trace import attach, servers
+from dbnet.monitor.trace.lane import Sampling, Trace, trace_of
 from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.shards.local_store import Store
@@ -292,12 +293,15 @@ def worker(ready: Setup, world: World, rank: int, replica: Replica) -> Worker:
 
 def open_trace(
     ready: Setup, ranks: Iterable[int], about: dict[str, Any], now: Callable[[], int], say: Callable[[str], None],
-    idle: bool = True, threads: bool = False,
+    idle: bool = True, threads: bool = False, free: bool = False,
 ) -> Trace | None:  # fmt: skip
-    """Make the lanes of these ranks if the run is traced; see `Trace`. `threads`: data may be moved on threads."""
+    """Make the lanes of these ranks if the run is traced; see `Trace`.
+
+    `threads`: data may be moved on threads; `free`: spans cost none of the run's seconds.
+    """
     if not ready.config.record.trace:
         return None
-    world, trace = ready.topology, Trace(ready.config, about, now, say, idle)
+    world, trace = ready.topology, Trace(ready.config, about, now, say, idle, sampling(ready, free))
     for rank in ranks:
         name, role = world.name(rank), world.role(rank)
         if role is Role.COORDINATE:
@@ -313,14 +317,24 @@ def open_trace(
     return trace
 
 
+def sampling(ready: Setup, free: bool) -> Sampling:
+    """Return what is left out of a trace, so that it costs a hundredth of a step; nothing where that is `free`."""
+    config = ready.config
+    # Of a step there are six spans and two for each layer, 3 us each, beside 0.1 ms that it takes without its arithmetic.
+    cost, step = 3e-6 * (6 + 2 * len(config.model.layers)), 1e-4 + ready.cut.seconds
+    steps = config.record.steps or (1 if free else math.ceil(100 * cost / step))
+    fetch, push = config.method.worker.intervals(config, ready.data.sizes["train"])
+    return Sampling(steps, max(1, steps // fetch), max(1, steps // push))
+
+
 def traced(trace: Trace | None, rank: int, player: Coordinator | Server | Worker, by_layer: bool = True) -> Turns:
     """Return a role's turns; of a traced run they are put down in the rank's lanes, `by_layer` or by gradient."""
     if trace is not None:
         lanes = trace.lanes[rank]
         if isinstance(player, Coordinator):
-            attach.coordinator(player, lanes["coordinator"], lanes["evaluations"], lanes["checkpoints"])
+            servers.coordinator(player, lanes["coordinator"], lanes["evaluations"], lanes["checkpoints"])
         elif isinstance(player, Server):
-            attach.server(player, lanes["shard"])
+            servers.server(player, lanes["shard"])
         else:
             attach.worker(player, lanes["replica"], lanes.get("transfers"), by_layer)
     return player.run()

@@ -23,7 +23,7 @@ from dbnet.comm.communicators import compare_clocks
 from dbnet.comm.turns import IDLE, Turns, Wait
 from dbnet.core.errors import UserError
 from dbnet.monitor.results import Run
-from dbnet.monitor.trace import attach, lane, perfetto
+from dbnet.monitor.trace import attach, lane, perfetto, servers
 from dbnet.monitor.trace.lane import HEAD, SPAN, Lane, LaneFile
 from dbnet.monitor.trace.timeline import TraceView, nest
 from dbnet.run.simulated.simulate import simulate
@@ -82,15 +82,14 @@ class Viewed:
 
 def traced(run_file: Path, *changes: str) -> tuple[Run, Viewed]:
     """Train in this process; return the run and its timeline."""
-    path = execute(run_file, ["record.trace=true", "stop.epochs=1", *changes], quiet=True).run_file
+    path = execute(run_file, ["record={trace=true, steps=1}", "stop.epochs=1", *changes], quiet=True).run_file
     timeline, out = TraceView(path.with_suffix(".trace")), path.with_suffix(".pb")
     timeline.write(out, force=True)
     return Run(path), Viewed(out)
 
 
 @pytest.mark.parametrize("shape", [[], ["topology.partitions=2", "method.slot=512", "method.slots=2", "method.n_push=2"]])
-def test_a_timeline_says_what_the_run_file_says(shape: list[str], run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "LAYERS_EACH", 0)
+def test_a_timeline_says_what_the_run_file_says(shape: list[str], run_file: Path) -> None:
     run, viewed = traced(run_file, *shape)
     events = run.events
     # Each update is a flow from the push to its application, and a value of the counter.
@@ -125,11 +124,26 @@ def test_a_timeline_says_what_the_run_file_says(shape: list[str], run_file: Path
         assert "replica 0 partition 0 waits for shard 0 to make room in its ring" in waits
 
 
+def test_of_a_small_network_some_steps_are_left_out(run_file: Path) -> None:
+    """Everybody leaves out the same ones, so each push that is there has its application; a fetch and a push count as all alike."""
+    changes = ["record.steps=7", "method.n_push=2", "method.n_fetch=3", "run.name=seldom"]
+    _, viewed = traced(run_file, *changes)
+    for replica in ("replica 0", "replica 1"):
+        found = {name: [s for s in viewed.spans[replica, "replica"] if s.name == name] for name in ("gradient", "fetch", "push")}
+        assert [span.notes["step"] for span in found["gradient"]] == list(range(0, 36, 7))
+        # Steps 0, 2, ... 34 push, and what is left in the end; 12 of them fetch.
+        assert [span.notes["push"] for span in found["push"]] == list(range(0, 19, 3)) and len(found["fetch"]) == 6
+    flows = [flow for span in viewed.named("push") for flow in span.flows]
+    assert len(flows) == 2 * 2 * 7 and sorted(flows) == sorted(flow for span in viewed.named("apply") for flow in span.ends)
+    path = execute(run_file, ["record.trace=true", "stop.steps=3"], quiet=True).run_file
+    assert TraceView(path.with_suffix(".trace")).clocks.startswith("One step in ")
+
+
 def test_a_traced_run_is_the_same_run(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit; and of a run that is not traced nothing is touched."""
     run, _ = traced(run_file, "run.name=traced", "method.kind=sandblaster", "stop={iterations=3}")
-    for name in ("worker", "server", "coordinator", "direct", "timed"):
-        monkeypatch.delattr(attach, name)
+    for module, name in ((attach, "worker"), (attach, "timed"), (servers, "server"), (servers, "coordinator"), (servers, "direct")):
+        monkeypatch.delattr(module, name)
     plain = Run(execute(run_file, ["method.kind=sandblaster", "stop={iterations=3}"], quiet=True).run_file)
     assert plain.iterations.loss.tolist() == run.iterations.loss.tolist() and len(run.iterations) == 3
     assert not plain.path.with_suffix(".trace").exists()
@@ -150,7 +164,7 @@ def test_virtual_seconds(run_file: Path) -> None:
 
 
 def test_the_command(run_file: Path, dbnet: Callable[..., Finished]) -> None:
-    assert dbnet("train", run_file, "--trace", "stop.steps=5", "--quiet").code == 0
+    assert dbnet("train", run_file, "--trace", "record.steps=1", "stop.steps=5", "--quiet").code == 0
     done = dbnet("trace", "out/run.h5", "--out", "trace.pb")
     assert done.code == 0 and done.out.endswith("20 flows from push to apply. One clock.\ntrace.pb\n"), done
     assert [line.split()[:2] for line in done.out.splitlines()[1:-2]][1:] == [

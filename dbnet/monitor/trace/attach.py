@@ -1,14 +1,15 @@
-"""Put clocks around what a worker, a server and a coordinator are made of; of a run that is not traced nothing is changed.
+"""Put clocks around what a worker is made of; of a run that is not traced nothing is changed.
 
-Methods of these objects, and of no others, are replaced by ones that add a span to a lane: half a microsecond each, two where other
-work has emptied the caches. Layers and loss, which networks of a process share, have stand-ins in a network while one of its
-gradients is traced by layer: of a small network not each one is (`LAYERS_EACH`). Waits and rests are seen from outside, by what a
-role yields.
+Methods of these objects, and of no others, are replaced by ones that add a span to a lane: half a microsecond each, two or three
+where other work has emptied the caches. So of small networks not every step is traced (`Sampling`): which ones, every rank knows by
+itself. Layers and loss, which networks of a process share, have stand-ins in a network while one of its gradients is traced. Waits
+and rests are seen from outside, by what a role yields. `servers` does the same for shards and the coordinator.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,8 @@ import numpy as np
 from dbnet.comm.turns import Turns
 from dbnet.monitor.trace.lane import Lane
 from dbnet.network.network import Network
-from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.server import Server
-from dbnet.shards.shard import Front, Shard
-from dbnet.shards.store import Inbox, WindowStore
-
-# ns from one gradient whose layers are spans to the next; all are of a network that takes longer.
-LAYERS_EACH = 5_000_000
+from dbnet.shards.store import WindowStore
 
 if TYPE_CHECKING:
     from dbnet.coordinator.coordinator import Coordinator
@@ -64,37 +60,6 @@ def run_of(lane: Lane, player: Worker | Server | Coordinator) -> None:
     player.run = lambda: lane.watch(inner())
 
 
-def during(lane: Lane, name: int, what: tuple[Any, str, str], on: Callable[[], bool]) -> None:
-    """Show from when to when something is under way.
-
-    Parameters
-    ----------
-    what
-        An object, its method that begins it, and the one that is called now and then; that one alone while it is under way.
-    on
-        Whether it is.
-    """
-    owner, start, look = what
-    begin_it = getattr(owner, start)
-
-    def begun(*arguments: Any, **words: Any) -> Any:
-        begin, seen = lane.now(), getattr(type(owner), look)
-        out = begin_it(*arguments, **words)
-
-        def looked(*more: Any) -> Any:
-            found = seen(owner, *more)
-            if not on():
-                lane.add(name, begin, lane.now())
-                delattr(owner, look)
-            return found
-
-        if on():
-            setattr(owner, look, looked)
-        return out
-
-    setattr(owner, start, begun)
-
-
 # --- a replica ----------------------------------------------------------------------------------------------------------------
 
 
@@ -118,26 +83,31 @@ def worker(player: Worker, lane: Lane, transfers: Lane | None, by_layer: bool = 
     replica.evaluate = timed(lane, lane.name("evaluate", "evaluate"), replica.evaluate)
     if link is not None:
         for method, words in (("share", "orders"), ("meet", "meet")):
-            setattr(link, method, timed(lane, lane.name(words, "exchange"), getattr(link, method)))
+            shown = timed(lane, lane.name(words, "exchange"), getattr(link, method))
+            setattr(link, method, _now_and_then(replica, lane.sampling.steps, shown, getattr(link, method)))
     _store(player, lane, transfers)
 
 
+def _now_and_then(replica: Any, every: int, shown: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: (plain if replica.steps % every else shown)(*arguments)
+
+
 def _gradient(replica: Any, inner: Callable[..., Any], lane: Lane, turn: Callable[[bool], None] | None) -> Callable[..., Any]:
-    """Return `inner` as a span, now and then with the layers in it."""
-    now, add, name, last = lane.now, lane.add, lane.name("gradient", "compute"), -LAYERS_EACH
+    """Return `inner` as a span, with the layers in it; of a step that is left out, as it is."""
+    now, add, name, every = lane.now, lane.add, lane.name("gradient", "compute"), lane.sampling.steps
 
     def accrued(w: np.ndarray, g: np.ndarray, *more: Any) -> Any:
-        nonlocal last
-        step, begin = replica.steps, now()
-        layers = turn is not None and begin - last >= LAYERS_EACH
-        if layers:
+        step = replica.steps
+        if step % every:
+            return inner(w, g, *more)
+        if turn is not None:
             turn(True)
-            last = begin
+        begin = now()
         out = inner(w, g, *more)
         # A portion may have had no more examples.
         if replica.steps > step:
             add(name, begin, now(), step)
-        if layers:
+        if turn is not None:
             turn(False)
         return out
 
@@ -225,134 +195,41 @@ class TracedCrossings:
 
 
 def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
-    store, main = player.store, threading.get_ident()
+    store, main, sampling = player.store, threading.get_ident(), lane.sampling
 
-    def span(method: str, words: str, number: Callable[..., int]) -> None:
+    def span(method: str, words: str, number: Callable[..., int], every: int) -> None:
         inner, ways = getattr(store, method), [_moved(at, words) for at in (lane, transfers) if at is not None]
+        nth = itertools.count().__next__
 
         def call(*arguments: Any) -> Turns:
-            way = ways[0] if transfers is None or threading.get_ident() == main else ways[1]
-            yield from way(inner(*arguments), number(*arguments))
+            push, moves = number(*arguments), threading.get_ident() != main
+            shown = (nth() if push < 0 else push) % every == 0
+            turns = inner(*arguments)
+            return ways[moves](turns, push) if shown else transfers.watch(turns) if moves else turns
 
-        def alone(*arguments: Any) -> Turns:
-            begin, push = now(), number(*arguments)
-            yield from inner(*arguments)
-            add(name, begin, now(), push)
+        def beside(*arguments: Any) -> Turns:
+            # Made by one thread and run by another: which one it is shows when it runs.
+            yield from call(*arguments)
 
-        name, now, add = lane.name(words, words), lane.now, lane.add
-        setattr(store, method, alone if transfers is None else call)
+        setattr(store, method, call if transfers is None else beside)
 
     if isinstance(store, WindowStore):
-        span("read", "fetch", lambda *arguments: -1)
-        span("write", "push", lambda g, number, *rest: number)
+        span("read", "fetch", lambda *arguments: -1, sampling.fetches)
+        span("write", "push", lambda g, number, *rest: number, sampling.pushes)
         return
-    span("push", "push", lambda *arguments: store.number)
+    span("push", "push", lambda *arguments: store.number, sampling.pushes)
     # Where nothing is copied a fetch takes no time.
     if player.steps_locally(player.config):
-        span("fetch", "fetch", lambda: -1)
+        span("fetch", "fetch", lambda: -1, sampling.fetches)
 
 
 def _moved(lane: Lane, words: str) -> Callable[[Turns, int], Turns]:
-    """Return what shows a transfer, and its waits, in a thread's lane."""
-    name = lane.name(words, words)
+    """Return what shows a transfer in a lane; a thread's waits with it."""
+    name, now, add, thread = lane.name(words, words), lane.now, lane.add, threading.get_ident()
 
     def way(turns: Turns, number: int) -> Turns:
-        begin = lane.now()
-        yield from lane.watch(turns)
-        lane.add(name, begin, lane.now(), number)
+        begin = now()
+        yield from turns if threading.get_ident() == thread else lane.watch(turns)
+        add(name, begin, now(), number)
 
     return way
-
-
-# --- a shard ------------------------------------------------------------------------------------------------------------------
-
-
-def server(player: Server, lane: Lane) -> None:
-    """Trace one shard."""
-    run_of(lane, player)
-    receiver, saver = player.receiver, player.saver
-    if getattr(type(receiver), "advance", None) not in (Shard.advance, Front.advance):
-        receiver.advance = busy(lane, lane.name("command", "apply"), receiver.advance)
-    _saver(saver, lane)
-    if isinstance(player.inbox, Inbox):
-        _inbox(player.inbox, receiver, lane)
-
-
-def _saver(saver: Any, lane: Lane) -> None:
-    begin, slice_ = saver.begin, busy(lane, lane.name("checkpoint", "checkpoint"), saver.advance)
-
-    def begun(*arguments: Any) -> None:
-        begin(*arguments)
-        saver.advance = advanced
-
-    def advanced() -> bool:
-        out = slice_()
-        if not saver.busy:
-            del saver.advance
-        return out
-
-    saver.begin = begun
-
-
-def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
-    now, add, apply, names, told = lane.now, lane.add, inbox.apply, _names(lane), (0, 0, 0)
-    # Quicker than the arrays themselves, of which every number is an object first.
-    head, tail, clock = memoryview(inbox.head), memoryview(inbox.tail), memoryview(receiver.clock)
-
-    def letting(take: Callable[..., bool]) -> Callable[..., bool]:
-        def taken(push: Push, g: np.ndarray, pieces: Any, first: bool, last: bool, sync: Callable[[], None]) -> bool:
-            nonlocal told
-            late = clock[push.partition]
-            whole = take(push, g, pieces, first, last, sync)
-            told = (last and not whole, push.number, late - push.fetched if whole else -1)
-            return whole
-
-        return taken
-
-    for entry in inbox.intakes:
-        entry.take = letting(entry.take)
-
-    def applied(row: int, origin: int, slot: int) -> None:
-        slices, begin = head[origin] - tail[origin], now()
-        apply(row, origin, slot)
-        refused, number, late = told
-        add(names[refused], begin, now(), number, origin, late, slices)
-
-    inbox.apply = applied
-
-
-def direct(entry: Intake, receiver: Receiver, lane: Lane, origin: int) -> None:
-    """Trace what a replica applies to a shard in this process: each push is one slice."""
-    now, add, take, clock, (applied, refused) = lane.now, lane.add, entry.take, memoryview(receiver.clock), _names(lane)
-
-    def taken(push: Push, *slice_: Any) -> bool:
-        late, begin = clock[0] - push.fetched, now()
-        whole = take(push, *slice_)
-        add(applied if whole else refused, begin, now(), push.number, origin, late if whole else -1)
-        return whole
-
-    entry.take = taken
-
-
-def _names(lane: Lane) -> tuple[int, int]:
-    return lane.name("apply", "apply"), lane.name("refuse", "apply")
-
-
-# --- the coordinator ----------------------------------------------------------------------------------------------------------
-
-
-def coordinator(player: Coordinator, lane: Lane, evaluations: Lane, checkpoints: Lane) -> None:
-    """Trace the coordinator: rounds in which it heard something, and when an evaluation or a checkpoint was under way."""
-    run_of(lane, player)
-    name, tick = lane.name("round", "coordinate"), player.tick
-
-    def ticked() -> None:
-        news, begin = player.news, lane.now()
-        tick()
-        if player.news != news:
-            lane.add(name, begin, lane.now())
-
-    player.tick = ticked
-    asks, writes = player.duties.evaluation, player.duties.checkpoints
-    during(evaluations, evaluations.name("evaluation", "evaluate"), (asks, "ask", "act"), lambda: asks.running)
-    during(checkpoints, checkpoints.name("checkpoint", "checkpoint"), (writes, "begin", "act"), lambda: writes.writing)

@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,17 @@ _STEP = SPAN.itemsize
 _MORE = ["(more names)", "wait"]
 
 
+class Sampling(NamedTuple):
+    """One gradient, one fetch and one push in how many are spans."""
+
+    steps: int = 1
+    fetches: int = 1
+    pushes: int = 1
+
+
+WHOLE = Sampling()
+
+
 def trace_of(config: Config) -> Path:
     """Return the path of the folder of a run's trace."""
     return config.output(".trace")
@@ -69,12 +80,15 @@ class Lane:
         Is told in a sentence why fewer are kept.
     idle
         Whether a rest is a span; where all roles take turns it is not.
+    sampling
+        What is left out.
     """
 
     def __init__(
-        self, path: Path, about: dict[str, Any], spans: int, now: Callable[[], int], say: Callable[[str], None], idle: bool = True
-    ) -> None:
-        self.path, self.now, self._say, self._idle = path, now, say, idle
+        self, path: Path, about: dict[str, Any], spans: int, now: Callable[[], int], say: Callable[[str], None],
+        idle: bool = True, sampling: Sampling = WHOLE,
+    ) -> None:  # fmt: skip
+        self.path, self.now, self._say, self._idle, self.sampling = path, now, say, idle, sampling
         self._size = HEAD + spans * SPAN.itemsize
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -89,7 +103,7 @@ class Lane:
         # Records from here to `_end`; there the ring grows, or begins again.
         self._at, self._end, self._wrapped = HEAD, HEAD + _whole(min(self._size - HEAD, _FIRST)), False
         self._put, self._text, self._names = _PUT, 0, {}
-        self._line({"format": _FORMAT, **about})
+        self._line({"format": _FORMAT, "sampling": sampling, **about})
         self._line([1, *_MORE])
 
     def name(self, text: str, category: str) -> int:
@@ -193,7 +207,7 @@ class Trace:
     about
         What every lane says: the host; `offset` and `error`, what is added to its clock to get the coordinator's, and by how much
         that may be wrong, ns.
-    now, say, idle
+    now, say, idle, sampling
         See `Lane`.
 
     Attributes
@@ -203,10 +217,11 @@ class Trace:
     """
 
     def __init__(
-        self, config: Config, about: dict[str, Any], now: Callable[[], int], say: Callable[[str], None], idle: bool = True
-    ) -> None:
+        self, config: Config, about: dict[str, Any], now: Callable[[], int], say: Callable[[str], None],
+        idle: bool = True, sampling: Sampling = WHOLE,
+    ) -> None:  # fmt: skip
         self._folder, self._spans, self._about = trace_of(config), config.record.spans, about
-        self._ways = (now, say, idle)
+        self._ways = (now, say, idle, sampling)
         self.lanes: dict[int, dict[str, Lane]] = {}
 
     def open(self, rank: int, name: str, track: str, **about: Any) -> None:

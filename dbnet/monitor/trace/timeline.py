@@ -77,7 +77,7 @@ class TraceView:
     begin, end
         From the first span to the last, ns.
     seconds
-        Of each rank, by category, without what lies within.
+        Of each rank, by category, without what lies within; what was left out is taken to be like what was not.
     flows, backward
         Pushes whose application is there; those that seem to be applied before they were sent.
     """
@@ -108,9 +108,11 @@ class TraceView:
 
     @property
     def clocks(self) -> str:
-        """How the clocks were aligned, in a sentence; after `write` also whether the flows bear it out."""
+        """What was left out, and how the clocks were aligned; after `write` also whether the flows bear it out."""
         error = max(lane.about["error"] for lane in self.lanes)
         said = f"Clocks of the hosts aligned at the start, to {error / 1e3:.0f} us." if error else "One clock."
+        if (steps := self.lanes[0].about["sampling"][0]) > 1:
+            said = f"One step in {steps}. {said}"
         return said + f" {self.backward:,} flows seem to go back in time: the clocks drifted." * (self.backward > 0)
 
     @property
@@ -159,7 +161,12 @@ class TraceView:
         yield from (begins[i] if i >= 0 else ends[~i] for i in nested.order)
 
     def _account(self, lane: LaneFile, nested: Nest) -> None:
-        spent = np.bincount(_categories(lane), nested.alone, len(CATEGORIES) + 1)[1:] / 1e9
+        categories, (steps, fetches, pushes) = _categories(lane), lane.about["sampling"]
+        sampled = {"compute": steps, "exchange": steps, "fetch": fetches, "push": pushes, "apply": pushes}
+        times = np.array([0, *(sampled.get(category, 1) for category in CATEGORIES)])[categories]
+        # What a batch method asks of a shard is never left out.
+        times[lane.spans["number"] < 0] = np.where(categories == 1 + CATEGORIES.index("apply"), 1, times)[lane.spans["number"] < 0]
+        spent = np.bincount(categories, nested.alone * times, len(CATEGORIES) + 1)[1:] / 1e9
         # What was under way at the coordinator took nobody's time.
         if not lane.about.get("beside"):
             mine = self.seconds[lane.about["rank"]]

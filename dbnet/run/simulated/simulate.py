@@ -119,7 +119,7 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()})
     display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
     now = {"host": "simulated", "offset": 0, "error": 0}, lambda: round(1e9 * world.time.now)
-    trace = roles.open_trace(ready, range(topology.size), *now, display.warn)
+    trace = roles.open_trace(ready, range(topology.size), *now, display.warn, free=True)
     coordinator = roles.coordinator(ready, world, record, display)
     players, servers = {0: roles.traced(trace, 0, coordinator)}, {0: _COORDINATOR_LOOKS}
     for shard in range(topology.shards):

@@ -144,7 +144,7 @@ def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Pa
     (folder / "fatal.py").write_text((ROOT / "tests" / "support" / "gain.py").read_text() + FATAL.format(rank=1 + SHARDS + 1))
     shape = ("topology.partitions=2", "topology.replicas=2", "topology.spares=1", 'model.modules=["fatal.py"]')
     layers = 'model.layers=[{kind="fatal"}, {kind="dense", units=16, activation="sigmoid"}, {kind="dense", units=10}]'
-    job = Hurt(folder, *shape, layers, "stop.epochs=8", "record={schedule=true, trace=true}")
+    job = Hurt(folder, *shape, layers, "stop.epochs=8", "record={schedule=true, trace=true, steps=1}")
     COUNTS["partitions killed"] += 1
     job.end().good()
     assert "Replica 0 is lost: no sign of life (partition" in job.out and "replica 2 takes over" in job.out

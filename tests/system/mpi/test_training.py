@@ -63,7 +63,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
             "sgd-momentum": ["method.kind=sgd", "rule={kind='momentum', rate=0.1}", "method.slot=256", *two_shards],
             "shards": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", *two_shards],
             "replicas": two_replicas,
-            "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", "record.trace=true", *two_replicas],
+            "overlap": ["method.overlap=true", "method.slot=4096", "method.slots=3", "record={trace=true, steps=1}", *two_replicas],
             "tally-overlap": [*sums.overrides(small), "method.overlap=true", "method.n_push=3", *two_replicas],
             "overlap-seldom": [
                 "method.overlap=true",
@@ -89,7 +89,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
         {
             "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", "topology.shards=4", "topology.replicas=1"],
             "wide": shape,
-            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record={schedule=true, trace=true}", *shape],
+            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record={schedule=true, trace=true, steps=1}", *shape],
             "tally": [*sums.overrides(small), *shape],
             "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", "record.schedule=true", *shape],
@@ -97,7 +97,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
                 "rule={kind='adam', rate=0.02}",
                 "method.slot=512",
                 "method.n_push=2",
-                "record={schedule=true, trace=true}",
+                "record={schedule=true, trace=true, steps=1}",
                 *falls,
                 *halves,
             ],
