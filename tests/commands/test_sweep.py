@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,9 +21,12 @@ import pytest
 from finished import ROOT, Finished
 
 import dbnet as package
+from dbnet.commands.training import state
 from dbnet.commands.training.grid import GridPoint, grid, split_values
+from dbnet.commands.training.state import alone
 from dbnet.commands.training.worker import Answer, WorkerProcess
 from dbnet.core.config import load
+from dbnet.core.errors import UserError
 from dbnet.core.registry import FAMILIES
 
 Command = Callable[..., Finished]
@@ -147,6 +151,53 @@ def test_runs_are_trained_once_and_compared(run_file: Path, dbnet: Command, monk
     assert before == {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     rows = json.loads(dbnet("sweep", run_file, "run.seed=1..3", "rule.rate=0.1", "stop.epochs=1", "--json", "--list").out)
     assert [(row["settings"], row["runs"], row["of"]) for row in rows] == [({}, 2, 3)]
+
+
+def test_threads_are_at_most_a_runs_share_of_the_cores(run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    for asked, fix in ((2, "give --jobs 1"), (3, "make it at most 2")):
+        done = dbnet("sweep", run_file, "run.seed=1..3", f"run.threads=1,{asked}", "--jobs", 2)
+        assert done.code == 2 and done.out == "" and not Path("out").exists()
+        assert done.err == f"dbnet: run.threads = {asked}, but with 2 runs at once each has 1 of the 2 cores here; {fix}.\n"
+
+
+def test_a_lock_whose_name_is_taken_away_at_any_moment(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sweep may end between any two looks at it: here while this one is refused, and before it compares."""
+    path, held, said, tries = place / ".a.sweep", state.fcntl.flock, [], []
+
+    def flock(number: int, how: int) -> None:
+        tries.append(number)
+        if len(tries) == 1:
+            os.pwrite(number, b"process 7 on there\n", 0)
+        if len(tries) < 3:
+            path.unlink()
+        if len(tries) == 1:
+            raise BlockingIOError
+        held(number, how)
+
+    monkeypatch.setattr(state.fcntl, "flock", flock)
+    with alone(place, "a", said.append, lambda: False):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+    assert len(tries) == 3 and not path.exists()
+    assert said == [f"Another sweep of 'a' in '{place}' has not ended (process 7 on there); this one begins then."]
+
+
+@pytest.mark.parametrize(("module", "name", "number", "said"), [
+    ("os", "open", errno.EACCES, "cannot be opened (Permission denied); it may be another user's: change run.name or run.folder."),
+    ("fcntl", "flock", errno.ENOLCK, "cannot be locked (No locks available); set run.folder to a disk that has locks."),
+    ("fcntl", "flock", errno.EOPNOTSUPP, "cannot be locked (Operation not supported); set run.folder to a disk that has locks."),
+])  # fmt: skip
+def test_a_lock_that_cannot_be_had(
+    module: str, name: str, number: int, said: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(state, module), name, fail)
+        with pytest.raises(UserError) as raised, alone(place, "a", lambda _: None, lambda: False):
+            pass
+    assert str(raised.value).startswith(f"'{place}/.a.sweep'") and str(raised.value).endswith(said)
 
 
 def test_a_signal_stops_a_sweep(run_file: Path, dbnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:

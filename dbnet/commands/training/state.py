@@ -97,18 +97,21 @@ def alone(folder: Path, name: str, say: Callable[[str], None], stopped: Callable
     """
     path, waits = folder / f".{name}.sweep", False
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        os.set_inheritable(number, True)
+        number = _opened(path)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it may have taken the name away since.
-            if path.exists() and os.fstat(number).st_ino == path.stat().st_ino:
+            if _is(path, number):
                 break
         except BlockingIOError:
             if not waits:
-                say(f"Another sweep of '{name}' in '{folder}' has not ended ({path.read_text().strip()}); this one begins then.")
+                # The name may be gone by now; what is open stays.
+                whose = os.pread(number, 200, 0).decode(errors="replace").strip() or "it has just begun"
+                say(f"Another sweep of '{name}' in '{folder}' has not ended ({whose}); this one begins then.")
             waits = True
             time.sleep(0.1)
+        except OSError as error:
+            os.close(number)
+            raise UserError(f"'{path}' cannot be locked ({error.strerror}); set run.folder to a disk that has locks.") from None
         os.close(number)
         if stopped():
             raise KeyboardInterrupt
@@ -116,6 +119,27 @@ def alone(folder: Path, name: str, say: Callable[[str], None], stopped: Callable
         os.ftruncate(number, 0)
         os.write(number, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
-        path.unlink()
+        path.unlink(missing_ok=True)
     finally:
         os.close(number)
+
+
+def _opened(path: Path) -> int:
+    """Return the open file of a sweep's lock, which processes that are started inherit."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"'{path}', the lock of a sweep, cannot be opened ({error.strerror}); it may be another user's: change run.name or "
+            "run.folder."
+        ) from None
+    os.set_inheritable(number, True)
+    return number
+
+
+def _is(path: Path, number: int) -> bool:
+    """Return whether an open file still has its name: whoever had the lock may have taken it away since."""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False

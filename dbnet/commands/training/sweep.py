@@ -86,6 +86,8 @@ def run_sweep(options: argparse.Namespace) -> int:
                 )
             )
         return _conclude(options, points, found, {})
+    if not options.mpi:
+        _require_cores(options.jobs, points)
     make_folder(points[0].config)
     with Interrupt() as interrupt:
         folder = Path(points[0].config.run.folder)
@@ -94,6 +96,15 @@ def run_sweep(options: argparse.Namespace) -> int:
             failed, stopped = Sweep(options, points, found, interrupt).run()
             found = states(points, options.mpi, lambda sentence: None)
     return _conclude(options, points, found, failed, stopped)
+
+
+def _require_cores(jobs: int, points: Sequence[GridPoint]) -> None:
+    """Refuse more threads than a run's share of the cores: UserError."""
+    count, cores = min(jobs, len(points)), len(os.sched_getaffinity(0))
+    each, most = max(1, cores // count), max(point.config.run.threads or 1 for point in points)
+    if most > each:
+        fix = f"give --jobs {cores // most}" if most <= cores else f"make it at most {cores}"
+        raise UserError(f"run.threads = {most}, but with {count} runs at once each has {each} of the {cores} cores here; {fix}.")
 
 
 def _script(options: argparse.Namespace, points: Sequence[GridPoint]) -> str:
