@@ -88,6 +88,8 @@ def test_software_with_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = {finding.subject: finding for finding in software.findings(tmp_path)}
     assert (found["BLAS"].state, found["packages"].state, found["HDF5"].state) == (SLOW, BROKEN, OK)
     assert "no_such_package is missing" in found["packages"].said and "DBNET_CACHE" in found["kernels"].fix
+    nowhere = {finding.subject: finding for finding in software.findings(tmp_path / "none")}["HDF5"]
+    assert nowhere.state == OK and "not tried, as nothing can be written in " in nowhere.said
     assert not list(tmp_path.iterdir())
 
 

@@ -105,7 +105,12 @@ def _hdf5(folder: Path) -> Finding:
     import h5py
 
     said = f"{h5py.version.hdf5_version}, h5py {h5py.__version__}"
-    with tempfile.TemporaryDirectory(prefix=".dbnet-doctor-", dir=folder) as place:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".dbnet-doctor-", dir=folder)
+    except OSError:
+        # The line "disk" says what to do.
+        return Finding("HDF5", OK, f"{said}; not tried, as nothing can be written in {folder}")
+    with made as place:
         path, values = Path(place) / "small.h5", np.arange(1000.0)
         with hdf5(path, "latest") as file:
             file["values"] = values
