@@ -25,7 +25,7 @@ from dbnet.core.files import refuse_taken, writing
 from dbnet.core.ranges import flatten, size_of
 from dbnet.core.registry import is_running, named, run_module
 from dbnet.data.batches import Batches
-from dbnet.data.file import DataFile, Examples, read_inputs
+from dbnet.data.file import DataFile, Examples, read_inputs, variance
 from dbnet.data.predictions import check, predictions, write
 from dbnet.data.preparation import Normalization, suited
 from dbnet.network.model import footprint
@@ -121,8 +121,7 @@ class Judge:
         """Return in words what the loss says besides of vectors; nothing for labels."""
         if batches.target.ndim == 1 or not len(batches):
             return ""
-        variance = float(batches.part.y.astype(np.float64).var(axis=0).sum())
-        return self.model.loss.words(score.test_loss, self.checkpoint.data["outputs"], variance)
+        return self.model.loss.words(score.test_loss, self.checkpoint.data["outputs"], variance(batches.part.y))
 
     def outputs(self, batches: Batches) -> np.ndarray:
         """Return this rank's own output units [n, units] for each example."""
