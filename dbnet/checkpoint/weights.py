@@ -139,7 +139,7 @@ class Weights:
         try:
             yield
         except (*UNREADABLE, *_DAMAGED) as error:
-            raise UserError(f"'{self.path}' cannot be read ({words(error)}); export it again.") from None
+            raise UserError(f"'{self.path}' cannot be read ({words(error)}); save it again.") from None
 
     def read(self, name: str, part: Range, out: np.ndarray) -> None:
         """Read a range of the flat vector into `out` [part.size]; `name` is "params", as there is nothing else."""

@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_one_sentence(trained: str, run_file: Path, dbnet: 
         "lacks.safetensors": "lacks the array '0.dense.W' (16, 64) of the network; it holds '",
         "more.safetensors": "holds 'more', which the network has not; its arrays are '0.dense.W', '0.dense.b', '1.dense.W'",
         "shape.safetensors": "'0.dense.W' has shape (64, 16), in the network (16, 64); use a file of this network",
-        "nan.safetensors": "cannot be read ('0.dense.W' holds values that are not finite); export it again",
+        "nan.safetensors": "cannot be read ('0.dense.W' holds values that are not finite); save it again",
         "integers.npz": "'0.dense.W' is int64; use float16, float32 or float64",
         "columns.npz": "'0.dense.W' is stored by columns; save numpy.ascontiguousarray of it",
         "cut.safetensors": "it is cut off in '",
