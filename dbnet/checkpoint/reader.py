@@ -206,9 +206,14 @@ def require_data(point: Checkpoint, data: DataFile) -> None:
         raise UserError(f"'{point.path}' was made with {found}; {advice}.")
     if point.data["labels"] != data.labels:
         raise UserError(f"'{point.path}' was made with other training labels than those of '{data.path}'; {advice}.")
-    then, now = Normalization.of(point.data.get("normalization"), data.shape), data.normalization
-    if not (then is now is None or (then is not None and then.same(now))):
+    if not alike(point, data):
         raise UserError(f"'{point.path}' was made with data that were normalized in another way than '{data.path}'; {advice}.")
+
+
+def alike(point: Checkpoint, data: DataFile) -> bool:
+    """Return whether a checkpoint's data were normalized by the same numbers as these, or neither were."""
+    then, now = Normalization.of(point.data.get("normalization"), data.shape), data.normalization
+    return now is None if then is None else then.same(now)
 
 
 def resolved(path: str | Path) -> Path:

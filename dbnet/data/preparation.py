@@ -6,8 +6,8 @@ channel):
     x' = (scale x - mean) / spread
 
 The numbers are in the file, /normalize/mean and /normalize/spread with the attribute scale, and go from there into every
-checkpoint: a network that was trained on normalized data normalizes raw ones by the same numbers. A unit that never changes has
-spread 1.
+checkpoint: a network that was trained on normalized data normalizes raw ones by the same numbers. What never changes over the
+training set, or by less than 1e-6 of its largest value, has spread 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dbnet.core.errors import UserError
 
 HOW = ("no", "unit", "map")
 _ROWS = 4096
+_CONSTANT = 1e-6
 
 
 class Normalization(NamedTuple):
@@ -132,8 +133,12 @@ def normalized(contents: dict[str, Any], how: str) -> dict[str, Any]:
     pieces = [x[lo : lo + _ROWS].reshape(-1, *shape) for lo in range(0, len(x), _ROWS)]
     mean = sum((scale * piece.astype(np.float64)).sum(axis=axes) for piece in pieces) / max(1, count)
     square = sum(((scale * piece.astype(np.float64) - mean) ** 2).sum(axis=axes) for piece in pieces) / max(1, count)
-    spread = np.sqrt(square).astype(np.float32)
-    made = Normalization(scale, mean.astype(np.float32), np.where(spread > 0, spread, np.float32(1)))
+    lowest, highest = (np.min([p.min(axis=axes) for p in pieces], axis=0), np.max([p.max(axis=axes) for p in pieces], axis=0))
+    largest = abs(scale) * np.maximum(abs(lowest.astype(np.float64)), abs(highest.astype(np.float64)))
+    # Sums are not exact: the spread of a constant is rounding, by which nothing must be divided.
+    constant = (lowest == highest) | (np.sqrt(square) <= _CONSTANT * largest)
+    spread = np.where(constant, 1, np.sqrt(square)).astype(np.float32)
+    made = Normalization(scale, mean.astype(np.float32), spread)
     out = {**contents, "scale": 1.0, "normalize/mean": made.mean, "normalize/spread": made.spread, "normalize.scale": scale}
     for name in [name for name in contents if name.endswith("/x")]:
         part = contents[name]

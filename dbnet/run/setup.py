@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dbnet.checkpoint.reader import Checkpoint, require_data
+from dbnet.checkpoint.reader import Checkpoint, alike, require_data
 from dbnet.checkpoint.weights import begun
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Window
@@ -171,6 +171,12 @@ class Setup:
         config, examples, replicas = self.config, self.data.sizes["train"], self.config.topology.replicas
         idle = replicas - examples
         out = [*self.data.doubts, *config.method.doubts(config, examples)]
+        origin = None if self.checkpoint is not None or config.run.start is None else begun(config.run.start, self.model)
+        if isinstance(origin, Checkpoint) and not alike(origin, self.data):
+            out.append(
+                f"run.start: '{config.run.start}' was trained on data that were normalized in another way than '{self.data.path}', "
+                "so its parameters meet other inputs here; prepare the data as those were."
+            )
         if idle > 0:
             out.append(
                 f"topology.replicas = {replicas} is more than the {examples} training examples: {idle} have nothing to train on."

@@ -14,6 +14,7 @@ from PIL import Image
 import dbnet as api
 from dbnet.core.errors import UserError
 from dbnet.data.file import DataFile, write
+from dbnet.data.formats import images
 from dbnet.data.formats.images import Images
 from dbnet.data.formats.npz import Npz
 from dbnet.data.preparation import Normalization, held_out, normalized, suited
@@ -98,15 +99,58 @@ def test_images_that_were_not_scaled_are_doubted(place: Path) -> None:
         ({"x": X, "y": np.arange(5)}, "not of one number of examples"),
         ({"a": X, "b": X}, "holds a, b; name the arrays x_train and y_train"),
         ({"x": X, "y": np.array([None] * 6)}, "holds objects of Python, which would have to be run"),
-        ({"x": X, "y": np.zeros((6, 2, 2))}, r"y has shape \(6, 2, 2\)"),
+        ({"x": X, "y": np.zeros((6, 2, 2))}, r"y of train has shape \(6, 2, 2\)"),
         ({"x": X + 1j, "y": np.arange(6)}, "x of train is complex64; it must hold numbers"),
         ({"x": np.array(["a"] * 6), "y": np.arange(6)}, "it must hold numbers"),
         ({"x": X, "y": np.zeros((6, 2), int)}, "no one-hot vectors"),
+        ({"x": X[:0], "y": np.zeros(0, int)}, "no training examples"),
+        ({"x": X[:0], "y": np.zeros((0, 3))}, "no training examples"),
     ],
 )
 def test_arrays_that_are_no_data_are_refused(arrays: dict[str, Any], said: str, place: Path) -> None:
     with pytest.raises(UserError, match=said):
         saved(place, **arrays).read()
+
+
+SIX, SOFT = np.arange(6), np.full((6, 3), 1 / 3)
+HOT = np.eye(3)[SIX % 3]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "how", "said"),
+    [
+        (HOT, SIX % 3, "auto", r"y of train holds one-hot vectors of 3, y of test does not \(shape \(6,\)\)"),
+        (HOT, SOFT, "auto", "y of train holds one-hot vectors of 3, y of test does not .*--targets values"),
+        (HOT, np.eye(4)[SIX % 4], "labels", "y of train holds one-hot vectors of 3, y of test does not"),
+        (SIX, HOT, "auto", "y of train holds integers, y of test floats"),
+        (SIX, np.array(list("abcabc")), "auto", "y of train holds integers, y of test texts"),
+        (np.array(list("abcabc")), SIX, "labels", "y of train holds texts, y of test integers"),
+        (SIX, SIX + 0.5, "auto", "y of train holds integers, y of test floats"),
+        (SIX * 1.0, np.array([0, 1, 2, np.nan, 4, 5]), "labels", "y of test holds labels that are no finite numbers"),
+        (np.array([0, 1, np.inf, 0, 1, 1]), SIX * 1.0, "labels", "y of train holds labels that are no finite numbers"),
+        (SIX + 0.5, np.array(list("abcabc")), "values", "y of test holds texts"),
+        (SOFT, SOFT[:, :2], "auto", "y of train has 3 values an example, y of test 2"),
+    ],
+)  # fmt: skip
+def test_parts_of_different_kinds_are_refused(train: np.ndarray, test: np.ndarray, how: str, said: str, place: Path) -> None:
+    mine = saved(place, x_train=X, y_train=train, x_test=X, y_test=test).model_copy(update={"targets": how})
+    with pytest.raises(UserError, match=said):
+        mine.read()
+
+
+def test_parts_of_one_kind_may_have_other_types(place: Path) -> None:
+    one_hot = saved(place, x_train=X, y_train=HOT, x_test=X, y_test=HOT.astype("u1")).read()
+    assert one_hot["test/y"].tolist() == [0, 1, 2, 0, 1, 2] and one_hot["classes"] == 3
+    columns = saved(place, x_train=X, y_train=SIX[:, None], x_test=X, y_test=SIX.astype("u1")).read()
+    assert columns["train/y"].tolist() == columns["test/y"].tolist() == SIX.tolist()
+    soft = saved(place, x_train=X, y_train=SOFT, x_test=X, y_test=HOT).read()
+    assert np.array_equal(soft["test/y"], HOT) and "classes" not in soft
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-60, 1e60, np.nan])
+def test_a_scale_that_takes_all_is_refused(scale: float, place: Path) -> None:
+    with pytest.raises(UserError, match=r"^--scale \S+ is not a scale"):
+        saved(place, x=X, y=SIX).model_copy(update={"scale": scale}).read()
 
 
 @pytest.mark.parametrize(("raw", "said"), [(b"", "not a .npz"), (b"PK\3\4", "cannot be|can be read"), (None, "No file")])
@@ -159,6 +203,19 @@ def test_images_of_parts_sizes_and_kinds(place: Path) -> None:
     assert Images(folder="im", size="2x3", colour="rgb").read()["train/x"].shape == (2, 2, 3, 3)
     with pytest.raises(UserError, match=r"'im/train/b/1.png' has 4 x 4 pixels \(rows x columns\), others have 4 x 12; say --size"):
         Images(folder="im").read()
+
+
+@pytest.mark.parametrize("size", ["", "64"])
+def test_images_that_do_not_fit_into_memory_are_refused(size: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        pixels(f"im/cat/{name}.png", np.full((64, 64, 3), 7, "u1"))
+    # Two more while one is read.
+    needed = 5 * 64 * 64 * 3
+    monkeypatch.setattr(images, "_free", lambda: needed - 1, raising=False)
+    with pytest.raises(UserError, match=r"^'im': 3 images of 64 x 64 x 3 bytes need 0.0 GiB, of which 0.0 are free.*--size"):
+        Images(folder="im", size=size).read()
+    monkeypatch.setattr(images, "_free", lambda: needed, raising=False)
+    assert (Images(folder="im", size=size).read()["train/x"] == np.full((3, 64, 64, 3), 7)).all()
 
 
 def test_folders_that_are_no_data_are_refused(place: Path) -> None:
@@ -219,6 +276,28 @@ def test_normalized_inputs_have_mean_0_and_spread_1(how: str, shape: tuple[int, 
     assert not normalized({"train/x": np.full((9, 3), 7.0), "train/y": np.zeros(9)}, "unit")["train/x"].any()
 
 
+@pytest.mark.parametrize("how", ["unit", "map"])
+@pytest.mark.parametrize(
+    ("constant", "other", "scale"),
+    [(np.uint8(7), np.uint8(9), 1 / 255), (np.float32(0.1), np.float32(0.6), 1.0), (np.float64(0.1), np.float64(-0.4), 1.0)],
+)
+def test_inputs_that_never_change_are_not_blown_up(constant: Any, other: Any, scale: float, how: str) -> None:
+    """Their sums are not exact, so their spread is not quite 0."""
+    x, y = np.full((1003, 3, 7, 2), constant), np.zeros(1003, int)
+    read = normalized({"train/x": x, "train/y": y, "test/x": np.full_like(x[:5], other), "test/y": y[:5], "scale": scale}, how)
+    assert (read["normalize/spread"] == 1).all()
+    np.testing.assert_allclose(read["train/x"], 0, atol=1e-7)
+    np.testing.assert_allclose(read["test/x"], scale * (float(other) - float(constant)), rtol=1e-5)
+
+
+def test_what_rounding_alone_changes_counts_as_never_changing() -> None:
+    x = np.full((1000, 2), 0.1, np.float32)
+    x[::2, 0] = np.nextafter(np.float32(0.1), np.float32(1))
+    x[::2, 1] = 0.1001
+    read = normalized({"train/x": x, "train/y": np.zeros(1000, int)}, "unit")
+    assert read["normalize/spread"][0] == 1 and abs(read["train/x"][:, 1]).max() == pytest.approx(1, rel=1e-2)
+
+
 # --- used ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +350,9 @@ def test_a_network_normalizes_raw_data_as_its_training_data_were(how: str, run_t
     assert "normalized by other numbers than the training data" in dbnet("evaluate", point, "other.h5", "--part", "train").err
     again = ["train", run_toml, "data.path=raw.h5", "stop.epochs=1"]
     assert "data that were normalized in another way than 'raw.h5'" in dbnet(*again, "--resume", point).err
+    begun = dbnet(*again, "run.name=begun", f"run.start={point}")
+    said = f"run.start: '{point}' was trained on data that were normalized in another way than 'raw.h5'"
+    assert begun.code == 0 and (begun.out + begun.err).count(said) == 1
     assert dbnet(*again, "run.name=raw").code == 0
     assert "is normalized, but the training data were not" in dbnet("predict", "out/raw.checkpoint.h5", "d.h5", "p.csv").err
 
@@ -297,7 +379,8 @@ REFUSED = {
     "--test 0.001": "--test: that share of 60 training examples leaves none on one side",
     "--holdout-seed -1": "--holdout-seed -1 is not a whole number",
     "--normalize all": "--normalize: invalid choice: 'all'",
-    "--targets values": "y holds texts (<U5), which cannot be values; take --targets labels",
+    "--targets values": "y of train holds texts (<U5), which cannot be values; take --targets labels",
+    "--scale 0": "--scale 0 is not a scale",
     "--channels up": "data.channels = 'up' is not allowed: it must be 'last' or 'first'",
 }
 

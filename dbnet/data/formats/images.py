@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -95,12 +96,31 @@ class Images(Format):
                 raise UserError(f"'{place}' has the class '{strange[0]}', which '{parts['train']}' does not have.")
             found[part] = [(path, names.index(folder.name)) for folder in folders(place) for path in files(folder)]
         grey = self.colour == "grey" or (self.colour == "auto" and all(_grey(path) for some in found.values() for path, _ in some))
+        if size is None:
+            size = next(_loaded([found["train"][0][0]], None, False, grey)).shape[:2]
+        shape = (*size, 1 if grey else 3)
+        self._check_memory(sum(map(len, found.values())), shape)
         for part, some in found.items():
-            images = list(_loaded([path for path, _ in some], size, fits, grey))
-            size = size or images[0].shape[:2]
-            out[f"{part}/x"] = np.stack(images)
+            x = out[f"{part}/x"] = np.empty((len(some), *shape), np.uint8)
+            for row, image in enumerate(_loaded([path for path, _ in some], size, fits, grey)):
+                x[row] = image
             out[f"{part}/y"] = np.array([label for _, label in some], np.int64)
         return {**out, "classes": len(names), "class_names": names}
+
+    def _check_memory(self, count: int, shape: tuple[int, ...]) -> None:
+        """Raise UserError where all images, and two more while one is read, do not fit into memory."""
+        needed, free = (count + 2) * prod(shape), _free()
+        if needed > free:
+            raise UserError(
+                f"'{self.folder}': {count} images of {' x '.join(map(str, shape))} bytes need {needed / 2**30:,.1f} GiB, of which "
+                f"{free / 2**30:,.1f} are free; take {'a smaller' if self.size else 'a'} --size, like 64, or fewer images."
+            )
+
+
+def _free() -> int:
+    """Return the bytes of memory that this machine can give without swapping."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
 
 
 def _pillow() -> Any:

@@ -10,6 +10,7 @@ order and keep their names; floats are values to be learned with the squared los
 from __future__ import annotations
 
 import zipfile
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,8 @@ from dbnet.core.errors import UserError
 from dbnet.data.formats.base import Format
 
 _PARTS = ("train", "test", "validation")
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_KINDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "floats", "U": "texts", "S": "texts as bytes"}
 
 
 def read_npz(path: str) -> dict[str, np.ndarray]:
@@ -83,29 +86,59 @@ def targets(parts: dict[str, np.ndarray], how: str) -> tuple[dict[str, np.ndarra
     Raises
     ------
     UserError
-        They are neither, or it is not clear which.
+        They are neither, or not the same in every part, or it is not clear which.
     """
+    for part, y in parts.items():
+        if y.ndim not in (1, 2) or y.dtype.kind not in _KINDS:
+            raise UserError(f"y of {part} has shape {y.shape}, type {y.dtype}; give labels [examples] or values [examples, units].")
     y = parts["train"]
-    one_hot = y.ndim == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
-    if y.ndim not in (1, 2) or y.dtype.kind not in "biufUS":
-        raise UserError(f"y has shape {y.shape} and type {y.dtype}; give labels [examples] or values [examples, units].")
+    if how != "values" and _one_hot(y):
+        for part, v in parts.items():
+            if not _one_hot(v) or v.shape[1] != y.shape[1]:
+                raise UserError(
+                    f"y of train holds one-hot vectors of {y.shape[1]}, y of {part} does not (shape {v.shape}); save labels "
+                    "[examples] in both, or take --targets values if they are vectors of values."
+                )
+        return {part: v.argmax(axis=1).astype(np.int64) for part, v in parts.items()}, [str(k) for k in range(y.shape[1])]
     if how == "auto" and y.dtype.kind == "f" and y.ndim == 1 and len(np.unique(y)) <= 100 and (y == np.floor(y)).all():
         raise UserError(
             f"y holds {len(np.unique(y))} different whole numbers as {y.dtype}: say --targets labels if they are classes, "
             "--targets values if they are to be predicted as numbers."
         )
-    labels = how == "labels" or (how == "auto" and (one_hot or y.dtype.kind in "biuUS"))
-    if not labels:
-        if y.dtype.kind in "US":
-            raise UserError(f"y holds texts ({y.dtype}), which cannot be values; take --targets labels.")
-        return {part: np.asarray(v, np.float64 if v.dtype == np.float64 else np.float32).reshape(len(v), -1)
-                for part, v in parts.items()}, None  # fmt: skip
-    if one_hot:
-        return {part: v.argmax(axis=1).astype(np.int64) for part, v in parts.items()}, [str(k) for k in range(y.shape[1])]
-    if any(v.ndim == 2 and v.shape[1] == 1 for v in parts.values()):
-        parts = {part: v.reshape(-1) for part, v in parts.items()}
-    if any(v.ndim != 1 for v in parts.values()):
-        raise UserError(f"y has shape {y.shape}, and its rows are no one-hot vectors; labels are [examples].")
+    for part, v in parts.items():
+        if how != "values" and _KINDS[v.dtype.kind] != _KINDS[y.dtype.kind]:
+            raise UserError(
+                f"y of train holds {_KINDS[y.dtype.kind]}, y of {part} {_KINDS[v.dtype.kind]}; save both in one type"
+                f"{'' if {v.dtype.kind, y.dtype.kind} & set('US') else ', or take --targets values'}."
+            )
+    return _values(parts) if how == "values" or (how == "auto" and y.dtype.kind == "f") else _labels(parts)
+
+
+def _one_hot(y: np.ndarray) -> bool:
+    hot = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biuf"
+    return hot and bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def _values(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], None]:
+    out = {}
+    for part, v in parts.items():
+        if v.dtype.kind in "US":
+            raise UserError(f"y of {part} holds texts ({v.dtype}), which cannot be values; take --targets labels.")
+        out[part] = np.asarray(v, np.float64 if v.dtype == np.float64 else np.float32).reshape(len(v), prod(v.shape[1:]))
+        if out[part].shape[1] != out["train"].shape[1]:
+            raise UserError(
+                f"y of train has {out['train'].shape[1]} values an example, y of {part} {out[part].shape[1]}; give both the same."
+            )
+    return out, None
+
+
+def _labels(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    parts = {part: v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for part, v in parts.items()}
+    for part, v in parts.items():
+        if v.ndim != 1:
+            raise UserError(f"y of {part} has shape {v.shape}, and its rows are no one-hot vectors; labels are [examples].")
+        if v.dtype.kind == "f" and not np.isfinite(v).all():
+            raise UserError(f"y of {part} holds labels that are no finite numbers; leave those examples out.")
     known = np.unique(np.concatenate(list(parts.values())))
     if known.dtype.kind in "iu" and len(known) and int(known[0]) >= 0 and int(known[-1]) < 2 * len(known):
         # A class of which there is no example is still one.
@@ -131,10 +164,14 @@ class Npz(Format):
     name: str = Field(default="", description="name of the data set; default: that of the file")
 
     def read(self) -> dict[str, Any]:
+        if self.scale is not None and not _TINY <= abs(self.scale) <= _HUGE:
+            raise UserError(f"--scale {self.scale:g} is not a scale: in float32 it must be finite and not 0, like 0.01.")
         found = pairs(read_npz(self.file), self.file)
         for part, (x, y) in found.items():
             if not x.ndim or not y.ndim or len(x) != len(y):
                 raise UserError(f"'{self.file}': {part}: x {x.shape} and y {y.shape} are not of one number of examples.")
+        if not len(found["train"][0]):
+            raise UserError(f"'{self.file}' has no training examples; give x and y at least one row.")
         x = {part: inputs(both[0], f"x of {part}", self.channels == "first") for part, both in found.items()}
         if len({v.dtype for v in x.values()}) > 1:
             x = {part: v.astype(np.float32) for part, v in x.items()}
