@@ -17,6 +17,7 @@ _PUBLIC = {
     "Method": "methods.base",
     "Parameter": "network.layers.base",
     "Rule": "shards.rules.base",
+    "UserError": "core.errors",
     "__version__": "core.version",
     "kernel": "core.jit",
     "load": "run.inference",

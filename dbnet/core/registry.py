@@ -318,8 +318,8 @@ _RULES = {
     "literal_error": "it must be {expected}",
     "too_short": "it needs {min_length} or more",
     "too_long": "it takes {max_length} or fewer",
-    "tuple_type": "it must be a list, like [1, 2]",
-    "list_type": "it must be a list, like [1, 2]",
+    "tuple_type": "it must be a list, like [1, 2] or ['a.py']",
+    "list_type": "it must be a list, like [1, 2] or ['a.py']",
     "dict_type": "it must be a table, like {{kind = 'x'}}",
     "model_": "it must be a table, like {{key = 1}}",
 }

@@ -101,7 +101,7 @@ def make_folder(config: Config) -> None:
         raise UserError(f"The output folder '{folder}' is not writable; set run.folder to another.")
 
 
-def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
+def begin(config: Config, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Config, RunFile]:
     """Create the run file under the first name that is free; return the configuration with that name, and the file.
 
     A name is free where none of a run's outputs is there. Whoever creates the run file has the name, and one alone can: of runs
@@ -115,7 +115,7 @@ def begin(config: Config, about: dict[str, Any]) -> tuple[Config, RunFile]:
             for ending in (".h5", ".checkpoint.h5", ".checkpoints", ".schedule", ".tensorboard", ".trace", ".png")
         ):
             with suppress(FileExistsError):
-                return named, RunFile(named.output(".h5"), named, about)
+                return named, RunFile(named.output(".h5"), named, about, clock)
         number += 1
         name = f"{config.run.name}-{number}"
 

@@ -30,7 +30,7 @@ from dbnet.monitor.trace.lane import Trace
 from dbnet.network.replica import Replica
 from dbnet.run import roles
 from dbnet.run.outcome import Marker, Outcome, outcome
-from dbnet.run.setup import Setup, stopwatch
+from dbnet.run.setup import Setup
 from dbnet.run.signals import Interrupt
 from dbnet.run.starting import Starting
 from dbnet.shards.push import Receiver
@@ -102,6 +102,13 @@ def train_ranks(
     return done, () if broken else (window, starting)
 
 
+def _common_clock(comms: Communicators) -> Callable[[], float]:
+    """Return a clock that shows the same on all ranks, from host to host as well as half a round trip tells; it starts at 0 now."""
+    offset = communicators.clock_offset(comms.world, comms.node)[0]
+    start = comms.world.bcast(time.perf_counter_ns()) - offset
+    return lambda: 1e-9 * (time.perf_counter_ns() - start)
+
+
 def _open(
     ready: Setup, comms: Communicators, identity: str, threads: int, display: Display
 ) -> tuple[Setup, PartLog | None, Trace | None]:
@@ -143,7 +150,7 @@ class Rank:
     ) -> None:  # fmt: skip
         self._log, self.trace = log, trace
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
-        self.clock = self.due = stopwatch()
+        self.clock = self.due = _common_clock(comms)
         self.rank, self._watch = comms.world.rank, None
         topology, bound = ready.topology, ready.config.run.bound
         if topology.role(self.rank) is Role.COORDINATE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -165,11 +166,11 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
     jit.warm(config.model.dtype, reached(needs).__contains__, role is None)
 
 
-def open_record(ready: Setup, about: dict[str, Any]) -> tuple[Setup, RunFile]:
-    """Create the run file, and folders for a schedule and a trace; return the run with its name, and the file."""
+def open_record(ready: Setup, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Setup, RunFile]:
+    """Create the run file, whose rows wait by `clock`, and folders for schedule and trace; return the run with its name, too."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
-    config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size})
+    config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size}, clock)
     for folder in [schedule_of(config)] * ("schedule" in about) + [trace_of(config)] * config.record.trace:
         try:
             folder.mkdir()

@@ -181,7 +181,23 @@ class Setup:
             out.append(
                 f"topology.replicas = {replicas} is more than the {examples} training examples: {idle} have nothing to train on."
             )
+        if self._another_epoch:
+            out.append(
+                "An epoch has another number of updates than before (method.kind, minibatch, n_push, or how many replicas make a "
+                "step together), and rule.schedule goes by updates: the rate jumps. Set rule.schedule.length anew."
+            )
         return out
+
+    @property
+    def _another_epoch(self) -> bool:
+        """Whether a rate's schedule counts on with epochs of another length than those of the checkpoint."""
+        schedule = self.config.rule.schedule
+        if self.checkpoint is None or (schedule.kind == "constant" and not schedule.warmup):
+            return False
+        now, before = (json.loads(config.text()) for config in (self.config, self.checkpoint.config))
+        same = all(now["method"].get(key) == before["method"].get(key) for key in ("kind", "minibatch", "n_push"))
+        together = self.config.method.kind == "synchronous"
+        return not same or (together and now["topology"]["replicas"] != before["topology"]["replicas"])
 
 
 def setup(config: Config, resume: str | None = None, labels: bool = True) -> Setup:

@@ -309,6 +309,14 @@ def test_moments_by_update_and_by_second(run_file: Path, dbnet: Callable[..., Fi
         assert done.code == 0 and f": {updates:,} update" in done.out.splitlines()[-1], done.out + done.err
     found = held(path.with_name(f"{path.stem}-at-{last}.checkpoint.h5"))
     assert np.array_equal(found, held(path.with_suffix(".checkpoint.h5")))
+    # By a clock that was wrong one shard's updates come late: no other can be so far by then.
+    with h5py.File(path, "r+") as file:
+        rows = file["events"][:]
+        rows["seconds"][rows["shard"] == 0] += 1000
+        file["events"][...] = rows
+    said = dbnet("replay", path, "--until", "30").out
+    assert "within updates under way; all shards had the state after 1 of the 30 together." in said, said
+    assert said.endswith(f"{path.stem}-at-1.checkpoint.h5\n")
     assert "give a number of updates" in dbnet("replay", path, "--until", "soon").err
 
 

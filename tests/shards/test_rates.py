@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dbnet import train
+from dbnet.core.config import load
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
 from dbnet.core.registry import family, make
+from dbnet.run.setup import setup
 from dbnet.shards.push import Push
 from dbnet.shards.rules.schedules.base import Horizon, scheduled
 from dbnet.shards.shard import Shard
@@ -86,3 +89,15 @@ def test_a_constant_rate_is_the_rule_itself():
 def test_what_does_not_fit_is_refused(options, horizon, said):
     with pytest.raises(UserError, match=said):
         make("shards.rules.schedules", options, "rule.schedule").check(horizon)
+
+
+@pytest.mark.parametrize(
+    ("change", "jumps"), [("topology.replicas=3", True), ("topology.shards=3", False), ("method.n_push=2", None)]
+)
+def test_a_resumed_run_says_where_its_rate_jumps(change, jumps, run_file):
+    """A schedule goes by updates; synchronous steps of more replicas are fewer updates in an epoch."""
+    kind = "downpour" if jumps is None else "synchronous"
+    words = [f"method.kind={kind}", "rule.schedule={kind='cosine', length=4}", "stop.epochs=2", "warmstart.steps="]
+    begun = train(run_file, [*words])
+    ready = setup(load(run_file, [*words, change]), str(begun.checkpoint))
+    assert any("the rate jumps" in doubt for doubt in ready.doubts()) == (jumps is not False)

@@ -81,7 +81,12 @@ def run_replay(options: argparse.Namespace) -> int:
         return 1
     if options.until is not None:
         seconds = float(run.events.seconds.sort_values().iloc[: max(compared.updates, 1)].max())
-        print(f"{'identical' if compared.exact else 'played'}: {compared.words()}; {world.save(options.until, seconds)}")
+        wanted, until = sum(quotas(run, options.until)), options.until
+        if compared.updates < wanted:
+            # The name must not promise more.
+            until = str(compared.updates)
+            print(f"The moment lies within updates under way; all shards had the state after {until} of the {wanted} together.")
+        print(f"{'identical' if compared.exact else 'played'}: {compared.words()}; {world.save(until, seconds)}")
         return 0
     return _verdict(world, compared, options.overrides)
 

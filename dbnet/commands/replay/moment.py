@@ -1,8 +1,9 @@
 """A moment of a recorded run: what the shards held then, as a checkpoint; or one gradient, with the parameters it was made from.
 
 The updates of all shards stand in the run file with their seconds, so a moment is for each shard a number of its updates. Each
-timeline plays so many and stops. Within one host that is the state that all shards really had together; over hosts as well as
-their clocks agree. A replica goes on from the newest push of which every shard has applied its part.
+timeline plays so many and stops; where some of them cannot be made without slices of later ones, a few updates before. Ranks have
+one clock, from host to host as well as half a round trip tells. A replica goes on from the newest push of which every shard has
+applied its part.
 """
 
 from __future__ import annotations

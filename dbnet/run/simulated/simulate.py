@@ -116,7 +116,8 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
         roles.use(ready.config, 1)
     # A date would make two files differ that are the same.
     about = {"mpi": "none, simulated time", "hosts": ["simulated"], "world": "simulated", "dry": dry, "started": "in no time"}
-    ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()})
+    # By the machine's time rows would lie in other blocks each time.
+    ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()}, lambda: world.time.now)
     display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
     now = {"host": "simulated", "offset": 0, "error": 0}, lambda: round(1e9 * world.time.now)
     trace = roles.open_trace(ready, range(topology.size), *now, display.warn, free=True)
