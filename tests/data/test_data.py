@@ -19,7 +19,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.data import file as data_file
 from dbnet.data.file import DataFile, read_inputs, write
-from dbnet.data.formats.idx import read_idx
+from dbnet.data.formats.idx import Idx, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -184,6 +184,13 @@ def test_idx_comes_back(dtype: str, shape: tuple[int, ...], packed: bool, place:
     (place / "a").write_bytes(gzip.compress(raw) if packed else raw)
     back = read_idx(str(place / "a"))
     assert np.array_equal(back, array) and back.dtype == array.dtype and back.dtype.isnative
+
+
+def test_idx_without_training_examples_is_refused(place: Path) -> None:
+    for name, array in (("x", np.zeros((0, 4, 4), "u1")), ("y", np.zeros(0, "u1"))):
+        (place / name).write_bytes(idx(array))
+    with pytest.raises(UserError, match="'x' has no training examples"):
+        Idx(train_images="x", train_labels="y", test_images="x", test_labels="y").read()
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -56,6 +56,8 @@ class Idx(Format):
             x, y = read_idx(getattr(self, f"{part}_images")), read_idx(getattr(self, f"{part}_labels"))
             if len(x) != len(y):
                 raise UserError(f"{part}: {len(x)} images but {len(y)} labels; are the files of one set?")
+            if part == "train" and not len(x):
+                raise UserError(f"'{self.train_images}' has no training examples; give files of at least one image.")
             if x.dtype != np.uint8:
                 x = x.astype(np.float32)
             out[f"{part}/x"], out[f"{part}/y"] = x, y.astype(np.int64)
