@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one clear sentence that says how, on one line whatever names it quotes."""
+    """Something the user can mend. The message is one clear sentence that says how, on one line whatever names it quotes.
+
+    Parameters
+    ----------
+    message
+        The sentence.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))

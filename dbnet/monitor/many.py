@@ -196,6 +196,9 @@ class Runs:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        return listing(self)
+
     def __iter__(self) -> Any:
         return (Run(path) for path in self.paths)
 

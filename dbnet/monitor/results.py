@@ -67,6 +67,13 @@ class Run:
             raise UserError(f"No record of a run '{path}'; a run prints the path of its own at the end.")
         self.refresh()
 
+    def __repr__(self) -> str:
+        last = self.evaluation.iloc[-1] if "evaluation" in self._tables and len(self.evaluation) else None
+        scores = () if last is None else (("test accuracy", last.test_accuracy), ("test loss", last.test_loss))
+        said = "".join(f", {name} {value:.4f}" for name, value in scores if value == value)
+        epochs = "" if last is None else f", {last.epochs:.1f} epochs, {last.seconds:.1f} s"
+        return f"<Run {self.path}: {self.ended}{epochs}{said}>"
+
     def refresh(self) -> None:
         """Read what has been written so far."""
         import pandas as pd

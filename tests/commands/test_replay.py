@@ -317,6 +317,7 @@ def test_moments_by_update_and_by_second(run_file: Path, dbnet: Callable[..., Fi
     said = dbnet("replay", path, "--until", "30").out
     assert "within updates under way; all shards had the state after 1 of the 30 together." in said, said
     assert said.endswith(f"{path.stem}-at-1.checkpoint.h5\n")
+    assert f"has {last:,} updates" in dbnet("replay", path, "--until", str(last + 1)).err
     assert "give a number of updates" in dbnet("replay", path, "--until", "soon").err
 
 

@@ -78,6 +78,9 @@ def test_frames_of_many_runs(four: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Passed over: '" in capsys.readouterr().err
     assert runs.names == ["a-1", "a-2", "b", "c"] and len(runs.events) == 2 * (3 + 3 + 2 + 1)
     assert runs.keys == ["run.seed", "method.kind", "method.n_fetch", "rule.rate"]
+    assert repr(runs).splitlines()[1].split()[0] == runs.names[0] and repr(open_run(runs.paths[0])).startswith(
+        f"<Run {runs.paths[0]}: "
+    )
     mean = runs.evaluation.groupby(["rule.rate", "epochs"]).test_accuracy.mean()
     assert mean[0.5][1] == pytest.approx(0.6) and mean[0.1][1] == pytest.approx(0.2)
     late = runs.staleness[runs.staleness.run == "a-1"]

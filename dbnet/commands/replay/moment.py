@@ -76,6 +76,8 @@ def quotas(run: Run, until: str) -> list[int]:
         )
     if len(run.lost):
         raise UserError("Of a run that lost replicas no moment can be made a checkpoint: what was handed on is not known.")
+    if until.isdecimal() and int(until) > len(rows):
+        raise UserError(f"--until {until}: '{run.path}' has {len(rows):,} updates, those of all shards counted.")
     rows = rows[rows.seconds <= float(until[:-1])] if until.endswith("s") else rows[: int(until)]
     return np.bincount(rows.shard.to_numpy(np.int64), minlength=shards).tolist()
 

@@ -118,5 +118,7 @@ def run_plot(options: argparse.Namespace) -> None:
 
 
 def run_runs(options: argparse.Namespace) -> None:
-    runs = Runs([path for word in options.folder for path in find(word)])
+    # Of many a shell has given the checkpoints, too.
+    words = options.folder if len(options.folder) == 1 else [w for w in options.folder if not w.endswith(".checkpoint.h5")]
+    runs = Runs([path for word in words for path in find(word)])
     print(runs.table.to_json(orient="records", indent=1) if options.json else listing(runs))
