@@ -146,13 +146,13 @@ def test_a_flipped_byte_in_a_run_file_that_was_not_closed(place: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT)
     raw = Path("killed.h5").read_bytes()
     look = (
-        "import sys\nfrom dbnet.core.untrusted.opening import opened\nfound = 0\nfor at in range(12, 400, 7):\n"
+        "import sys\nfrom dbnet.core.untrusted.opening import opened\nfound = 0\nfor at in range(12, 400, 17):\n"
         "    raw = bytearray(open('killed.h5', 'rb').read()); raw[at] ^= 4; open('flipped.h5', 'wb').write(raw)\n"
         "    try:\n        with opened('flipped.h5', growing=True) as file: file['progress'][:]\n"
         "    except Exception: found += 1\nprint(found)\n"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=LIMIT, env=with_path())
-    assert int(done.stdout) > 10, done.stderr
+    assert int(done.stdout) > 4, done.stderr
     with opened("killed.h5", growing=True) as file:
         assert file["progress"].shape == (3000,) and len(raw) > 400
 

@@ -268,8 +268,9 @@ def test_a_replica_on_another_host_is_killed(method: tuple[str, ...], hosts, fol
         COUNTS["signals"] += 1
         until(lambda: "ended" in (folder / "marker").read_text(), "the run ends", 90)
         hosts.kill(job)
+        # What is printed in the end may be lost: Open MPI's launcher drops it when a rank was killed.
         out = job.communicate(timeout=60)[0]
-    assert (folder / "marker").read_text() == "ended 85\n" and "Lost: replica 1" in out, out
+    assert (folder / "marker").read_text() == "ended 85\n", out
     run = Run(folder / "out" / "run.h5")
     assert run.stopped and list(run.lost.replica) == [1]
     if BATCH[0] not in method:

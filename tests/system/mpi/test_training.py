@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from dbnet.monitor.results import Run
 from dbnet.monitor.trace.timeline import TraceView
 from dbnet.run import inference
 
+MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
 TOGETHER = ["method.kind=synchronous", "rule={kind='sgd', rate=0.05}", "model.dtype=float64", "stop.epochs=99", "stop.steps=12"]
 TINY = ["model.layers=[{kind='dense', units=1}]", "model.loss=squared", "rule={kind='sgd', rate=0.05}", "evaluate.train=0"]
 
@@ -283,6 +285,8 @@ def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
     folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2", "record.trace=true"]}, **env)
     assert opened(folder / "tcp.h5").accuracy > 0.8
-    # Each half took the other's clock for another one, and compared them.
+    # With MPICH each half took the other's clock for another host's, and compared them.
     found = [(lane.about["offset"], lane.about["error"]) for lane in TraceView(folder / "tcp.trace").lanes]
-    assert {error > 0 for _, error in found} == {False, True} and all(abs(offset) <= error for offset, error in found)
+    assert {error > 0 for _, error in found} == ({False, True} if MPICH else {False}) and all(
+        abs(offset) <= error for offset, error in found
+    )
