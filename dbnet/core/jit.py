@@ -91,14 +91,14 @@ KERNELS: list[tuple[str, Any]] = []
 _NAMES = {"f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u1": types.uint8, "b1": types.boolean}
 
 
-def kernel(signature: str, *, parallel: bool = False, fast: bool = False) -> Callable[[Callable], Any]:
+def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Callable[[Callable], Any]:
     """Declare a kernel: compiled, cached, without the interpreter lock.
 
     Parameters
     ----------
-    signature
+    signatures
         Argument types, separated by ``;``: ``T``, ``f8``, ``i8``, ``u1``, ``b1`` for scalars; ``T[:]``, ``T[:,:]`` ... for
-        contiguous arrays.
+        contiguous arrays. Of several each is one more kernel.
     parallel
         Use `prange` over the threads that the rank was given; the result must not depend on their number.
     fast
@@ -110,7 +110,7 @@ def kernel(signature: str, *, parallel: bool = False, fast: bool = False) -> Cal
         # An error inside a parallel loop is lost: where bounds are checked it runs as a plain one.
         threads = parallel and not CHECKED
         jitted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags, parallel=threads)(function)
-        KERNELS.append((signature, jitted))
+        KERNELS.extend((signature, jitted) for signature in signatures)
         return jitted
 
     return declare

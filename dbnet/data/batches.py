@@ -22,20 +22,7 @@ from dbnet.data.file import Examples
 _TILE = 16
 
 
-@kernel("u1[:,:];i8[:];i8;f8;T[:,:]")
-def gather_bytes(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
-    s, units = out.dtype.type(scale), data.shape[1]
-    for j0 in range(0, count, _TILE):
-        j1 = min(j0 + _TILE, count)
-        for u0 in range(0, units, _TILE):
-            u1 = min(u0 + _TILE, units)
-            for j in range(j0, j1):
-                row = index[j]
-                for u in range(u0, u1):
-                    out[u, j] = s * out.dtype.type(data[row, u])
-
-
-@kernel("T[:,:];i8[:];i8;f8;T[:,:]")
+@kernel("u1[:,:];i8[:];i8;f8;T[:,:]", "T[:,:];i8[:];i8;f8;T[:,:]")
 def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: np.ndarray) -> None:
     s, units = out.dtype.type(scale), data.shape[1]
     for j0 in range(0, count, _TILE):
@@ -45,7 +32,7 @@ def gather(data: np.ndarray, index: np.ndarray, count: int, scale: float, out: n
             for j in range(j0, j1):
                 row = index[j]
                 for u in range(u0, u1):
-                    out[u, j] = s * data[row, u]
+                    out[u, j] = s * out.dtype.type(data[row, u])
 
 
 def bound(x: np.ndarray, data: np.ndarray, batch: int) -> np.ndarray:
@@ -102,7 +89,6 @@ class Batches:
         self._x = fitting(part, dtype, scale)
         # Not in the file's type as well.
         self.part = replace(part, x=self._x)
-        self._gather = gather_bytes if part.x.dtype == np.uint8 else gather
         self._vectors = part.y.ndim == 2
         self._y = part.y.astype(dtype) if self._vectors else part.y
         self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
@@ -137,7 +123,7 @@ class Batches:
         lo = self._position
         self._index = index = self._order[lo : lo + self.batch]
         count = len(index)
-        self._gather(self._x, index, count, self.scale, x)
+        gather(self._x, index, count, self.scale, x)
         x[:, count:] = x[:, :1]
         if self._vectors:
             self.target[:, :count] = self._y[index].T

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from dbnet.core.ranges import Range
-from dbnet.data.batches import Cursor, bound, fitting, gather, gather_bytes
+from dbnet.data.batches import Cursor, bound, fitting, gather
 from dbnet.data.file import Examples
 
 _BEAT = 0.005
@@ -142,8 +142,7 @@ class Reader:
             if x is not self._bound:
                 self._bound = bound(x, self._part.x, self.batch)
             self._first, self.filled = self._start + self._at, count
-            fill = gather_bytes if self._part.x.dtype == np.uint8 else gather
-            fill(self._part.x, np.arange(here.start, here.stop), count, self._scale, x)
+            gather(self._part.x, np.arange(here.start, here.stop), count, self._scale, x)
             x[:, count:] = x[:, :1]
             self.target[..., :count] = self._part.y[here].T
         self._at += count

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
-from dbnet.data.batches import Batches, Cursor, gather, gather_bytes
+from dbnet.data.batches import Batches, Cursor, gather
 from dbnet.data.file import Examples
 from dbnet.data.portions import Blocks, Portion, Reader
 from dbnet.data.subsets import order
@@ -80,13 +80,15 @@ def test_order_is_seeded() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_gather_against_indexing(dtype: str, compiled: bool) -> None:
+@pytest.mark.parametrize(("units", "count"), [(7, 5), (16, 32), (37, 33), (1, 17)])
+def test_gather_against_indexing(dtype: str, compiled: bool, units: int, count: int) -> None:
+    """Less than a tile, whole tiles, and tiles with edges."""
     rng = np.random.default_rng(3)
-    for function, data in ((gather_bytes, rng.integers(0, 256, (20, 7)).astype("u1")), (gather, rng.random((20, 7)).astype(dtype))):
-        index, out = rng.integers(0, 20, 6), np.full((7, 8), -1, dtype)
-        (function if compiled else function.py_func)(data, index, 5, 0.25, out)
-        expected = np.dtype(dtype).type(0.25) * data[index[:5]].T.astype(dtype)
-        assert np.array_equal(out[:, :5], expected) and (out[:, 5:] == -1).all()
+    for data in (rng.integers(0, 256, (20, units)).astype("u1"), rng.random((20, units)).astype(dtype)):
+        index, out = rng.integers(0, 20, count + 1), np.full((units, count + 3), -1, dtype)
+        (gather if compiled else gather.py_func)(data, index, count, 0.25, out)
+        expected = np.dtype(dtype).type(0.25) * data[index[:count]].T.astype(dtype)
+        assert np.array_equal(out[:, :count], expected) and (out[:, count:] == -1).all()
 
 
 def test_vector_targets_and_bytes() -> None:
