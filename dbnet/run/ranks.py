@@ -76,7 +76,8 @@ def train_ranks(
     everyone = comm.gather((role, threads))
     about = {"mpi": mpi.library_version(), "hosts": hosts, **roles.schedule(ready)}
     ready, record = mpi.together(comm, lambda: roles.open_record(ready, about) if role is Role.COORDINATE else (ready, None))
-    ready, log, trace = _open(ready, comms, about.get("schedule", {}).get("id", ""), threads, display)
+    offset, error = communicators.clock_offset(comms.world, comms.node)
+    ready, log, trace = _open(ready, comms, about.get("schedule", {}).get("id", ""), threads, display, offset, error)
     if everyone is not None:
         used = "/".join(map(str, sorted({n for r, n in everyone if r is Role.WORK})))
         display.say(
@@ -87,7 +88,7 @@ def train_ranks(
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank, done = Rank(ready, comms, window, interrupt, starting, log, trace), None
+    rank, done = Rank(ready, comms, window, interrupt, starting, _common_clock(comms, offset), log, trace), None
     try:
         if role is Role.COORDINATE:
             done, broken = _coordinate(ready, rank, record, display)
@@ -102,15 +103,14 @@ def train_ranks(
     return done, () if broken else (window, starting)
 
 
-def _common_clock(comms: Communicators) -> Callable[[], float]:
-    """Return a clock that shows the same on all ranks, from host to host as well as half a round trip tells; it starts at 0 now."""
-    offset = communicators.clock_offset(comms.world, comms.node)[0]
+def _common_clock(comms: Communicators, offset: int) -> Callable[[], float]:
+    """Return a clock that starts at 0 now and shows the same on all ranks, from host to host as well as the offset is known."""
     start = comms.world.bcast(time.perf_counter_ns()) - offset
     return lambda: 1e-9 * (time.perf_counter_ns() - start)
 
 
 def _open(
-    ready: Setup, comms: Communicators, identity: str, threads: int, display: Display
+    ready: Setup, comms: Communicators, identity: str, threads: int, display: Display, offset: int, error: int
 ) -> tuple[Setup, PartLog | None, Trace | None]:
     """Create this rank's part of a schedule and of a trace; return the run with the name that the coordinator has found for it."""
     world, config = comms.world, ready.config
@@ -122,7 +122,6 @@ def _open(
     if config.record.schedule:
         log = mpi.together(world, lambda: roles.open_log(named, identity, world.rank, threads, display.warn))
     if config.record.trace:
-        offset, error = communicators.clock_offset(world, comms.node)
         about = {"host": socket.gethostname(), "offset": offset, "error": error}
         parts = (named, [world.rank], about, time.perf_counter_ns, display.warn)
         trace = mpi.together(world, lambda: roles.open_trace(*parts, threads=True))
@@ -138,6 +137,8 @@ class Rank:
         The run, communicators, the window.
     interrupt, starting
         Signals, and the start of the run.
+    clock
+        Seconds of the run, the same on all ranks.
     log, trace
         Its part of the schedule, if that is recorded; its lanes, if the run is traced.
     """
@@ -146,11 +147,11 @@ class Rank:
 
     def __init__(
         self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting,
-        log: PartLog | None = None, trace: Trace | None = None,
+        clock: Callable[[], float], log: PartLog | None = None, trace: Trace | None = None,
     ) -> None:  # fmt: skip
         self._log, self.trace = log, trace
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
-        self.clock = self.due = _common_clock(comms)
+        self.clock = self.due = clock
         self.rank, self._watch = comms.world.rank, None
         topology, bound = ready.topology, ready.config.run.bound
         if topology.role(self.rank) is Role.COORDINATE:
