@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dbnet.checkpoint.master import master_of, seal
 from dbnet.checkpoint.parts import PartFile, Saved
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.core.files import writing
+from dbnet.core.files import why, writing
 from dbnet.core.ranges import Range
 from dbnet.core.version import __version__
 from dbnet.data.subsets import SHARE, Share
@@ -103,9 +104,24 @@ def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Seque
     seconds
         The run's time at that moment.
     """
-    config, at = ready.config, place_of(ready, until)
-    folder, link, identity = folder_of(at), link_of(at), secrets.token_hex(8)
-    folder.mkdir(parents=True)
+    at = place_of(ready, until)
+    folder, link = folder_of(at), link_of(at)
+    try:
+        # Whoever makes the folder has the name.
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"Cannot write '{folder}': {why(error)}.") from None
+    try:
+        _write(ready, receivers, reached, seconds, folder, link)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(folder)
+        raise UserError(f"Cannot write '{link}': {why(error)}.") from None
+    return link
+
+
+def _write(ready: Setup, receivers: Sequence[Receiver], reached: Sequence[Any], seconds: float, folder: Path, link: Path) -> None:
+    """Write parts, master and link."""
+    config, identity = ready.config, secrets.token_hex(8)
     master, parts = master_of(folder, 1), []
     for shard, receiver in enumerate(receivers):
         registers = receiver.registers()
@@ -124,7 +140,6 @@ def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Seque
     content = {**{name: said[name] for name in ("config", "layout", "data", "chain", "modules")}, "about": about, "method": {}}
     for job in seal(master, link, 1, content, {"replicas": rows, "table.shares": shares}, parts):
         job()
-    return link
 
 
 def _positions(ready: Setup, reached: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,12 +63,10 @@ class WorkerProcess:
             self._process = subprocess.Popen(command, **pipes, text=True, start_new_session=True, close_fds=False)
             threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
         task = [self._source, list(point.words), None if checkpoint is None else str(checkpoint)]
-        try:
+        # It may have died before the task, which the answer that does not come says, too.
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            # It died before the task, which the answer that does not come says, too.
-            pass
         line = self._process.stdout.readline()
         if line:
             return Answer(*json.loads(line))
