@@ -183,7 +183,7 @@ def _dress(axes: Any, panel: Panel, against: str, shown: Sequence[np.ndarray]) -
         axes.set_ylim(bottom=0)
     for counted, way in ((panel.own or against in COUNTS, axes.xaxis), (panel.title.startswith("passes"), axes.yaxis)):
         if counted:
-            way.get_major_locator().set_params(integer=True)
+            way.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if panel.own and shown:
         axes.set_xlim(-0.6, max(map(len, shown)) - 1.4)
     elif not panel.own:
