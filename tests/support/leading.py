@@ -51,11 +51,21 @@ class Losses:
     bound, asked, heard = 1.0, False, 0.0
 
     def __init__(self, topology: Topology) -> None:
-        self._topology, self._lost = topology, list[int]()
+        self._topology, self._lost, self._left = topology, list[int](), set[int]()
 
     def lose(self, replica: int) -> None:
         """Have a replica give no sign of life for too long: at the coordinator's next look it is lost."""
         self._lost += self._topology.replica_ranks(replica)
+
+    def leave(self, rank: int) -> None:
+        """Have a rank say that it needs nobody any more."""
+        self._left.add(rank)
+
+    def left(self, rank: int) -> bool:
+        return rank in self._left
+
+    def tell(self) -> None:
+        return None
 
     def look(self) -> list[int]:
         lost, self._lost = self._lost, []
