@@ -19,7 +19,7 @@ import numpy as np
 
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.comm.channel import Channel
-from dbnet.comm.turns import IDLE, Turns
+from dbnet.comm.turns import IDLE, Turns, Wait
 from dbnet.core.config import RecordTable
 from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox
@@ -97,7 +97,7 @@ class Server:
             yield None if busy else IDLE
         self.saver.close()
         while self._channel.pending():
-            yield IDLE
+            yield Wait("a shard waits for the coordinator to take its last messages")
 
     def _take(self) -> bool:
         """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
