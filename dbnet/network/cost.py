@@ -50,6 +50,7 @@ class HostTable(Table):
     """How ranks share hosts."""
 
     ranks: int = Field(default=1, ge=0, description="ranks on a host, in the order of their numbers; 0: all on one")
+    cores: int = Field(default=0, ge=0, description="cores of a host, shared by its busy ranks; 0: one for each rank")
     pause: float = Field(default=1e-3, ge=0, description="longest pause of an idle rank, seconds")
     turn: float = Field(default=2e-6, gt=0, description="seconds of a turn in which nothing is computed or sent")
     call: float = Field(default=1e-6, ge=0, description="seconds that starting a one-sided operation takes its rank")

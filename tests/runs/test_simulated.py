@@ -143,6 +143,17 @@ def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int
     assert len(one) and (one == two).all(axis=None) and len(set(one.eval("applied - fetched"))) > 2
 
 
+def test_ranks_share_the_cores_of_their_host(tree: dict[str, Any]) -> None:
+    """Two replicas on one core take twice as long a step each; with a core for each rank nothing changes, to the bit."""
+    tree |= {"topology": {"shards": 2, "replicas": 2}, "stop": {"steps": 40}}
+    found = {}
+    for cores in (0, 1, 5):
+        done = played(tree, machine(noise={"kind": "none"}, host={"ranks": 0, "cores": cores}), dry=True)
+        found[cores] = done.seconds, Run(done.outcome.run_file).events
+    assert found[5][0] == found[0][0] and found[5][1].equals(found[0][1])
+    assert found[1][0] == pytest.approx(2 * found[0][0], rel=0.05)
+
+
 @pytest.mark.long
 def test_another_replica_changes_nobody_elses_draws(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[tuple[int, int, int], float] = {}

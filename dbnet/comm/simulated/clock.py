@@ -4,7 +4,7 @@ What happens is a heap of (time, rank, number, act): turns of ranks, arrivals of
 which is by role (coordinator, shards, replicas) and index, then by the order in which they came about. So nothing depends on a wall
 clock, and a run is the same again to the bit.
 
-A role runs in a greenlet, so that it may wait in the middle of a function: `elapse` while it computes, `await_` while a transfer is
+A role runs in a greenlet, so it may wait in the middle of a function: `compute` while it computes, `switch` while a transfer is
 under way. One that yields with nothing to do rests as under MPI (`turns.drive`): pauses that double up to a bound. A server, which
 looks at nothing but its own memory, is woken by an arrival at the look that would have found it; nobody else looks in vain.
 """
@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 
 from greenlet import getcurrent, greenlet
 
+from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.turns import Turns, Wait
 from dbnet.core.errors import Lost
 
@@ -40,6 +41,8 @@ class VirtualTime:
     ----------
     now
         The clock of the rank whose turn it is.
+    cores
+        By rank, for those that have none of their own: the cores that they share.
     events
         How many turns and arrivals there were.
     """
@@ -47,6 +50,7 @@ class VirtualTime:
     def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0) -> None:
         self.pause, self.turn, self.deadline = pause, turn, deadline
         self.now, self.events = 0.0, 0
+        self.cores: dict[int, Cores] = {}
         self._heap: list[tuple[float, int, int, Callable[[], object]]] = []
         self._number, self._living = 0, 0
         self._players: dict[int, Player] = {}
@@ -104,6 +108,14 @@ class VirtualTime:
         self.at(time, player.rank, player.go)
         self.switch()
 
+    def compute(self, seconds: float) -> None:
+        """Let the rank whose turn it is compute for so many seconds of a core, which may be a shared one."""
+        cores = self.cores.get(self._playing.rank) if self.cores else None
+        if cores is None:
+            self.elapse(seconds)
+        else:
+            cores.compute(seconds)
+
     def switch(self) -> None:
         """Leave the turn to others, until somebody calls this player's `go`."""
         self._hub.switch()
@@ -152,7 +164,7 @@ class Player:
         for wait in role:
             if wait is None:
                 self._pause, self.reason = _SHORTEST, ""
-                time.elapse(time.turn)
+                time.compute(time.turn)
             else:
                 self._idle(wait)
 

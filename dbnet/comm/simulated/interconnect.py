@@ -3,12 +3,14 @@
 A transfer between hosts leaves when its host's card is free of those before, and comes in when the other one's is, first come first
 served; with both free it arrives after latency + bytes / bandwidth. Packets (`PACKET` bytes or less) wait for no card: a card sends
 them between those of long transfers.
+
+Within a host the origin itself copies. Where ranks share cores that takes some of theirs (`copy`), and what is left is the latency.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -55,11 +57,17 @@ class Interconnect:
         self._enters: dict[int, float] = defaultdict(float)
         self.sent = self.operations = 0
 
+    def copy(self, source: int, moved: Iterable[tuple[int, int]], operations: int) -> None:
+        """Let the rank whose turn it is, `source`, which shares its cores, start so many operations and copy (rank, bytes)."""
+        here, hosts = self._hosts[source], self._hosts
+        nbytes = sum(size for rank, size in moved if hosts[rank] == here)
+        self.time.compute(operations * self.overhead + nbytes / self._inside.bandwidth)
+
     def send(self, source: int, target: int, nbytes: int, then: Callable[[], object], later: float = 0.0) -> None:
         """Have `then` called when `nbytes` bytes that leave `source` in `later` seconds are at `target`."""
         time, begin, here, there = self.time, self.time.now + later, self._hosts[source], self._hosts[target]
         if here == there:
-            time.at(begin + self._inside.seconds(nbytes), source, then)
+            time.at(begin + self._inside.seconds(0 if source in time.cores else nbytes), source, then)
             return
         self.sent += nbytes
         if nbytes <= PACKET:

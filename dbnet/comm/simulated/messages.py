@@ -82,6 +82,8 @@ class SimulatedWires(Wires):
         if source == to:
             arrival()
         else:
+            if self.ranks[source] in self.wire.time.cores:
+                self.wire.copy(self.ranks[source], [(self.ranks[to], values.nbytes)], 1)
             self.wire.send(self.ranks[source], self.ranks[to], values.nbytes, arrival)
 
     def _deliver(self, to: int, way: deque, values: np.ndarray) -> None:

@@ -96,9 +96,14 @@ class SimulatedWindow:
         wire = self._wire
         if self._started:
             later, started, self._started = 0.0, self._started, {}
+            overhead = wire.overhead
+            if self._rank in wire.time.cores:
+                sizes = [(target, sum(one.array.nbytes for one in operations)) for target, operations in started.items()]
+                wire.copy(self._rank, sizes, sum(map(len, started.values())))
+                overhead = 0.0
             for target, operations in started.items():
                 wire.operations += len(operations)
-                later += wire.overhead * len(operations)
+                later += overhead * len(operations)
                 self._under_way[target] = transfer = _Transfer(self._memory, wire, self._rank, target, operations)
                 wire.send(self._rank, target, transfer.there, transfer.arrive, later)
         transfer = self._under_way.pop(rank, None)

@@ -44,11 +44,11 @@ class Pace(NamedTuple):
 
     def compute(self, step: int) -> None:
         """Let the time of a step pass."""
-        self.time.elapse(self.step * self.speed * self.noise.step(self.entity, step))
+        self.time.compute(self.step * self.speed * self.noise.step(self.entity, step))
 
     def evaluate(self) -> None:
         """Let the time of a minibatch of an evaluation pass."""
-        self.time.elapse(self.batch * self.speed)
+        self.time.compute(self.batch * self.speed)
 
 
 class Shared:

@@ -39,7 +39,7 @@ class PacedInbox(Inbox):
         return any([self._take(row, self._users[row]) for row in found if not self._closed[row]])
 
     def apply(self, row: int, origin: int, slot: int) -> None:
-        self._time.elapse(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
+        self._time.compute(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
         super().apply(row, origin, slot)
 
 
@@ -59,7 +59,7 @@ class PacedReceiver:
     def advance(self, channel: Channel) -> bool:
         busy = self._receiver.advance(channel)
         if busy:
-            self._time.elapse(self._seconds)
+            self._time.compute(self._seconds)
         return busy
 
     def __getattr__(self, name: str) -> Any:

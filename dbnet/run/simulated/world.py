@@ -11,6 +11,7 @@ import numpy as np
 from dbnet.comm.channel import Channel
 from dbnet.comm.link import LocalLink
 from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
@@ -47,6 +48,10 @@ class Simulation:
         self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline)
         self.clock = self.due = self.time
         hosts = [rank // host.ranks if host.ranks else 0 for rank in range(self.topology.size)]
+        for one in set(hosts) if host.cores else ():
+            ranks = [rank for rank, where in enumerate(hosts) if where == one]
+            if len(ranks) > host.cores:
+                self.time.cores |= dict.fromkeys(ranks, Cores(self.time, host.cores))
         self.wire = Interconnect(self.time, hosts, _way(profile.inside), _way(profile.between), host.call)
         self._memory = SimulatedMemory(roles.window_layouts(ready), dry)
         self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
