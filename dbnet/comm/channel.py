@@ -23,7 +23,9 @@ class Channel(Protocol):
 
     def send(self, rank: int, kind: str, content: Any = None) -> None: ...
     def receive(self) -> Message | None: ...
-    def pending(self) -> bool: ...
+    def pending(self) -> bool:
+        """Whether something that was sent is still under way; what is comes on."""
+        ...
 
 
 class Mailboxes:
@@ -60,7 +62,7 @@ class MpiChannel:
         self._sent: list[Any] = []
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
-        self.pending()
+        self._forget()
         self._sent.append(self._comm.isend(Message(self._comm.rank, kind, content), rank))
 
     def receive(self) -> Message | None:
@@ -68,8 +70,14 @@ class MpiChannel:
         return None if message is None else message.recv()
 
     def pending(self) -> bool:
-        self._sent = [request for request in self._sent if not request.Test()]
+        # What MPI calls sent may wait in its queue until its sender calls MPI again. A rank sends itself nothing: looking for that
+        # moves everything, and asks nobody who may have left.
+        self._comm.iprobe(self._comm.rank)
+        self._forget()
         return bool(self._sent)
+
+    def _forget(self) -> None:
+        self._sent = [request for request in self._sent if not request.Test()]
 
 
 class Shards:

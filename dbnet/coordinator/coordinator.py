@@ -266,12 +266,13 @@ class Coordinator:
         self.replicas.end()
         if members.broken:
             yield from self.until(members.replicas_left, "the replicas to leave", lambda: float(self.beats.sum()))
-        self.shards.tell("end")
+        self.shards.tell("end", members.broken)
         while self.shards.channel.pending():
             yield IDLE
-        if members.broken:
-            # Listening, since MPI may move a message that counts as sent only while its sender calls it.
-            yield from self.until(members.shards_left, "the shards to leave")
+        while members.broken and not members.shards_left():
+            # Nobody is listened to any more, since a probe fails once somebody has left.
+            self.shards.channel.pending()
+            yield Wait("the coordinator waits for the shards to leave")
 
     @property
     def finished(self) -> bool:

@@ -209,4 +209,5 @@ class Membership(Duty):
 
     def shards_left(self) -> bool:
         """Whether all shards have left."""
+        self._watch.look()
         return all(self._watch.left(self._world.shard_rank(s)) for s in range(self._world.shards))

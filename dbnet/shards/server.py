@@ -3,7 +3,7 @@
 coordinator -> shard    "drain"                apply what is in the rings, then answer "drained"
                         "close" replica        take nothing more of a lost replica; answer "closed" (replica, applied)
                         "checkpoint" ...       see `checkpoint`
-                        "end"
+                        "end" broken           leave; where somebody was lost, without waiting for what nobody listens to any more
                         what a receiver heeds  a batch method's questions, see `accrual`
 shard -> coordinator    "events" rows, late,   updates since the last time: those recorded; all by staleness;
                         busy                   seconds of the run in which it had something to do
@@ -86,6 +86,7 @@ class Server:
             if refused := self.receiver.take_refused():
                 self._channel.send(0, "refused", refused)
             if message is not None and message.kind == "end":
+                broken = bool(message.content)
                 break
             if message is not None:
                 self._heed[message.kind](message.content)
@@ -96,7 +97,7 @@ class Server:
                 self.busy += self._clock() - began
             yield None if busy else IDLE
         self.saver.close()
-        while self._channel.pending():
+        while not broken and self._channel.pending():
             yield Wait("a shard waits for the coordinator to take its last messages")
 
     def _take(self) -> bool:
