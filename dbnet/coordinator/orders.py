@@ -159,8 +159,9 @@ class OrderBook:
 
     def shares(self, replica: int) -> list[Share]:
         """Return what a replica trains on, and how far it is."""
-        rows = zip(self._share[replica].tolist(), self._cursor[replica].tolist(), strict=True)
-        return [Share(*row[:3], *cursor) for row, cursor in rows][: int(self._order[replica, SHARES])]
+        given = int(self._order[replica, SHARES])
+        rows = zip(self._share[replica, :given].tolist(), self._cursor[replica, :given].tolist(), strict=True)
+        return [Share(*row[:3], *cursor) for row, cursor in rows]
 
     def give_up(self, replica: int) -> bool:
         """Tell a replica, should it still live, that it is lost; return whether an evaluation is lost with it."""

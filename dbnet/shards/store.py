@@ -341,7 +341,7 @@ class Inbox:
 
     def apply(self, row: int, origin: int, slot: int) -> None:
         """Let in the slice in this slot of a ring."""
-        number, first, n, last, fetched, steps, step = (int(v) for v in self._headers[row, slot, :7])
+        number, first, n, last, fetched, steps, step, _ = self._headers[row, slot].tolist()
         # A clock that was read while it changed, byte by byte, may be one that never was.
         fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
         push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)

@@ -192,7 +192,7 @@ class Field:
         )
         ways, windows = routes(footprint.pushed, rings.ranges), [SimulatedWindow(memory, self.wire, r) for r in range(world.size)]
         inbox = PacedInbox(
-            self.time, machine(compute={"rate": 1.0, "apply": 1e-6 / service}), windows[1],
+            self.time, machine(compute={"rate": 1.0, "apply": 1e-6 / service}), memory.counted[1], windows[1],
             [Intake(shard) for _ in range(origins)], world, list(range(origins)), ways * origins,
         )  # fmt: skip
         self.boxes, self.came, self.left = Mailboxes(2), [], []

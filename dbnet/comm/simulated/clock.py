@@ -1,12 +1,14 @@
 """Virtual seconds: every rank has a clock, and the one with the earliest goes next.
 
-What happens is a heap of (time, rank, number, act): turns of ranks, arrivals of what was sent. Ties go by time, then by rank,
-which is by role (coordinator, shards, replicas) and index, then by the order in which they came about. So nothing depends on a wall
-clock, and a run is the same again to the bit.
+What happens is a heap of (time, rank, number, act, arguments): turns of ranks, arrivals of what was sent. Ties go by time, then
+by rank, which is by role (coordinator, shards, replicas) and index, then by the order in which they came about. So nothing depends
+on a wall clock, and a run is the same again to the bit.
 
 A role runs in a greenlet, so it may wait in the middle of a function: `compute` while it computes, `switch` while a transfer is
-under way. One that yields with nothing to do rests as under MPI (`turns.drive`): pauses that double up to a bound. A server, which
-looks at nothing but its own memory, is woken by an arrival at the look that would have found it; nobody else looks in vain.
+under way. Where nothing of others can matter to a rank it goes on by itself (`ahead`), and what it sends takes its place in the
+heap; before it looks at anything the others catch up (`sync`). One that yields with nothing to do rests as under MPI
+(`turns.drive`): pauses that double up to a bound. A server, which looks at nothing but its own memory, is woken by an arrival at
+the look that would have found it; nobody else looks in vain.
 """
 
 from __future__ import annotations
@@ -43,27 +45,33 @@ class VirtualTime:
         The clock of the rank whose turn it is.
     cores
         By rank, for those that have none of their own: the cores that they share.
-    events
-        How many turns and arrivals there were.
+    player
+        The rank whose turn it is; None between turns.
     """
+
+    player: Player | None
 
     def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0) -> None:
         self.pause, self.turn, self.deadline = pause, turn, deadline
-        self.now, self.events = 0.0, 0
+        self.now, self.player = 0.0, None
         self.cores: dict[int, Cores] = {}
-        self._heap: list[tuple[float, int, int, Callable[[], object]]] = []
-        self._number, self._living = 0, 0
+        self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
+        self._number = self.living = 0
         self._players: dict[int, Player] = {}
-        self._playing: Player | None = None
         self._hub: greenlet | None = None
 
     def __call__(self) -> float:
         return self.now
 
-    def at(self, time: float, rank: int, act: Callable[[], object]) -> None:
+    @property
+    def events(self) -> int:
+        """How many turns and arrivals there were."""
+        return self._number
+
+    def at(self, time: float, rank: int, act: Callable[..., object], *arguments: object) -> None:
         """Have `act` called at `time`, in the name of `rank`."""
-        self._number += 1
-        heappush(self._heap, (time, rank, self._number, act))
+        self._number = number = self._number + 1
+        heappush(self._heap, (time, rank, number, act, arguments))
 
     def play(self, roles: Mapping[int, Turns], servers: Mapping[int, float], name: Callable[[int], str] = str) -> None:
         """Play the roles of all ranks to their ends.
@@ -86,44 +94,47 @@ class VirtualTime:
         for rank, role in roles.items():
             self._players[rank] = player = Player(self, rank, role, servers.get(rank, 0.0), name(rank))
             self.at(self.now, rank, player.go)
-        self._living = len(roles)
+        self.living = len(roles)
         heap = self._heap
-        while self._living:
+        while self.living:
             if not heap:
                 waiting = "; ".join(p.reason for p in self._players.values() if p.reason)
                 raise Lost(f"Everyone waits: {waiting or 'nobody says for what'}.")
-            self.now, _, _, act = heappop(heap)
-            self.events += 1
-            act()
+            self.now, _, _, act, arguments = heappop(heap)
+            act(*arguments)
 
     def elapse(self, seconds: float) -> None:
         """Let time pass for the rank whose turn it is."""
-        player, time = self._playing, self.now + seconds
-        if player is None:
+        if self.player is None:
             raise RuntimeError("Time passes only for a rank that is being played.")
-        if not self._heap or (time, player.rank) < self._heap[0][:2]:
-            # Nobody is earlier: it stays this rank's turn.
-            self.now = time
-            return
-        self.at(time, player.rank, player.go)
-        self.switch()
+        self.now += seconds
+        self.sync()
+
+    def ahead(self, time: float) -> None:
+        """Go on at `time` with the rank whose turn it is: what others do until then cannot matter to what it does next."""
+        self.now = time
+
+    def sync(self) -> None:
+        """Let everything happen that is earlier than the clock of the rank whose turn it is."""
+        heap, rank = self._heap, self.player.rank
+        if heap:
+            first = heap[0]
+            if first[0] < self.now or (first[0] == self.now and first[1] <= rank):
+                self.at(self.now, rank, self.player.go)
+                self._hub.switch()
 
     def compute(self, seconds: float) -> None:
         """Let the rank whose turn it is compute for so many seconds of a core, which may be a shared one."""
-        cores = self.cores.get(self._playing.rank) if self.cores else None
+        cores = self.cores.get(self.player.rank) if self.cores else None
         if cores is None:
             self.elapse(seconds)
         else:
+            self.sync()
             cores.compute(seconds)
 
     def switch(self) -> None:
         """Leave the turn to others, until somebody calls this player's `go`."""
         self._hub.switch()
-
-    @property
-    def player(self) -> Player:
-        """The rank whose turn it is."""
-        return self._playing
 
     def notify(self, rank: int) -> None:
         """Let a rank know that something has arrived in its memory."""
@@ -131,22 +142,13 @@ class VirtualTime:
         if player is not None:
             player.notify()
 
-    def run(self, player: Player, role: greenlet) -> None:
-        """Give a player the turn."""
-        self._playing = player
-        role.switch()
-        self._playing = None
-        if role.dead and not player.done:
-            player.done = True
-            self._living -= 1
-
 
 class Player:
     """One rank: its role in a greenlet, and how it rests."""
 
     def __init__(self, time: VirtualTime, rank: int, role: Turns, looks: float, name: str) -> None:
         self._time, self.rank, self._longest, self._name = time, rank, looks, name
-        self._greenlet = greenlet(partial(self._play, role))
+        self._switch = greenlet(partial(self._play, role)).switch
         self.reason, self._since, self.done = "", 0.0, False
         self._pause = _SHORTEST
         # Of a server: since when it rests (None: it does not), which rest it is, whether something arrived in its turn, how long it
@@ -156,8 +158,10 @@ class Player:
 
     def go(self) -> None:
         """Take the turn."""
-        if not self.done:
-            self._time.run(self, self._greenlet)
+        time = self._time
+        time.player = self
+        self._switch()
+        time.player = None
 
     def _play(self, role: Turns) -> None:
         time = self._time
@@ -167,6 +171,8 @@ class Player:
                 time.compute(time.turn)
             else:
                 self._idle(wait)
+        self.done = True
+        time.living -= 1
 
     def _idle(self, wait: Wait) -> None:
         time = self._time

@@ -9,9 +9,8 @@ Within a host the origin itself copies. Where ranks share cores that takes some 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from dbnet.comm.simulated.clock import VirtualTime
@@ -24,9 +23,6 @@ class Way(NamedTuple):
 
     latency: float
     bandwidth: float
-
-    def seconds(self, nbytes: int) -> float:
-        return self.latency + nbytes / self.bandwidth
 
 
 class Interconnect:
@@ -45,6 +41,10 @@ class Interconnect:
 
     Attributes
     ----------
+    hosts
+        As given.
+    crowded
+        For each rank whether there are others on its host.
     sent
         Bytes between hosts so far.
     operations
@@ -52,34 +52,54 @@ class Interconnect:
     """
 
     def __init__(self, time: VirtualTime, hosts: Sequence[int], inside: Way, between: Way, overhead: float = 0.0) -> None:
-        self.time, self._hosts, self._inside, self._between, self.overhead = time, hosts, inside, between, overhead
+        self.time, self.hosts, self._inside, self._between, self.overhead = time, hosts, inside, between, overhead
+        ranks = Counter(hosts)
+        self.crowded = [ranks[host] > 1 for host in hosts]
         self._leaves: dict[int, float] = defaultdict(float)
         self._enters: dict[int, float] = defaultdict(float)
         self.sent = self.operations = 0
 
     def copy(self, source: int, moved: Iterable[tuple[int, int]], operations: int) -> None:
         """Let the rank whose turn it is, `source`, which shares its cores, start so many operations and copy (rank, bytes)."""
-        here, hosts = self._hosts[source], self._hosts
+        here, hosts = self.hosts[source], self.hosts
         nbytes = sum(size for rank, size in moved if hosts[rank] == here)
         self.time.compute(operations * self.overhead + nbytes / self._inside.bandwidth)
 
-    def send(self, source: int, target: int, nbytes: int, then: Callable[[], object], later: float = 0.0) -> None:
-        """Have `then` called when `nbytes` bytes that leave `source` in `later` seconds are at `target`."""
-        time, begin, here, there = self.time, self.time.now + later, self._hosts[source], self._hosts[target]
-        if here == there:
-            time.at(begin + self._inside.seconds(0 if source in time.cores else nbytes), source, then)
+    def send(self, source: int, target: int, nbytes: int, then: Callable[..., object], *arguments: object) -> None:
+        """Have `then` called when `nbytes` bytes that leave `source` now are at `target`."""
+        self.carry(source, target, nbytes, self.time.now, self._arrive, source, then, arguments)
+
+    def _arrive(self, end: float, source: int, then: Callable[..., object], arguments: tuple) -> None:
+        self.time.at(end, source, then, *arguments)
+
+    def unqueued(self, source: int, target: int, nbytes: int) -> float | None:
+        """Send bytes that wait for no card; return their seconds, or None where they wait for one."""
+        if self.hosts[source] == self.hosts[target]:
+            return self._inside.latency + (0.0 if source in self.time.cores else nbytes / self._inside.bandwidth)
+        if nbytes > PACKET:
+            return None
+        self.sent += nbytes
+        return self._between.latency + nbytes / self._between.bandwidth
+
+    def carry(self, source: int, target: int, nbytes: int, begin: float, told: Callable[..., object], *arguments: object) -> None:
+        """Have `told` called, with when `nbytes` bytes that leave `source` at `begin` are at `target`, as soon as that is known.
+
+        What waits for cards must be sent in the order of its time, so that the first is served first.
+        """
+        seconds = self.unqueued(source, target, nbytes)
+        if seconds is not None:
+            told(begin + seconds, *arguments)
             return
         self.sent += nbytes
-        if nbytes <= PACKET:
-            time.at(begin + self._between.seconds(nbytes), source, then)
-            return
-        lasts = nbytes / self._between.bandwidth
-        begin = max(begin, self._leaves[here])
+        here, there = self.hosts[source], self.hosts[target]
+        lasts, free = nbytes / self._between.bandwidth, self._leaves[here]
+        if free > begin:
+            begin = free
         self._leaves[here] = begin + lasts
-        time.at(begin + self._between.latency, source, partial(self._enter, there, lasts, source, then))
+        self.time.at(begin + self._between.latency, source, self._enter, there, lasts, told, arguments)
 
-    def _enter(self, host: int, lasts: float, source: int, then: Callable[[], object]) -> None:
+    def _enter(self, host: int, lasts: float, told: Callable[..., object], arguments: tuple) -> None:
         """The first byte is there."""
-        begin = max(self.time.now, self._enters[host])
-        self._enters[host] = begin + lasts
-        self.time.at(begin + lasts, source, then)
+        begin, free = self.time.now, self._enters[host]
+        self._enters[host] = end = (free if free > begin else begin) + lasts
+        told(end, *arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,8 @@ class _Box:
         self._boxes, self._rank = boxes, rank
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
-        arrival = partial(self._boxes.deliver, rank, Message(self._rank, kind, content))
-        self._boxes.wire.send(self._rank, rank, weight(content), arrival)
+        message = Message(self._rank, kind, content)
+        self._boxes.wire.send(self._rank, rank, weight(content), self._boxes.deliver, rank, message)
 
     def receive(self) -> Message | None:
         box = self._boxes.boxes[self._rank]
@@ -78,13 +77,16 @@ class SimulatedWires(Wires):
 
     def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
         way = self.way(source, to, tag)
-        arrival = partial(self._deliver, to, way, values.copy() if values.flags.writeable else values)
+        copied = values.copy() if values.flags.writeable else values
         if source == to:
-            arrival()
-        else:
-            if self.ranks[source] in self.wire.time.cores:
-                self.wire.copy(self.ranks[source], [(self.ranks[to], values.nbytes)], 1)
-            self.wire.send(self.ranks[source], self.ranks[to], values.nbytes, arrival)
+            self._deliver(to, way, copied)
+            return
+        wire, me, other = self.wire, self.ranks[source], self.ranks[to]
+        if me in wire.time.cores:
+            wire.copy(me, [(other, values.nbytes)], 1)
+        # What waits for a card is sent in its order.
+        wire.time.sync()
+        wire.send(me, other, values.nbytes, self._deliver, to, way, copied)
 
     def _deliver(self, to: int, way: deque, values: np.ndarray) -> None:
         way.append(values)
@@ -95,6 +97,7 @@ class SimulatedWires(Wires):
 
     def take(self, source: int, to: int, tag: Any, what: str) -> np.ndarray:
         way, time = self.way(source, to, tag), self.wire.time
+        time.sync()
         while not way:
             self.waiting[to] = (way, time.player)
             time.switch()

@@ -1,23 +1,29 @@
 """The window in simulated time: what is put changes its target's memory when it arrives, what is got is read there at that moment.
 
 Transfers of one origin to one target between two flushes travel together: a request with what is put, an answer with what is got.
-They leave at the first flush, to all targets at once.
+They leave at the first flush, to all targets at once, and it waits for all of them: nothing lies between the flushes of a fetch. A
+rank that has got nothing need not wait, where it is known when its transfers end: it goes on at that time (`VirtualTime.ahead`).
+Headers and slices lie in the memory of their target at once: nobody looks at them before the head that is put after them arrives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from dbnet.comm.simulated.clock import Player
-from dbnet.comm.simulated.interconnect import Interconnect
+from dbnet.comm.simulated.interconnect import PACKET, Interconnect
 from dbnet.comm.window import WindowLayout
 
 _REQUEST = 32  # bytes that say what is wanted
 # What has no contents where nothing is computed: bytes go over the wire all the same.
 _CONTENTS = frozenset({"params", "ring"})
+# What nobody looks at before the counter that follows it.
+_AHEAD_OF_COUNTER = frozenset({"header", "ring"})
+_COUNTER = "head"
+# What an operation does at its target.
+_GET, _GET_ONE, _PUT, _PUT_ONE, _PUT_COUNTER = range(5)
 
 
 class SparseRing:
@@ -55,11 +61,19 @@ class SimulatedMemory:
         Of every rank.
     hollow
         Whether parameters and gradients have no contents.
+
+    Attributes
+    ----------
+    local, flat
+        The fields of each rank, as they are and flat.
+    counted
+        For each rank the numbers of the origins whose head has arrived there; who looks takes them out.
     """
 
     def __init__(self, layouts: Sequence[WindowLayout], hollow: bool = False) -> None:
         self.local: list[dict[str, np.ndarray | SparseRing]] = []
         self.hollow = _CONTENTS if hollow else frozenset()
+        self.counted: list[set[int]] = [set() for _ in layouts]
         for layout in layouts:
             ring = layout.fields.get("ring")
             bare = WindowLayout([field for name, field in layout.fields.items() if name != "ring"])
@@ -70,46 +84,118 @@ class SimulatedMemory:
         self.flat = [{n: x if isinstance(x, SparseRing) else x.reshape(-1) for n, x in fields.items()} for fields in self.local]
 
 
-class _Operation(NamedTuple):
-    puts: bool
-    field: str
-    array: np.ndarray
-    start: int
-
-
 class SimulatedWindow:
     """One rank's end of the window."""
 
     def __init__(self, memory: SimulatedMemory, wire: Interconnect, rank: int) -> None:
-        self._memory, self._wire, self._rank = memory, wire, rank
+        self._memory, self._wire, self._time, self._rank = memory, wire, wire.time, rank
+        self._flat, self._hollow = memory.flat, memory.hollow
         self.local = memory.local[rank]
-        self._started: dict[int, list[_Operation]] = {}
-        self._under_way: dict[int, _Transfer] = {}
+        # For each target: operations, bytes there and back, and what is to be done there.
+        self._started: dict[int, list] = {}
+        # Of what is under way: whether anything is got, how many answers have no time yet, when the last of the others is here.
+        self._gets, self._open, self._latest = False, 0, 0.0
+        self._waiting: Player | None = None
 
     def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
-        self._started.setdefault(rank, []).append(_Operation(False, field, out, start))
+        entry = self._started.get(rank)
+        if entry is None:
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, []]
+        entry[0] += 1
+        entry[2] += out.nbytes
+        if field not in self._hollow:
+            self._gets = True
+            entry[3].append((_GET_ONE if out.shape == (1,) else _GET, self._flat[rank][field], start, out))
 
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
-        self._started.setdefault(rank, []).append(_Operation(True, field, data, start))
+        entry = self._started.get(rank)
+        if entry is None:
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, []]
+        entry[0] += 1
+        entry[1] += data.nbytes
+        if field in self._hollow:
+            return
+        place = self._flat[rank][field]
+        if field in _AHEAD_OF_COUNTER:
+            if isinstance(place, SparseRing):
+                place.put(start, data)
+            else:
+                place[start : start + data.size] = data
+        elif field == _COUNTER:
+            entry[3].append((_PUT_COUNTER, place, start, data.item()))
+        elif data.size == 1:
+            entry[3].append((_PUT_ONE, place, start, data.item()))
+        else:
+            entry[3].append((_PUT, place, start, data.flatten()))
 
     def flush(self, rank: int) -> None:
-        wire = self._wire
-        if self._started:
-            later, started, self._started = 0.0, self._started, {}
-            overhead = wire.overhead
-            if self._rank in wire.time.cores:
-                sizes = [(target, sum(one.array.nbytes for one in operations)) for target, operations in started.items()]
-                wire.copy(self._rank, sizes, sum(map(len, started.values())))
-                overhead = 0.0
-            for target, operations in started.items():
-                wire.operations += len(operations)
-                later += overhead * len(operations)
-                self._under_way[target] = transfer = _Transfer(self._memory, wire, self._rank, target, operations)
-                wire.send(self._rank, target, transfer.there, transfer.arrive, later)
-        transfer = self._under_way.pop(rank, None)
-        if transfer is not None and not transfer.done:
-            transfer.waiting = wire.time.player
-            wire.time.switch()
+        if not self._started:
+            return
+        wire, time, me, started, self._started = self._wire, self._time, self._rank, self._started, {}
+        if wire.crowded[me] and any(there > PACKET for _, there, _, _ in started.values()):
+            time.sync()
+        overhead = wire.overhead
+        if me in time.cores:
+            moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, _) in started.items()]
+            wire.copy(me, moved, sum(count for count, *_ in started.values()))
+            overhead = 0.0
+        begin = self._latest = time.now
+        for target, (count, there, back, todo) in started.items():
+            wire.operations += count
+            begin += overhead * count
+            self._open += 1
+            wire.carry(me, target, there, begin, self._arrives, target, todo, back)
+        gets, self._gets = self._gets, False
+        if self._open:
+            # The last `_end` wakes it.
+            self._waiting = time.player
+            time.switch()
+        elif gets:
+            time.at(self._latest, me, time.player.go)
+            time.switch()
+        else:
+            time.ahead(self._latest)
+
+    def _arrives(self, at: float, target: int, todo: list, back: int) -> None:
+        """It is known when a request arrives."""
+        seconds = self._wire.unqueued(target, self._rank, back)
+        if seconds is None:
+            # Its answer waits for cards, in the order of arrivals.
+            self._time.at(at, self._rank, self._reach, target, todo, back)
+            return
+        if todo:
+            self._time.at(at, self._rank, self._reach, target, todo, 0)
+        self._end(at + seconds)
+
+    def _reach(self, target: int, todo: list, back: int) -> None:
+        """At the target: what is put is there, what is got is read; `back` bytes are to be sent back."""
+        changed = False
+        for what, place, start, value in todo:
+            if what == _GET_ONE:
+                value[0] = place[start]
+            elif what == _GET:
+                value.reshape(-1)[:] = place[start : start + value.size]
+            else:
+                changed = True
+                if what == _PUT:
+                    place[start : start + value.size] = value
+                else:
+                    place[start] = value
+                    if what == _PUT_COUNTER:
+                        self._memory.counted[target].add(start)
+        if changed:
+            self._time.notify(target)
+        if back:
+            self._wire.carry(target, self._rank, back, self._time.now, self._end)
+
+    def _end(self, end: float) -> None:
+        """It is known when an answer is here."""
+        if end > self._latest:
+            self._latest = end
+        self._open -= 1
+        if self._waiting is not None and not self._open:
+            player, self._waiting = self._waiting, None
+            self._time.at(self._latest, self._rank, player.go)
 
     def sync(self) -> None:
         """There is one memory, and everything has its moment."""
@@ -119,43 +205,3 @@ class SimulatedWindow:
 
     def free(self) -> None:
         self.local = {}
-
-
-class _Transfer:
-    """What an origin has started towards one target."""
-
-    def __init__(self, memory: SimulatedMemory, wire: Interconnect, origin: int, target: int, operations: list[_Operation]) -> None:
-        self._memory, self._wire, self._origin, self._target, self._operations = memory, wire, origin, target, operations
-        self.done, self.waiting = False, None
-        self.there = self._back = _REQUEST
-        for operation in operations:
-            if operation.puts:
-                self.there += operation.array.nbytes
-            else:
-                self._back += operation.array.nbytes
-
-    waiting: Player | None
-
-    def arrive(self) -> None:
-        """At the target: what is put is there, what is got is read."""
-        fields, hollow, changed = self._memory.flat[self._target], self._memory.hollow, False
-        for puts, field, array, start in self._operations:
-            changed = changed or puts
-            if field in hollow:
-                continue
-            place = fields[field]
-            if not puts:
-                array.reshape(-1)[:] = place[start : start + array.size]
-            elif isinstance(place, SparseRing):
-                place.put(start, array)
-            else:
-                place[start : start + array.size] = array.reshape(-1)
-        if changed:
-            self._wire.time.notify(self._target)
-        self._wire.send(self._target, self._origin, self._back, self._end)
-
-    def _end(self) -> None:
-        """At the origin again."""
-        self.done = True
-        if self.waiting is not None:
-            self.waiting.go()

@@ -24,19 +24,26 @@ class PacedInbox(Inbox):
     ----------
     time, profile
         The clocks, and what a slice costs.
+    counted
+        The origins of which something has arrived: of hundreds of rings few have something.
     parts
         What an inbox is made of.
     """
 
-    def __init__(self, time: VirtualTime, profile: Profile, *parts: Any) -> None:
+    def __init__(self, time: VirtualTime, profile: Profile, counted: set[int], *parts: Any) -> None:
         super().__init__(*parts)
-        self._time, self._profile = time, profile
-        self._item, self._all = self._window.local["params"].itemsize, np.array(self._users, np.int64)
+        self._time, self._profile, self._counted = time, profile, counted
+        self._item = self._window.local["params"].itemsize
+        self._rows = {origin: row for row, origin in enumerate(self._users)}
 
     def drain(self) -> bool:
-        # Of hundreds of rings few have something.
-        found = np.flatnonzero(self.head[self._all] != self.tail[self._all]).tolist()
-        return any([self._take(row, self._users[row]) for row in found if not self._closed[row]])
+        counted, busy = self._counted, False
+        for origin in sorted(counted):
+            row = self._rows[origin]
+            busy = (not self._closed[row] and self._take(row, origin)) or busy
+            if self._closed[row] or self.head[origin] == self.tail[origin]:
+                counted.discard(origin)
+        return busy
 
     def apply(self, row: int, origin: int, slot: int) -> None:
         self._time.compute(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))

@@ -87,8 +87,9 @@ class Simulation:
         users = ready.users[shard]
         intakes = [Intake(receiver, ready.config.guard.finite and not self._dry) for _ in users]
         ways = [ready.routes[origin][shard] for origin in users]
-        window = self.window(self.topology.shard_rank(shard))
-        return PacedInbox(self.time, self._profile, window, intakes, self.topology, users, ways)
+        rank = self.topology.shard_rank(shard)
+        counted = self._memory.counted[rank]
+        return PacedInbox(self.time, self._profile, counted, self.window(rank), intakes, self.topology, users, ways)
 
     def store(self, rank: int, replica: AnyReplica) -> WindowStore:
         partition = self.topology.place(rank)[1]
