@@ -80,9 +80,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     with mpi.abort_on_error(comm):
         score, n, errors = inference.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
         if comm is None or comm.rank == 0:
-            accuracy = "" if score.test_accuracy != score.test_accuracy else f", accuracy {score.test_accuracy:.4f}"
+            accuracy = "" if score.accuracy != score.accuracy else f", accuracy {score.accuracy:.4f}"
             errors = f", {errors}" if errors else ""
-            print(f"{options.part}: {n} examples, loss {score.test_loss:.4f}{accuracy}{errors}")
+            print(f"{options.part}: {n} examples, loss {score.loss:.4f}{accuracy}{errors}")
 
 
 def run_predict(options: argparse.Namespace) -> None:

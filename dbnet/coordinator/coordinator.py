@@ -72,7 +72,7 @@ class Ending:
         """Whether the run is to end now: its time, its accuracy, too many gradients that were refused, or a signal."""
         stop, score = self._stop, self._duties.evaluation.last
         by_time = stop.seconds is not None and self._time.seconds >= stop.seconds
-        by_accuracy = stop.accuracy is not None and score is not None and score.test_accuracy >= stop.accuracy
+        by_accuracy = stop.accuracy is not None and score is not None and score.accuracy >= stop.accuracy
         return self.asked or by_time or by_accuracy or self._duties.guard.stops
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from dbnet.coordinator.orders import Status
 from dbnet.core.config import Config
 from dbnet.data.subsets import Share
+from dbnet.network.replica import Score
 
 
 class Facts(NamedTuple):
@@ -31,6 +32,8 @@ class Facts(NamedTuple):
         Steps that each replica, spare ones included, had made by then.
     beside
         Steps made by then that are nobody's: replicas of another number have the mean steps of the old ones, which do not add up.
+    errors
+        What the loss says besides of a score, as columns of the run file.
     """
 
     config: Config
@@ -39,6 +42,7 @@ class Facts(NamedTuple):
     state: dict[str, Any]
     steps: np.ndarray
     beside: int = 0
+    errors: Callable[[Score], Sequence[float]] = lambda score: ()
 
 
 class RunTime:

@@ -115,7 +115,7 @@ class StopTable(Table):
     epochs: int | None = Field(default=None, ge=0, le=COUNT, description="passes of a replica over its subset, or of all over all")
     steps: int | None = Field(default=None, ge=0, le=COUNT, description="steps of each replica")
     seconds: float | None = Field(default=None, gt=0, description="time budget, start-up not counted")
-    accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy")
+    accuracy: float | None = Field(default=None, gt=0, le=1, description="accuracy on evaluate.part")
     iterations: int | None = Field(default=None, ge=0, le=COUNT, description="iterations of a batch method")
 
     @model_validator(mode="after")
@@ -129,7 +129,7 @@ class WarmstartTable(Table):
     """One replica trains alone until the first of these is reached; then the others join."""
 
     steps: int = Field(default=0, ge=0, le=COUNT, description="steps of replica 0 alone, exactly")
-    accuracy: float | None = Field(default=None, gt=0, le=1, description="test accuracy that replica 0 reaches alone")
+    accuracy: float | None = Field(default=None, gt=0, le=1, description="accuracy on evaluate.part that replica 0 reaches alone")
 
 
 class EvaluateTable(Table):

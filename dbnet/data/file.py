@@ -228,12 +228,13 @@ class DataFile:
                 digest.update(y[lo : lo + rows].astype("<i8" if self.classes else "<f8").tobytes())
         return digest.hexdigest()
 
-    def variance(self, part: str) -> float:
-        """Return the variance of a part's vector targets, summed over their units; NaN for labels."""
-        if not self.targets or not self.sizes.get(part):
+    def variance(self, part: str, rows: np.ndarray | None = None) -> float:
+        """Return the variance of a part's vector targets (None: of all `rows`), summed over their units; NaN for labels."""
+        if not self.targets or not self.sizes.get(part) or (rows is not None and not len(rows)):
             return nan
         with reading(self.path, _AGAIN), opened(self.path) as file:
-            return variance(file[f"{part}/y"])
+            y = file[f"{part}/y"]
+            return variance(y if rows is None else _read_rows(y, rows, slice(None)))
 
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
         """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""

@@ -129,7 +129,7 @@ class DownpourCoordinator(Coordinator):
         warm, score = self.facts.config.warmstart, self.duties.evaluation.last
         if self.replicas.topology.replicas == 1 or 0 not in self.duties.membership.active or self.replicas.done(0):
             return False
-        if warm.accuracy is not None and score is not None and score.test_accuracy >= warm.accuracy:
+        if warm.accuracy is not None and score is not None and score.accuracy >= warm.accuracy:
             return False
         return bool(self.status["steps"][0] < warm.steps or (warm.accuracy is not None and not warm.steps))
 

@@ -13,9 +13,8 @@ from dbnet.core.config import Config
 from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
 
-_HEAD = "  seconds   epochs      steps   loss   test acc  train acc  examples/s  staleness"
-_ITERATIONS = "  seconds  iteration          loss  gradient      step  passes  rounds  backups  discarded   test acc"
-
+_HEAD = "  seconds   epochs      steps   loss {} {}  examples/s  staleness"
+_ITERATIONS = "  seconds  iteration          loss  gradient      step  passes  rounds  backups  discarded {}"
 
 # A rate that is shown is a mean over the last seconds: what falls into one report varies.
 RECENT = 5.0
@@ -50,11 +49,13 @@ class Display:
     def __init__(self, quiet: bool = False, interval: float = 5.0) -> None:
         self._quiet, self._interval, self._last = quiet, interval, 0.0
         self._headed = self._values = False
+        self._part, self._widths = "test", [10, 10]
         self._shown: Score | None = None
         self._rows = np.zeros(0, PROGRESS)
 
     def begin(self, config: Config, name: str) -> None:
         """A run of this name begins."""
+        self._part = config.evaluate.part
 
     def end(self, state: str = "broken off") -> None:
         """The run has ended, how `state` says in words."""
@@ -84,37 +85,45 @@ class Display:
         if score is None and seconds - self._last < self._interval:
             return
         self._last = seconds
-        if not self._headed:
-            # Values have no accuracy.
-            no_accuracy = score is not None and isnan(score.test_accuracy) and isnan(score.train_accuracy)
-            self._values = no_accuracy and not (isnan(score.test_loss) and isnan(score.train_loss))
-            self.say(_HEAD.replace(" test acc  train acc", "test loss train loss") if self._values else _HEAD)
-            self._headed = True
-        accuracies = ("", "")
-        if score is not None:
-            values = (score.test_loss, score.train_loss) if self._values else (score.test_accuracy, score.train_accuracy)
-            accuracies = tuple(f"{value:.4g}" if self._values else f"{value:.4f}" for value in values)
+        self._head(_HEAD, score)
+        judged = [text.rjust(width) for text, width in zip(self._judged(score), self._widths, strict=True)]
         cells = (
             f"{seconds:9.1f}",
             f"{epochs:8.2f}",
             f"{steps:10d}",
             f"{loss:6.3f}" if loss == loss else "     -",
-            f"{accuracies[0].replace('nan', '-'):>10}",
-            f"{accuracies[1].replace('nan', '-'):>10}",
+            *judged,
             f"{rate:11.0f}" if rate == rate else "          -",
             f"{staleness:10.2f}" if staleness == staleness else "         -",
         )
         self.say(" ".join(cells))
 
     def iteration(self, values: Sequence[float], score: Score | None) -> None:
-        """Print a row for an iteration of a batch method: the columns of the run file's table, and a new score's accuracy."""
-        if not self._headed:
-            self.say(_ITERATIONS)
-            self._headed = True
+        """Print a row for an iteration of a batch method: the columns of the run file's table, and what a new score says."""
+        self._head(_ITERATIONS, score)
         seconds, number, loss, gradient, step, passes, rounds, backups, discarded = values
-        accuracy = "" if score is None or score is self._shown else f"{score.test_accuracy:10.4f}".replace("nan", "-")
+        judged = self._judged(None if score is self._shown else score)[0].rjust(self._widths[0])
         self._shown = score
         self.say(
             f"{seconds:9.1f} {number:10d} {loss:13.6g} {gradient:9.2e} {step:9.2e} {passes:7d} {rounds:7d} {backups:8d} "
-            f"{discarded:10d} {accuracy:>10}".rstrip()
+            f"{discarded:10d} {judged}".rstrip()
         )
+
+    def _head(self, columns: str, score: Score | None) -> None:
+        """Print the head of the columns, once."""
+        if self._headed:
+            return
+        # Values have no accuracy.
+        no_accuracy = score is not None and isnan(score.accuracy) and isnan(score.train_accuracy)
+        self._values = no_accuracy and not (isnan(score.loss) and isnan(score.train_loss))
+        titles = [f"{part} {'loss' if self._values else 'acc'}" for part in (self._part, "train")]
+        self._widths = [max(10, len(title)) for title in titles]
+        self.say(columns.format(*(title.rjust(width) for title, width in zip(titles, self._widths, strict=True))))
+        self._headed = True
+
+    def _judged(self, score: Score | None) -> list[str]:
+        """Return the accuracies of a score, or of values the losses, as text: of what is evaluated, of the training set."""
+        if score is None:
+            return ["", ""]
+        values = (score.loss, score.train_loss) if self._values else (score.accuracy, score.train_accuracy)
+        return [(f"{value:.4g}" if self._values else f"{value:.4f}").replace("nan", "-") for value in values]

@@ -20,7 +20,7 @@ from dbnet.core.registry import named, own_modules
 from dbnet.core.untrusted.opening import opened, require_file
 from dbnet.data.file import DataFile
 from dbnet.monitor.many import summary
-from dbnet.monitor.results import Run, bar, bulk, lateness
+from dbnet.monitor.results import Run, bar, bulk, lateness, reached
 
 # More shards than these are not listed one by one.
 _EACH = 8
@@ -54,6 +54,7 @@ def _run_facts(path: str) -> dict[str, Any]:
     late = [lateness(row)._asdict() for row in run.staleness.to_numpy().T]
     return {
         **summary(run),
+        "evaluated": run.part,
         "about": run.about,
         "config": json.loads(run.config.text()),
         "rows": {name: len(getattr(run, name)) for name in ("progress", "evaluation", "iterations", "events", "refused")},
@@ -166,9 +167,8 @@ def _run(path: str) -> str:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):
         last = run.evaluation.iloc[-1]
-        scores = (("test accuracy", last.test_accuracy), ("loss", last.test_loss))
-        reached = ", ".join(f"{name} {value:.4f}" for name, value in scores if value == value) or "no test set"
-        lines.append(f"  last         {reached} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
+        words = ", ".join(reached(run, last)) or f"no {run.part} set"
+        lines.append(f"  last         {words} after {last.epochs:.1f} epochs, {last.seconds:.1f} s")
     if words := busy_words(run):
         lines.append(f"  shards       {words}")
     return "\n".join([*lines, *stale_lines(run.staleness.to_numpy().T)])

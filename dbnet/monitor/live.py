@@ -71,7 +71,7 @@ class Snapshot(NamedTuple):
             (self.iterations, stop.iterations, "{:.0f} of {:g} iterations"),
         ]
         known = [(now / end if end else 1.0, words.format(now, end)) for now, end, words in ways if end is not None]
-        return max(known, default=(float("nan"), f"until a test accuracy of {stop.accuracy or 1:g}"))
+        return max(known, default=(float("nan"), f"until a {self.config.evaluate.part} accuracy of {stop.accuracy or 1:g}"))
 
     @property
     def left(self) -> float:
@@ -124,7 +124,8 @@ def scores(shot: Snapshot) -> str:
     """Return the line of losses and accuracies."""
     out = [f"loss {shot.loss:.4g}" if shot.loss == shot.loss else "no loss yet"]
     if shot.score is not None:
-        numbers = zip(("test loss", "test accuracy", "train accuracy"), (shot.score[0], shot.score[1], shot.score[3]), strict=True)
+        part, score = shot.config.evaluate.part, shot.score
+        numbers = ((f"{part} loss", score.loss), (f"{part} accuracy", score.accuracy), ("train accuracy", score.train_accuracy))
         out += [f"{name} {value:.4f}" for name, value in numbers if value == value]
     return "   ".join(out)
 

@@ -26,6 +26,8 @@ SEED = "run.seed"
 # What says nothing of how a network is trained: keys, and tables.
 _OUTPUT = {"run.name", "run.folder", "run.picture", "run.deadline", "run.heartbeat"}
 _SEEING = ("evaluate.", "checkpoint.", "record.")
+# Figures for the test set and for the validation set are not to be compared.
+_JUDGED = "evaluate.part"
 # Tables whose keys are known by their last part.
 _SHORT = ("run.", "model.", "method.", "rule.", "topology.")
 # Columns of a table of runs; what else differs goes into one.
@@ -40,8 +42,8 @@ class Group(NamedTuple):
 
     @property
     def tests(self) -> float:
-        """The best accuracy of all on the test set; NaN where there is none."""
-        return max((run.evaluation.test_accuracy.max() for run in self.runs if len(run.evaluation)), default=float("nan"))
+        """The best accuracy of all on what is evaluated; NaN where there is none."""
+        return max((run.evaluation.accuracy.max() for run in self.runs if len(run.evaluation)), default=float("nan"))
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def together(trees: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _trains(key: str) -> bool:
-    return key not in _OUTPUT and not key.startswith(_SEEING)
+    return key == _JUDGED or (key not in _OUTPUT and not key.startswith(_SEEING))
 
 
 def short(keys: Sequence[str]) -> dict[str, str]:
@@ -180,6 +182,8 @@ class Runs:
         The run files, and a short name of each.
     varied
         For each run the keys of the configuration that are not the same in all, with their values.
+    few
+        The runs with their evaluations alone.
     table
         A row per run: what it is, what differs, how it came out (see `summary`).
     progress, evaluation, iterations, events, lost, refused
@@ -190,8 +194,8 @@ class Runs:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.names = list(paths), names(paths)
-        self._few = [Run(path, ["evaluation"]) for path in self.paths]
-        self.varied = differences([run.config for run in self._few])
+        self.few = [Run(path, ["evaluation"]) for path in self.paths]
+        self.varied = differences([run.config for run in self.few])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -211,7 +215,7 @@ class Runs:
     def table(self) -> pd.DataFrame:
         rows = [
             {"run": name, **{key: values.get(key) for key in self.keys}, **summary(run)}
-            for name, values, run in zip(self.names, self.varied, self._few, strict=True)
+            for name, values, run in zip(self.names, self.varied, self.few, strict=True)
         ]
         return _whole(rows, self.keys)
 
@@ -227,7 +231,7 @@ class Runs:
 
     @cached_property
     def evaluation(self) -> pd.DataFrame:
-        return self._joined(run.evaluation for run in self._few)
+        return self._joined(run.evaluation for run in self.few)
 
     @cached_property
     def staleness(self) -> pd.DataFrame:
@@ -236,7 +240,7 @@ class Runs:
             rows = rows.melt(id_vars="staleness", var_name="shard", value_name="updates")
             return rows[rows.updates > 0].reset_index(drop=True)[["shard", "staleness", "updates"]]
 
-        return self._joined(long(run) for run in self._few)
+        return self._joined(long(run) for run in self.few)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name not in ("progress", "iterations", "events", "lost", "refused"):
@@ -281,17 +285,18 @@ def open_runs(where: str | Path | Iterable[str | Path]) -> Runs:
 def summary(run: Run) -> dict[str, Any]:
     """Return how a run came out.
 
-    accuracy (last, on the test set) and best; loss (last, on the test set); seconds; epochs; steps (of all replicas together);
-    staleness (mean over all updates); lost (replicas); ended (how).
+    accuracy (last, on what is evaluated) and best; loss (last, on the same), and of vectors what it says besides; seconds; epochs;
+    steps (of all replicas together); staleness (mean over all updates); ended (how).
     """
     last = run.evaluation.iloc[-1] if len(run.evaluation) else None
-    accuracies = run.evaluation.test_accuracy.dropna()
+    accuracies = run.evaluation.accuracy.dropna()
     updates = run.staleness.to_numpy().sum()
     late = (run.staleness.index.to_numpy()[:, None] * run.staleness.to_numpy()).sum()
     return {
-        "accuracy": float("nan") if last is None else float(last.test_accuracy),
+        "accuracy": float("nan") if last is None else float(last.accuracy),
         "best": float(accuracies.max()) if len(accuracies) else float("nan"),
-        "loss": float("nan") if last is None else float(last.test_loss),
+        "loss": float("nan") if last is None else float(last.loss),
+        **{name: float("nan") if last is None else float(last[name]) for name in run.errors},
         "seconds": float("nan") if last is None else float(last.seconds),
         "epochs": float("nan") if last is None else float(last.epochs),
         "steps": 0 if last is None else int(last.steps),
@@ -304,14 +309,22 @@ def listing(runs: Runs) -> str:
     """Return the table of runs as text, a line per run: name, what differs, accuracy, seconds, staleness, how it ended."""
     shown, rest = runs.keys[:_COLUMNS], runs.keys[_COLUMNS:]
     name = short(runs.keys)
-    head = ["run", "accuracy", "best", "seconds", "epochs", "staleness", "ended"]
-    out = [[*head, *(name[key] for key in shown), *(["also"] if rest else [])]]
+    columns = {**scored(runs), "seconds": ".1f", "epochs": ".1f", "staleness": ".2f"}
+    out = [["run", *columns, "ended", *(name[key] for key in shown), *(["also"] if rest else [])]]
     for row, values in zip(runs.table.to_dict("records"), runs.varied, strict=True):
         own = [_short(values[key]) if key in values else "" for key in shown]
         also = [said({key: values[key] for key in rest if key in values}, runs.keys)] if rest else []
-        numbers = (f"{row[key]:.{digits}f}" for key, digits in zip(head[1:6], (4, 4, 1, 1, 2), strict=True))
+        numbers = (f"{row[key]:{form}}" for key, form in columns.items())
         out.append([row["run"], *numbers, row["ended"], *own, *also])
-    return aligned([["-" if cell == "nan" else cell for cell in row] for row in out], range(1, 6))
+    return aligned([["-" if cell == "nan" else cell for cell in row] for row in out], range(1, 1 + len(columns)))
+
+
+def scored(runs: Runs) -> dict[str, str]:
+    """Return the columns of `Runs.table` that say how good runs are, and their form: accuracies, of vectors losses."""
+    found = runs.table
+    errors = [name for name in found.columns if name in {name for run in runs.few for name in run.errors}]
+    accuracies = {"accuracy": ".4f", "best": ".4f"} if not errors or found.accuracy.notna().any() else {}
+    return accuracies | ({"loss": ".4g"} | dict.fromkeys(errors, ".4g") if errors else {})
 
 
 def aligned(table: Sequence[Sequence[str]], numbers: Container[int]) -> str:

@@ -19,7 +19,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.untrusted.opening import opened
 from dbnet.monitor.runfile import BINS, ENDED, FINISHED, STOPPED
-from dbnet.monitor.tables import TABLES
+from dbnet.monitor.tables import TABLES, column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +69,7 @@ class Run:
 
     def __repr__(self) -> str:
         last = self.evaluation.iloc[-1] if "evaluation" in self._tables and len(self.evaluation) else None
-        scores = () if last is None else (("test accuracy", last.test_accuracy), ("test loss", last.test_loss))
-        said = "".join(f", {name} {value:.4f}" for name, value in scores if value == value)
+        said = "" if last is None else "".join(f", {words}" for words in reached(self, last))
         epochs = "" if last is None else f", {last.epochs:.1f} epochs, {last.seconds:.1f} s"
         return f"<Run {self.path}: {self.ended}{epochs}{said}>"
 
@@ -110,9 +109,26 @@ class Run:
         return np.minimum(self.busy / passed, 1.0) if passed and self.busy.any() else np.full(len(self.busy), np.nan)
 
     @property
+    def part(self) -> str:
+        """What is evaluated: "test" or "validation"."""
+        return self.config.evaluate.part
+
+    @property
+    def errors(self) -> list[str]:
+        """Columns of `evaluation` with what the loss says besides of vectors, such as "R2"; nothing of labels."""
+        return [column(name) for name in self.about.get("errors", [])]
+
+    @property
     def accuracy(self) -> float:
-        """Last test accuracy; NaN where there was no evaluation."""
-        return float(self.evaluation.test_accuracy.iloc[-1]) if len(self.evaluation) else float("nan")
+        """Last accuracy on what is evaluated; NaN where there was no evaluation."""
+        return float(self.evaluation.accuracy.iloc[-1]) if len(self.evaluation) else float("nan")
+
+
+def reached(run: Run, row: Any) -> list[str]:
+    """Return in words what a row of `evaluation` says of the part that is evaluated."""
+    numbers = [(f"{run.part} accuracy", row.accuracy, ".4f"), (f"{run.part} loss", row.loss, ".4f")]
+    numbers += [(name.replace("_", " "), row[name], ".4g") for name in run.errors]
+    return [f"{name} {value:{form}}" for name, value, form in numbers if value == value]
 
 
 class Late(NamedTuple):

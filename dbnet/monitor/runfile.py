@@ -1,7 +1,8 @@
 """The run file: one HDF5 file per run, written by the coordinator, readable while it grows (HDF5's single writer, many readers).
 
 /progress     a row per replica and report: seconds, replica, steps, examples, loss, accuracy, examples/s, bytes, waiting
-/evaluation   a row per evaluation: seconds, replica, steps, epochs, test and training loss and accuracy
+/evaluation   a row per evaluation: seconds, replica, steps, epochs, loss and accuracy of `evaluate.part` and of a part of the
+              training set (train_), and of vectors what the loss says besides (squared: mean_squared_error, R2)
 /iterations   a row per iteration of a batch method: loss, gradient norm, step; passes, rounds, backups, discarded portions in it
 /events       a row per update at a shard, in the order of that shard's updates: who, push, clocks at fetch and apply, gradients;
               of a shard's first million, then of one in a hundred (`record.events`, `record.whole`, `record.every`)
@@ -40,7 +41,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import require_room, reserve, why
 from dbnet.core.registry import SOURCES
 from dbnet.core.version import __version__
-from dbnet.monitor.tables import EVALUATION, EVENTS, ITERATIONS, LOST, REFUSED, TABLES
+from dbnet.monitor.tables import EVENTS, ITERATIONS, LOST, REFUSED, TABLES, evaluations
 
 if TYPE_CHECKING:
     from dbnet.monitor.tensorboard import EventFiles
@@ -130,7 +131,7 @@ class RunFile:
     config
         The effective configuration.
     about
-        More attributes: MPI library, hosts, what was resumed.
+        More attributes: MPI library, hosts, what was resumed, `errors` that the loss tells.
     clock
         Seconds, by which rows wait.
 
@@ -172,7 +173,8 @@ class RunFile:
                 **{key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in about.items()},
             }
         )
-        for name, dtype in TABLES.items():
+        self._tables = {**TABLES, "evaluation": evaluations(about.get("errors", ()))}
+        for name, dtype in self._tables.items():
             chunks = (_CHUNK if name == "events" else _CHUNK // 4,)
             self._file.create_dataset(
                 name, (0,), dtype, maxshape=(None,), chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
@@ -227,7 +229,7 @@ class RunFile:
         """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
         # A chunk that is added to is written once more, at the end of the file.
         needed = sum(
-            2 * sum(rows.nbytes for rows in waiting) + _CHUNK * TABLES[name].itemsize
+            2 * sum(rows.nbytes for rows in waiting) + _CHUNK * self._tables[name].itemsize
             for name, waiting in self._waiting.items()
             if waiting
         )
@@ -253,9 +255,9 @@ class RunFile:
             self.beside.progress(rows, self.mean_staleness)
 
     def evaluation(self, *values: float) -> None:
-        self._append("evaluation", np.array([values], EVALUATION))
+        self._append("evaluation", np.array([values], self._tables["evaluation"]))
         if self.beside is not None:
-            self.beside.evaluation(*values)
+            self.beside.evaluation(dict(zip(self._tables["evaluation"].names, values, strict=True)))
 
     def iteration(self, *values: float) -> None:
         self._append("iterations", np.array([values], ITERATIONS))

@@ -33,8 +33,8 @@ EVALUATION = np.dtype(
         ("replica", "i4"),
         ("steps", "i8"),
         ("epochs", "f8"),
-        ("test_loss", "f8"),
-        ("test_accuracy", "f8"),
+        ("loss", "f8"),
+        ("accuracy", "f8"),
         ("train_loss", "f8"),
         ("train_accuracy", "f8"),
     ]
@@ -87,6 +87,17 @@ TABLES = {
     "lost": LOST,
     "refused": REFUSED,
 }
+
+
+def evaluations(errors: Sequence[str]) -> np.dtype:
+    """Return the table `evaluation` of a run whose loss says this besides, like "mean squared error": columns of their own."""
+    names = [prefix + column(error) for prefix in ("", "train_") for error in errors]
+    return np.dtype([*EVALUATION.descr, *((name, "f8") for name in names)])
+
+
+def column(error: str) -> str:
+    """Return the column of what a loss says besides."""
+    return error.replace(" ", "_")
 
 
 def write(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Event files for TensorBoard beside the run file (`record.tensorboard`): NAME.tensorboard/events.out.tfevents.0.dbnet.
 
-    test/loss, test/accuracy, train/loss, train/accuracy    at the steps of all replicas together
+    test/loss, test/accuracy, train/loss, train/accuracy    at the steps of all replicas together; or validation/loss, ...,
+                                                            of vectors also what the loss says besides, like test/R2
     loss, throughput, waited / replica R                    at the steps of that replica
     iteration/loss, gradient_norm, step, passes             of a batch method, at its iterations
     staleness, staleness/shard S                            the mean so far; at the end how many updates had which
@@ -23,10 +24,9 @@ import numpy as np
 from dbnet.core.config import Config, warn
 from dbnet.core.errors import UserError
 from dbnet.core.files import why
-from dbnet.monitor.tables import EVALUATION, ITERATIONS
+from dbnet.monitor.tables import ITERATIONS
 
 ENDING = ".tensorboard"
-_NAMES = ("test_loss", "test_accuracy", "train_loss", "train_accuracy")
 
 
 def require(config: Config) -> None:
@@ -47,15 +47,17 @@ class EventFiles:
         Where to; it is made.
     virtual
         Whether seconds are virtual ones, and have no date.
+    part
+        What is evaluated, `evaluate.part`.
     """
 
-    def __init__(self, folder: Path, virtual: bool) -> None:
+    def __init__(self, folder: Path, virtual: bool, part: str) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
         from tensorboardX.record_writer import masked_crc32c
 
         self._event, self._summary, self._histogram, self._crc = Event, Summary, HistogramProto, masked_crc32c
-        self._began = 0.0 if virtual else None
+        self._began, self._part = 0.0 if virtual else None, part
         self._last, self._steps = (0.0, 0), dict[int, int]()
         folder.mkdir()
         self._file: Any = open(folder / "events.out.tfevents.0.dbnet", "wb")  # noqa: SIM115
@@ -69,10 +71,11 @@ class EventFiles:
             self._steps[int(row["replica"])] = int(row["steps"])
         self._scalars(rows["seconds"].max(), sum(self._steps.values()), {"staleness": staleness})
 
-    def evaluation(self, *values: float) -> None:
+    def evaluation(self, row: Mapping[str, float]) -> None:
         """Write an evaluation, a row of that table."""
-        row = dict(zip(EVALUATION.names, values, strict=True))
-        self._scalars(row["seconds"], row["steps"], {name.replace("_", "/"): row[name] for name in _NAMES})
+        names = [name for name in row if name not in ("seconds", "replica", "steps", "epochs")]
+        tags = {f"train/{name[6:]}" if name.startswith("train_") else f"{self._part}/{name}": row[name] for name in names}
+        self._scalars(row["seconds"], row["steps"], tags)
 
     def iteration(self, *values: float) -> None:
         """Write an iteration of a batch method, a row of that table."""

@@ -48,7 +48,7 @@ class Replica:
     train
         Minibatches of the replica's shares, or of the portions that it is given.
     watched
-        Evaluation batches by name, "test" and "train" (a portion of the training set); either may be missing.
+        Evaluation batches by name, "judged" (`evaluate.part`) and "train" (a portion of the training set); either may be missing.
     seed
         This replica's own, for layers that draw random numbers.
     cut
@@ -192,12 +192,12 @@ class Replica:
             self.trouble = self._look(w, self.train.filled)
 
     def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
-        """Return mean loss and accuracy on the test set and on the watched portion of the training set.
+        """Return mean loss and accuracy on the examples that are evaluated and on the watched portion of the training set.
 
         `beat` is called after each minibatch, to show that the replica is alive.
         """
         out: list[float] = []
-        for name in ("test", "train"):
+        for name in ("judged", "train"):
             batches = self.watched.get(name)
             out += self._evaluate(w, batches, beat) if batches is not None and len(batches) else [np.nan, np.nan]
         return Score(*out)
@@ -215,9 +215,9 @@ class Replica:
 
 
 class Score(NamedTuple):
-    """Mean loss and accuracy on the test set and on the watched portion of the training set; NaN where there is none."""
+    """Mean loss and accuracy on what is evaluated (`evaluate.part`) and on the watched portion of the training set; else NaN."""
 
-    test_loss: float
-    test_accuracy: float
+    loss: float
+    accuracy: float
     train_loss: float
     train_accuracy: float

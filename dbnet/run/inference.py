@@ -77,10 +77,10 @@ class Judge:
     def replica(self, batches: Batches) -> Iterator[Replica]:
         """Give a replica that evaluates these examples."""
         if self.comm is None:
-            yield Replica(self.model, batches, {"test": batches}, 0)
+            yield Replica(self.model, batches, {"judged": batches}, 0)
             return
         link = MpiLink(self.comm, self.checkpoint.config.run.deadline, crowded(node_of(self.comm)))
-        yield Replica(self.model, batches, {"test": batches}, 0, (self.cut, link))
+        yield Replica(self.model, batches, {"judged": batches}, 0, (self.cut, link))
         link.close()
 
     def batches(self, examples: Examples, scale: float) -> Batches:
@@ -121,7 +121,7 @@ class Judge:
         """Return in words what the loss says besides of vectors; nothing for labels."""
         if batches.target.ndim == 1 or not len(batches):
             return ""
-        return self.model.loss.words(score.test_loss, self.checkpoint.data["outputs"], variance(batches.part.y))
+        return self.model.loss.words(score.loss, self.checkpoint.data["outputs"], variance(batches.part.y))
 
     def outputs(self, batches: Batches) -> np.ndarray:
         """Return this rank's own output units [n, units] for each example."""
@@ -168,7 +168,7 @@ def run_modules(path: str, entries: list[dict[str, str]], trust: bool, option: s
 
 
 def evaluate(path: str, data_path: str | None, part: str, comm: Any = None, trust: bool = False) -> tuple[Score, int, str]:
-    """Return the score (its test fields) of one part of a data file, by default the run's own, its examples, errors in words."""
+    """Return the score (loss and accuracy) of one part of a data file, by default the run's own, its examples, errors in words."""
 
     def prepare() -> tuple[Judge, Batches]:
         judge = Judge(path, comm, threads, trust)
@@ -276,7 +276,7 @@ class Trained:
 
         Returns
         -------
-        `test_loss`, and `test_accuracy` from 0 to 1 (NaN for vectors), whatever part it is; the other two fields are NaN.
+        `loss`, and `accuracy` from 0 to 1 (NaN for vectors); the other two fields are NaN.
 
         Raises
         ------

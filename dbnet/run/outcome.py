@@ -65,9 +65,11 @@ class Outcome:
     run_file, checkpoint
         Paths of the outputs.
     accuracy
-        Last accuracy on the test set; NaN without a test set, and for vectors.
+        Last accuracy on what is evaluated; NaN without such a set, and for vectors.
     errors
-        Of vectors what the last loss on the test set says besides, in words.
+        Of vectors what the last loss on what is evaluated says besides, in words.
+    part
+        What is evaluated: "test" or "validation".
     picture
         Where to draw the run; None: nowhere.
     unsaved
@@ -100,6 +102,14 @@ class Outcome:
     crashed: str = ""
     repeated: str = ""
     errors: str = ""
+    part: str = "test"
+
+    @property
+    def result(self) -> str:
+        """The last score as a line."""
+        accuracy = f"{self.accuracy:.4f}" if self.accuracy == self.accuracy else f"none: no labelled {self.part} set"
+        what, value = ("error", self.errors) if self.errors else ("accuracy", accuracy)
+        return f"{f'{self.part.capitalize()} {what}':<13}  {value}"
 
 
 def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndarray | None = None) -> Outcome:
@@ -111,8 +121,9 @@ def outcome(ready: Setup, coordinator: Coordinator, signal: str, params: np.ndar
     ending = (coordinator.finished, coordinator.ending.stopped, members.summary(), diagnosis, signal)
     ending += (members.crashes.summary(), members.repeated)
     picture = config.output(".png") if config.run.picture else None
-    accuracy = score.test_accuracy if score else float("nan")
+    accuracy = score.accuracy if score else float("nan")
     errors = ""
-    if ready.data.targets and score and isfinite(score.test_loss):
-        errors = config.model.loss.words(score.test_loss, ready.data.targets, ready.variance)
-    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending, errors)
+    if ready.data.targets and score and isfinite(score.loss):
+        errors = config.model.loss.words(score.loss, ready.data.targets, ready.variances[0])
+    return Outcome(config.output(".h5"), link_of(config), accuracy, picture, duties.checkpoints.failure, params, *ending, errors,
+                   config.evaluate.part)  # fmt: skip

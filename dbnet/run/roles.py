@@ -148,11 +148,9 @@ def read_watched(ready: Setup, columns: list[Range] | None) -> dict[str, Batches
     """Return what is evaluated: the test or validation set, a portion of the training set; of each example the units `columns`."""
     config, data, dtype, watched = ready.config, ready.data, ready.model.dtype, {}
     if data.sizes.get(config.evaluate.part):
-        watched["test"] = Batches(data.read(config.evaluate.part, None, columns), EVALUATION_BATCH, data.scale, dtype, None)
-    portion = min(config.evaluate.train, data.sizes["train"])
-    if portion:
-        chosen = np.linspace(0, data.sizes["train"] - 1, portion).astype(np.int64)
-        watched["train"] = Batches(data.read("train", chosen, columns), EVALUATION_BATCH, data.scale, dtype, None)
+        watched["judged"] = Batches(data.read(config.evaluate.part, None, columns), EVALUATION_BATCH, data.scale, dtype, None)
+    if len(ready.watched):
+        watched["train"] = Batches(data.read("train", ready.watched, columns), EVALUATION_BATCH, data.scale, dtype, None)
     return watched
 
 
@@ -170,14 +168,15 @@ def open_record(ready: Setup, about: dict[str, Any], clock: Callable[[], float] 
     """Create the run file, whose rows wait by `clock`, and folders for schedule and trace; return the run with its name, too."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
-    config, record = runfile.begin(ready.config, {**about, "parameters": ready.model.layout.size}, clock)
+    about = {**about, "parameters": ready.model.layout.size, "errors": ready.error_names}
+    config, record = runfile.begin(ready.config, about, clock)
     for folder in [schedule_of(config)] * ("schedule" in about) + [trace_of(config)] * config.record.trace:
         try:
             folder.mkdir()
         except OSError as error:
             raise UserError(f"Cannot make '{folder}' ({why(error)}); set run.folder to another.") from None
     if config.record.tensorboard:
-        record.beside = EventFiles(config.output(tensorboard.ENDING), about.get("world") == "simulated")
+        record.beside = EventFiles(config.output(tensorboard.ENDING), about.get("world") == "simulated", config.evaluate.part)
     return replace(ready, config=config), record
 
 
@@ -206,9 +205,7 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
         display.warn(doubt)
     config, kind, facts, watch = ready.config, ready.config.method.coordinator, beginning(ready), world.watch()
     # Read while the data file is there.
-    _ = ready.variance
-    if config.evaluate.part != "test":
-        display.say(f"Evaluated on the validation set, {ready.data.sizes['validation']:,} examples: what is called 'test' is that.")
+    _ = ready.variances
     channel, point = world.channel(0), ready.checkpoint
     time = RunTime(world.clock, world.due, 0.0 if point is None else point.seconds)
     replicas, shards = OrderBook(world.window(0), ready.topology), Shards(channel, ready.topology)
@@ -240,9 +237,10 @@ def beginning(ready: Setup) -> Facts:
     subsets = [first_shares(ready, replica) for replica in range(world.replicas)]
     steps = np.zeros(world.copies)
     if point is None:
-        return Facts(ready.config, ready.data.sizes["train"], subsets, {}, steps)
+        return Facts(ready.config, ready.data.sizes["train"], subsets, {}, steps, errors=ready.errors)
     steps[: world.replicas] = [point.replica(r, world.replicas)["steps"] for r in range(world.replicas)]
-    return Facts(ready.config, ready.data.sizes["train"], subsets, point.state, steps, point.steps - int(steps.sum()))
+    beside = point.steps - int(steps.sum())
+    return Facts(ready.config, ready.data.sizes["train"], subsets, point.state, steps, beside, ready.errors)
 
 
 def receiver(ready: Setup, world: World, index: int) -> Receiver:

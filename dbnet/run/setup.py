@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from dbnet.data.subsets import Share
 from dbnet.monitor import tensorboard
 from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
+from dbnet.network.replica import Score
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.routes import Route, routes
 from dbnet.shards.rules.schedules.base import Horizon, scheduled
@@ -93,9 +95,28 @@ class Setup:
         return Horizon(steps * config.method.updates(config), min((end for end in ends if end is not None), default=None))
 
     @cached_property
-    def variance(self) -> float:
-        """The variance of the vectors that are evaluated, summed over their units; NaN for labels."""
-        return self.data.variance(self.config.evaluate.part)
+    def watched(self) -> np.ndarray:
+        """The training examples that are evaluated, too, evenly spread."""
+        size = self.data.sizes["train"]
+        return np.linspace(0, size - 1, min(self.config.evaluate.train, size)).astype(np.int64)
+
+    @cached_property
+    def variances(self) -> tuple[float, float]:
+        """The variances, summed over the units, of the vectors that are evaluated and of the watched ones; NaN for labels."""
+        return self.data.variance(self.config.evaluate.part), self.data.variance("train", self.watched)
+
+    @cached_property
+    def error_names(self) -> list[str]:
+        """What the loss says of vectors besides; nothing of labels."""
+        return list(self.config.model.loss.errors(1.0, self.data.targets, 1.0)) if self.data.targets else []
+
+    def errors(self, score: Score) -> list[float]:
+        """Return these numbers for what is evaluated, then for the watched training examples; NaN where there is no loss."""
+        out: list[float] = []
+        for loss, variance in zip((score.loss, score.train_loss), self.variances, strict=True):
+            found = self.config.model.loss.errors(loss, self.data.targets, variance) if isfinite(loss) else {}
+            out += [found.get(name, nan) for name in self.error_names]
+        return out
 
     @cached_property
     def rule(self) -> tuple[Any, Callable[[float], float]]:

@@ -35,9 +35,9 @@ run.evaluation.tail(3)
 
 # %%
 fig, (left, right) = plt.subplots(1, 2)
-for part in ("train", "test"):
-    left.plot(run.evaluation.epochs, run.evaluation[f"{part}_loss"], label=part)
-    right.plot(run.evaluation.epochs, run.evaluation[f"{part}_accuracy"], label=part)
+for part, front in (("train", "train_"), (run.part, "")):
+    left.plot(run.evaluation.epochs, run.evaluation[f"{front}loss"], label=part)
+    right.plot(run.evaluation.epochs, run.evaluation[f"{front}accuracy"], label=part)
 left.set(xlabel="epochs", ylabel="loss", yscale="log")
 right.set(xlabel="epochs", ylabel="accuracy", ylim=(0.8, 1.005))
 right.legend(loc="lower right")
@@ -55,7 +55,7 @@ with h5py.File("digits.h5") as file:
 outputs = model.predict(x)
 guess = outputs.argmax(axis=1)
 print({name: array.shape for name, array in model.parameters.items()})
-print(f"test accuracy {np.mean(guess == y):.4f} = {model.evaluate().test_accuracy:.4f}")
+print(f"test accuracy {np.mean(guess == y):.4f} = {model.evaluate().accuracy:.4f}")
 
 # %% [markdown]
 # Which digits are taken for which, and the images of which the network is least sure.
@@ -116,7 +116,7 @@ runs.table
 # %%
 fig, axes = plt.subplots(figsize=(6, 2.8))
 for rate, rows in runs.evaluation.groupby("rule.rate"):
-    curve = rows.groupby(rows.epochs.round(1)).test_accuracy.agg(["mean", "min", "max"])
+    curve = rows.groupby(rows.epochs.round(1)).accuracy.agg(["mean", "min", "max"])
     (line,) = axes.plot(curve.index, curve["mean"], label=f"rate {rate}")
     axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.2, lw=0)
 axes.set(xlabel="epochs", ylabel="test accuracy", ylim=(0.8, 1))

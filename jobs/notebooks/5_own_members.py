@@ -101,7 +101,7 @@ tree = {
     "run": {"picture": False},
 }
 done = dbnet.train(tree, quiet=True)
-dbnet.open_run(done.run_file).evaluation[["epochs", "test_loss", "test_accuracy"]]
+dbnet.open_run(done.run_file).evaluation[["epochs", "loss", "accuracy"]]
 
 # %%
 slopes = dbnet.load(done.checkpoint).parameters["1.leaky.slope"]
@@ -159,7 +159,7 @@ for kind in ("downpour", "modest"):
     done = dbnet.simulate(tree, JOBS / "machines/large.toml", [f"method.kind={kind}"], quiet=True)
     run = dbnet.open_run(done.outcome.run_file)
     left.plot(run.evaluation.epochs, run.evaluation.train_loss, label=kind)
-    right.plot(run.evaluation.epochs, run.evaluation.test_accuracy, label=kind)
+    right.plot(run.evaluation.epochs, run.evaluation.accuracy, label=kind)
 left.set(xlabel="epochs", ylabel="training loss", yscale="log")
 right.set(xlabel="epochs", ylabel="test accuracy", ylim=(0, 1.02))
 right.legend()

@@ -50,7 +50,7 @@ for rule in RULES.values():
 
 # %%
 runs = dbnet.open_runs(files)
-reached = runs.evaluation[runs.evaluation.test_accuracy >= TREE["stop"]["accuracy"]]
+reached = runs.evaluation[runs.evaluation.accuracy >= TREE["stop"]["accuracy"]]
 times = reached.groupby(["rule.kind", "topology.replicas", "run.seed"]).seconds.min()
 table = times.groupby(level=[0, 1]).agg(["mean", "min", "max", "count"])
 table

@@ -367,7 +367,7 @@ def test_a_resumed_run_counts_on(run_file: Path, dbnet: Command) -> None:
             assert before[before.replica == replica].push.tolist() == list(range(50))
             assert after[after.replica == replica].push.tolist() == list(range(50, 80))
     assert second.evaluation.seconds.iloc[0] >= Checkpoint("out/run.checkpoint.h5").seconds > 0
-    assert second.evaluation.test_loss.iloc[0] == pytest.approx(first.evaluation.test_loss.iloc[-1])
+    assert second.evaluation.loss.iloc[0] == pytest.approx(first.evaluation.loss.iloc[-1])
     assert (second.progress.steps > 50).all()
 
 

@@ -256,7 +256,7 @@ def test_a_picture_shows_where_accuracies_differ(trained: Finished, monkeypatch:
     """One steep early point does not squeeze the others into a line."""
     run, seen = open_run("out/run.h5"), []
     points = run.evaluation.iloc[[0] * 10].reset_index(drop=True)
-    points["seconds"], points["test_accuracy"] = np.arange(10.0), [0.1, *np.linspace(0.96, 0.97, 9)]
+    points["seconds"], points["accuracy"] = np.arange(10.0), [0.1, *np.linspace(0.96, 0.97, 9)]
     points["train_accuracy"] = [0.1, *np.linspace(0.98, 0.99, 9)]
     run.evaluation = points
     monkeypatch.setattr(Figure, "savefig", lambda made, path, **_: (seen.append(made), Path(path).touch()))

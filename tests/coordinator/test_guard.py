@@ -275,7 +275,7 @@ def test_a_bad_example_is_named(data: Path, spoil: Callable, value: float, chang
     count = len(read.refused.drop_duplicates(["replica", "push"]))
     assert 4 <= count == read.refused["shard"].value_counts().max()
     assert f"refused      {count} pushes whose gradient is not finite" in inspect.describe(str(read.path))
-    assert read.evaluation.test_loss.notna().all()
+    assert read.evaluation.loss.notna().all()
 
 
 def test_below_the_bound_the_run_goes_on_and_its_ledger_balances(data: Path, spoil: Callable) -> None:

@@ -330,10 +330,13 @@ def test_a_network_normalizes_raw_data_as_its_training_data_were(how: str, run_t
     assert f"normalized: mean 0 and spread 1 of each {how}" in said and "classes left, right" in said and "validation 6" in said
     assert dbnet(*prepare, "raw.h5").code == 0
     done = dbnet("train", run_toml, "evaluate.part=validation")
-    assert done.code == 0 and "Evaluated on the validation set, 6 examples" in done.out
     point = "out/run.checkpoint.h5"
     last = api.open_run("out/run.h5").evaluation.iloc[-1]
-    assert f"validation: 6 examples, loss {last.test_loss:.4f}" in dbnet("evaluate", point, "--part", "validation").out
+    assert done.code == 0 and "validation acc  train acc" in done.out
+    assert f"\nValidation accuracy  {last.accuracy:.4f}\n" in done.out
+    said = dbnet("inspect", "out/run.h5").out + dbnet("watch", "out/run.h5", "--once").out + repr(api.open_run("out/run.h5"))
+    assert said.count(f"validation accuracy {last.accuracy:.4f}") == 3 and "test" not in said
+    assert f"validation: 6 examples, loss {last.loss:.4f}" in dbnet("evaluate", point, "--part", "validation").out
     scores = [dbnet("evaluate", point, name).out for name in ("d.h5", "raw.h5")]
     assert scores[0] == scores[1] and "accuracy 1.0000" in scores[0]
     for name in ("d.h5", "raw.h5"):
@@ -344,7 +347,7 @@ def test_a_network_normalizes_raw_data_as_its_training_data_were(how: str, run_t
     raw, model = DataFile("raw.h5").read("test"), api.load(point)
     x = raw.x.reshape(-1, 6, 5, 3)
     assert dbnet("predict", point, "d.h5", "d.npy").code == 0
-    assert np.array_equal(model.predict(x), np.load("d.npy")) and model.evaluate((x, raw.y)).test_accuracy == 1
+    assert np.array_equal(model.predict(x), np.load("d.npy")) and model.evaluate((x, raw.y)).accuracy == 1
     # By other numbers, or where the training data were raw, nothing is guessed.
     assert dbnet("data", "npz", "raw.npz", "other.h5", "--normalize", how).code == 0
     assert "normalized by other numbers than the training data" in dbnet("evaluate", point, "other.h5", "--part", "train").err
@@ -365,8 +368,19 @@ def test_values_have_errors_in_place_of_an_accuracy(run_toml: Path, dbnet: Comma
     done = dbnet("train", run_toml, layers, rule, "method.minibatch=10", "stop.epochs=2", "evaluate.epochs=1")
     assert done.code == 0, done.err
     y, found = DataFile("d.h5").read("test").y[:, 0], api.load("out/run.checkpoint.h5")
-    loss = found.evaluate().test_loss
+    run, (loss, train) = api.open_run("out/run.h5"), (found.evaluate(part=part).loss for part in ("test", "train"))
+    last, spread = run.evaluation.iloc[-1], DataFile("d.h5").read("train").y.var()
     wanted = f"mean squared error {2 * loss:.4g}, R2 {1 - 2 * loss / y.var():.4g}"
+    assert (last.mean_squared_error, last.R2) == pytest.approx((2 * last.loss, 1 - 2 * last.loss / y.var()), rel=1e-5)
+    assert (last.train_mean_squared_error, last.train_R2) == pytest.approx((2 * train, 1 - 2 * train / spread), rel=1e-5)
+    assert f", {wanted}" in dbnet("inspect", "out/run.h5").out and f", {wanted}" in repr(run)
+    assert dbnet("runs", "out").out.split()[:5] == ["run", "loss", "mean_squared_error", "R2", "seconds"]
+    assert dbnet("report", "out/run.h5").code == 0
+    page = Path("out/run.html").read_text()
+    assert f">{last.R2:.4g}</td>" in page and "accuracy" not in page.split("<h2>Settings")[0]
+    assert "there are loss," in dbnet("plot", "out/run.h5", "--what", "R3", "--out", "b.svg").err
+    assert dbnet("plot", "out/run.h5", "--what", "mean_squared_error,R2", "--out", "b.svg").code == 0
+    assert ">mean squared error<" in Path("b.svg").read_text()
     assert "test loss train loss" in done.out and f"Test error     {wanted}" in done.out and loss > 0.01 * y.var()
     assert dbnet("plot", "out/run.h5", "--out", "a.svg").code == 0 and "accuracy" not in Path("a.svg").read_text()
     assert dbnet("evaluate", "out/run.checkpoint.h5").out == f"test: 20 examples, loss {loss:.4f}, {wanted}\n"

@@ -181,7 +181,7 @@ def test_warmstart_until_an_accuracy(data):
     read = Run(train.execute(cfg, quiet=True).run_file)
     first = read.events[read.events.replica == 1].index.min()
     assert first > 0
-    assert read.evaluation.test_accuracy.max() >= 0.7
+    assert read.evaluation.accuracy.max() >= 0.7
 
 
 def test_a_wanted_accuracy_stops_the_run(data):

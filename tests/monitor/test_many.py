@@ -81,7 +81,7 @@ def test_frames_of_many_runs(four: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert repr(runs).splitlines()[1].split()[0] == runs.names[0] and repr(open_run(runs.paths[0])).startswith(
         f"<Run {runs.paths[0]}: "
     )
-    mean = runs.evaluation.groupby(["rule.rate", "epochs"]).test_accuracy.mean()
+    mean = runs.evaluation.groupby(["rule.rate", "epochs"]).accuracy.mean()
     assert mean[0.5][1] == pytest.approx(0.6) and mean[0.1][1] == pytest.approx(0.2)
     late = runs.staleness[runs.staleness.run == "a-1"]
     assert late.staleness.tolist() == [0, 3] and late.updates.tolist() == [3, 3]

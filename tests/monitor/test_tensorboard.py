@@ -59,8 +59,8 @@ def scalars(path: str, tag: str) -> list[tuple[float, int, float]]:
 
 def check(run: Run, path: str, began: float) -> None:
     """Compare what is in both files."""
-    for name in ("test_loss", "test_accuracy", "train_loss", "train_accuracy"):
-        found = np.array(scalars(path, name.replace("_", "/")))
+    for name in ("loss", "accuracy", "train_loss", "train_accuracy"):
+        found = np.array(scalars(path, name.replace("_", "/") if name.startswith("train") else f"test/{name}"))
         wanted = run.evaluation[["seconds", "steps", name]].dropna().to_numpy()
         np.testing.assert_allclose(
             found - [found[0, 0] if began else 0, 0, 0], wanted - [wanted[0, 0] if began else 0, 0, 0], rtol=1e-6, atol=1e-6

@@ -31,7 +31,7 @@ def learned(dbnet: Callable, folder: Path, geometry: Geometry, changes: list[str
     assert said.code == 0, said
     with h5py.File(point) as file, h5py.File(out) as predicted, h5py.File(folder / "run.h5") as run:
         last = run["evaluation"][-1]
-        return [file["params"][:], predicted["outputs"][:], last["test_loss"], last["train_loss"], np.array(said.out)]
+        return [file["params"][:], predicted["outputs"][:], last["loss"], last["train_loss"], np.array(said.out)]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -90,7 +90,7 @@ def test_own_modules_of_a_checkpoint_want_trust(sent: Path, digits: Path, dbnet:
     with pytest.raises(UserError, match=r"Python code that would be run: trap.py .* and trust_modules=True runs it\.$"):
         load(point)
     assert not Path("ran").exists()
-    assert f"{load(point, trust_modules=True).evaluate().test_accuracy:.4f}" == done.out.split()[-1] and Path("ran").exists()
+    assert f"{load(point, trust_modules=True).evaluate().accuracy:.4f}" == done.out.split()[-1] and Path("ran").exists()
 
 
 def test_a_module_that_is_not_what_it_says(sent: Path, dbnet: Callable) -> None:

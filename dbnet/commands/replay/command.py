@@ -147,7 +147,7 @@ def _numbers(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _scores(compared: Compared) -> str:
-    """Return a line for each evaluation: the test set's numbers as recorded and now."""
+    """Return a line for each evaluation: what is evaluated, as recorded and now."""
     lines = [f"{'evaluation by':<24}  {'recorded':>17}  {'now':>17}"]
     for who, *both in compared.scores:
         lines.append("  ".join([f"{who:<24}", *(f"{loss:8.4f} {accuracy:8.4f}" for loss, accuracy, *_ in both)]))

@@ -36,7 +36,13 @@ def plot_arguments(parser: argparse.ArgumentParser) -> None:
         "ends where the shortest of them ends. Checkpoints among the files are passed over."
     )
     parser.add_argument("run_files", nargs="+", metavar="RUN.h5", help="run files, also ones that still grow")
-    parser.add_argument("--what", metavar="WHAT,...", default="", help=f"default: loss,accuracy,staleness; of {', '.join(PANELS)}")
+    parser.add_argument(
+        "--what",
+        metavar="WHAT,...",
+        default="",
+        help=f"default: loss,accuracy,staleness; of {', '.join(PANELS)}, "
+        "and of vectors what the loss says besides: mean_squared_error, R2",
+    )
     parser.add_argument("--against", metavar="AXIS", default="seconds", help=f"one of {', '.join(AXES)} (default: seconds)")
     parser.add_argument("--out", metavar="FILE", help="ends in .png, .svg or .pdf; default for one run: its name with .png")
     parser.add_argument("--each", action="store_true", help="a curve for each run, no bands")
@@ -46,8 +52,9 @@ def plot_arguments(parser: argparse.ArgumentParser) -> None:
 def runs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the runs of a folder: a line per run, in the end what differs.\n\n"
-        "accuracy: the last and the best on the test set; staleness: its mean over all updates; ended: finished, stopped by a\n"
-        "signal, running, or broken off (it was killed or gave up: it wrote nothing for run.deadline + 30 s)."
+        "accuracy: the last and the best on the test set, or on the validation set where that is evaluated; of vectors the loss\n"
+        "and what it says besides. staleness: its mean over all updates; ended: finished, stopped by a signal, running, or broken\n"
+        "off (it was killed or gave up: it wrote nothing for run.deadline + 30 s)."
     )
     parser.add_argument("folder", nargs="*", default=["runs"], metavar="FOLDER", help="folders or run files (default: runs)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON, for scripts")
@@ -106,9 +113,10 @@ def run_plot(options: argparse.Namespace) -> None:
     paths = find(options.run_files)
     if options.out is None and len(paths) > 1:
         raise UserError("Where shall the picture of several runs go? Give --out FILE.png (or .svg, .pdf).")
-    what = chosen([word.strip() for word in options.what.split(",") if word.strip()])
-    unread = set() if "lateness" in what or options.against == "gradients" else {"events"}
+    words = [word.strip() for word in options.what.split(",") if word.strip()]
+    unread = set() if "lateness" in words or options.against == "gradients" else {"events"}
     runs = [Run(path, set(TABLES) - unread) for path in paths]
+    what = chosen(words, runs)
     picture = options.out or str(paths[0].with_suffix(".png"))
     form(picture)
     refuse_taken(picture, options.force)

@@ -39,8 +39,7 @@ def _said(done: Simulated, dry: bool) -> list[str]:
     rate = done.operations / max(done.spent, 1e-9)
     out, lines = done.outcome, []
     if not dry:
-        accuracy = f"Test accuracy  {out.accuracy:.4f}" if out.accuracy == out.accuracy else "Test accuracy  none"
-        lines += [f"Test error     {out.errors}" if out.errors else accuracy]
+        lines += [out.result]
     lines += [
         f"Time           {done.seconds:,.3f} virtual s in {done.spent:,.1f} s of this processor",
         f"Moved          {done.operations:,} one-sided operations, {rate:,.0f} a second; {done.sent / 1e9:,.3f} GB between hosts",

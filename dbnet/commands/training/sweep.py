@@ -24,8 +24,7 @@ from dbnet.commands.training.table import rows, table
 from dbnet.commands.training.worker import LAUNCH, STOPPED, Answer, Launch, WorkerProcess
 from dbnet.core import config as configuration
 from dbnet.core.errors import UserError
-from dbnet.monitor.many import summary
-from dbnet.monitor.results import Run
+from dbnet.monitor.results import Run, reached
 from dbnet.monitor.runfile import make_folder
 from dbnet.run.setup import setup
 from dbnet.run.signals import Interrupt
@@ -141,7 +140,7 @@ def _conclude(
     if options.json:
         print(json.dumps(came, indent=1))
     elif done:
-        print(f"\n{table(came)}")
+        print(f"\n{table(came, points[0].config.evaluate.part)}")
         folder = points[0].config.run.folder
         pattern = shlex.quote(str(Path(folder) / points[0].base))
         print(
@@ -276,7 +275,7 @@ class Sweep:
             self._failed[point.name] = why
             self._bar.warn(f"{point.name} failed: {why}")
             return
-        accuracy = summary(Run(state.run_file, ["evaluation"]))["accuracy"]
-        result = f"test accuracy {accuracy:.4f}" if accuracy == accuracy else "no test accuracy"
+        run = Run(state.run_file, ["evaluation"])
+        result = ", ".join(reached(run, run.evaluation.iloc[-1])) if len(run.evaluation) else ""
         number = f"{self._done:{len(str(len(self._points)))}d} of {len(self._points)}"
-        self._bar.say(f"{number}  {point.name}  {result}  {took:.1f} s")
+        self._bar.say(f"{number}  {point.name}  {result or f'no {run.part} set'}  {took:.1f} s")

@@ -89,9 +89,7 @@ def _stopped(options: argparse.Namespace, done: Outcome) -> int:
 def _finished(options: argparse.Namespace, done: Outcome) -> int:
     """Draw the run's picture and say where the outputs are."""
     lines = [
-        f"Test error     {done.errors}"
-        if done.errors
-        else "Test accuracy  " + (f"{done.accuracy:.4f}" if done.accuracy == done.accuracy else "none: no labelled test set"),
+        done.result,
         f"Run file       {done.run_file}",
         f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
     ]

@@ -43,16 +43,20 @@ class Curve(NamedTuple):
 
 def _evaluations(run: Run, what: str) -> Iterator[Curve]:
     rows = run.evaluation
-    for part, look in (("test", "main"), ("train", "second")):
-        known = rows[rows[f"{part}_{what}"].notna()]
+    for name, column, look in ((f"{run.part} set", what, "main"), ("part of the training set", f"train_{what}", "second")):
+        known = rows[rows[column].notna()] if column in rows else rows[:0]
         if len(known):
-            name = "test set" if part == "test" else "part of the training set"
-            yield Curve(name, known.seconds.to_numpy(), known[f"{part}_{what}"].to_numpy(), look=look)
+            yield Curve(name, known.seconds.to_numpy(), known[column].to_numpy(), look=look)
 
 
 def accuracy(run: Run) -> list[Curve]:
-    """Return accuracy on the test set and on a part of the training set."""
+    """Return accuracy on the test or validation set and on a part of the training set."""
     return list(_evaluations(run, "accuracy"))
+
+
+def error(run: Run, what: str) -> list[Curve]:
+    """Return what else a loss says of vectors, a column of `evaluation`, of the same."""
+    return list(_evaluations(run, what))
 
 
 def loss(run: Run) -> list[Curve]:

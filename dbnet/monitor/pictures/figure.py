@@ -11,7 +11,7 @@ from dbnet.core.errors import UserError, nearest
 from dbnet.core.files import writing
 from dbnet.monitor.many import Group, groups
 from dbnet.monitor.pictures.against import AXES
-from dbnet.monitor.pictures.panels import PANELS, fill, plain
+from dbnet.monitor.pictures.panels import PANELS, fill, panel, plain
 from dbnet.monitor.results import Run
 
 FORMATS = ("png", "svg", "pdf")
@@ -23,18 +23,26 @@ _STYLE = {"svg.hashsalt": "dbnet", "svg.fonttype": "none", "pdf.fonttype": 42, "
 def usual(runs: Iterable[Run]) -> list[str]:
     """Return what is drawn unless something else is asked for: a batch method has no staleness, values have no accuracy."""
     runs = list(runs)
-    scores = [run.evaluation[["test_accuracy", "train_accuracy", "test_loss"]] for run in runs]
-    values = any(score.test_loss.notna().any() for score in scores) and not any(
-        score.test_accuracy.notna().any() or score.train_accuracy.notna().any() for score in scores
+    scores = [run.evaluation[["accuracy", "train_accuracy", "loss"]] for run in runs]
+    values = any(score.loss.notna().any() for score in scores) and not any(
+        score.accuracy.notna().any() or score.train_accuracy.notna().any() for score in scores
     )
-    return ["loss", *([] if values else ["accuracy"]), "gradient" if all(len(run.iterations) for run in runs) else "staleness"]
+    # The last one of its errors says most beside the loss: squared's first is its multiple.
+    judged = errors(runs)[-1:] if values else ["accuracy"]
+    return ["loss", *judged, "gradient" if all(len(run.iterations) for run in runs) else "staleness"]
 
 
-def chosen(what: Sequence[str]) -> list[str]:
+def errors(runs: Iterable[Run]) -> list[str]:
+    """Return what the losses of these runs say besides of vectors, columns of `evaluation`."""
+    return list(dict.fromkeys(name for run in runs for name in run.errors))
+
+
+def chosen(what: Sequence[str], runs: Iterable[Run]) -> list[str]:
     """Return the names of panels; UserError where there is no such panel."""
+    known = [*PANELS, *errors(runs)]
     for name in what:
-        if name not in PANELS:
-            raise UserError(f"There is no picture '{name}'{nearest(name, list(PANELS))}; there are {', '.join(PANELS)}.")
+        if name not in known:
+            raise UserError(f"There is no picture '{name}'{nearest(name, known)}; there are {', '.join(known)}.")
     return list(dict.fromkeys(what))
 
 
@@ -75,7 +83,7 @@ def draw(
         Unknown panel or axis, or the file cannot be written.
     """
     runs, ending = [runs] if isinstance(runs, Run) else list(runs), form(path)
-    names = chosen(what) or usual(runs)
+    names = chosen(what, runs) or usual(runs)
     # What cannot be drawn is said before anything is written.
     made = compose(groups(runs, each), names, against)
     with writing(Path(path)) as part:
@@ -105,7 +113,7 @@ def compose(shown: Sequence[Group], names: Sequence[str], against: str, titled: 
         figure = Figure(figsize=(0.4 + 4.1 * columns, 3.9 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, name in zip(panels, names, strict=False):
-            fill(axes, PANELS[name], shown, against)
+            fill(axes, panel(name), shown, against)
         for axes in panels[len(names) :]:
             axes.remove()
         _legends(figure, panels[: len(names)], shown, titled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class Panel(NamedTuple):
     curves
         Makes a run's curves, the main one first.
     scale
-        Of the upright axis.
+        Of the upright axis; "late": only as far as the later values go.
     own
         The label of the other axis, where that is no time.
     empty
@@ -55,7 +56,7 @@ class Panel(NamedTuple):
 _BATCH = "a batch method's iterations alone have one"
 PANELS = {
     "loss": Panel("loss", "mean loss per example", curves.loss, "log"),
-    "accuracy": Panel("accuracy", "share of examples classified right", curves.accuracy),
+    "accuracy": Panel("accuracy", "share of examples classified right", curves.accuracy, "late"),
     "throughput": Panel("throughput", "examples per second", curves.throughput),
     "waiting": Panel("waiting for others", "share of a replica's time [%]", curves.waiting),
     "staleness": Panel("staleness", "share of updates [%]", curves.staleness, own="updates between fetch and apply"),
@@ -63,6 +64,12 @@ PANELS = {
     "gradient": Panel("gradient", "norm of the gradient", curves.gradient, "log", empty=_BATCH),
     "passes": Panel("passes per iteration", "passes over the data", curves.passes, empty=_BATCH),
 }
+
+
+def panel(name: str) -> Panel:
+    """Return the panel of this name, or of this column of `evaluation`."""
+    words = name.replace("_", " ")
+    return PANELS.get(name) or Panel(words, words, partial(curves.error, what=name), "late")
 
 
 def colour(index: int) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def fill(axes: Any, panel: Panel, groups: Sequence[Group], against: str) -> None
         shown = [_group(axes, panel, group, against, colour(index)) for index, group in enumerate(groups)]
     _dress(axes, panel, against, [y for y in shown if len(y)])
     if panel.title == "accuracy" and len(groups) == 1 and (tests := groups[0].tests) == tests:
-        axes.set_title(f"accuracy (best on the test set {tests:.4f})")
+        axes.set_title(f"accuracy (best on the {groups[0].runs[0].part} set {tests:.4f})")
 
 
 def _one(axes: Any, panel: Panel, run: Run, against: str) -> list[np.ndarray]:
@@ -177,7 +184,7 @@ def _dress(axes: Any, panel: Panel, against: str, shown: Sequence[np.ndarray]) -
         return
     if panel.scale == "log" and any((line.get_ydata() > 0).any() for line in axes.lines):
         axes.set_yscale("log")
-    elif panel.title == "accuracy":
+    elif panel.scale == "late":
         _zoom(axes, shown)
     else:
         axes.set_ylim(bottom=0)
@@ -194,14 +201,15 @@ def _dress(axes: Any, panel: Panel, against: str, shown: Sequence[np.ndarray]) -
 
 
 def _zoom(axes: Any, shown: Sequence[np.ndarray]) -> None:
-    """Show accuracies where they differ: the first steep points may lie below."""
+    """Show accuracies and errors where they differ: the first steep points may lie beyond."""
     known = [y[np.isfinite(y)] for y in shown]
     late = [y[len(y) // 8 :] if len(y) > 8 else y for y in known if len(y)]
     if not late:
         return
     low, high = min(y.min() for y in late), max(y.max() for y in late)
-    margin = max(0.08 * (high - low), 2e-3)
-    below = int(max((y < low - margin).sum() for y in known))
-    axes.set_ylim(low - margin, min(high + margin, 1.005))
-    if below:
-        axes.set_xlabel(f"{axes.get_xlabel()}\n({below} early evaluation{'s lie' if below > 1 else ' lies'} below)")
+    margin = max(0.08 * (high - low), 2e-3 * max(abs(low), abs(high)))
+    least, most = low - margin, high + margin
+    axes.set_ylim(least, most if high > 1 else min(most, 1.005))
+    for beyond, where in (([y < least for y in known], "below"), ([y > most for y in known], "above")):
+        if count := int(max(rows.sum() for rows in beyond)):
+            axes.set_xlabel(f"{axes.get_xlabel()}\n({count} early evaluation{'s lie' if count > 1 else ' lies'} {where})")

@@ -21,8 +21,8 @@ from dbnet.core.registry import Family
 from dbnet.core.version import __version__
 from dbnet.monitor.display import recent
 from dbnet.monitor.inspect import busy_words, stale_lines
-from dbnet.monitor.many import Runs, differences, groups, settings, short, summary, together
-from dbnet.monitor.pictures.figure import compose, saved
+from dbnet.monitor.many import Runs, differences, groups, scored, settings, short, summary, together
+from dbnet.monitor.pictures.figure import compose, errors, saved, usual
 from dbnet.monitor.results import Run, lateness
 from dbnet.monitor.tables import PROGRESS
 
@@ -159,15 +159,15 @@ def _late(run: Run) -> list[str]:
 
 
 def _losses(run: Run) -> list[str]:
-    losses = run.evaluation.test_loss.dropna()
+    losses = run.evaluation.loss.dropna()
     if len(losses) > 2 and losses.iloc[-1] > _RISEN * losses.min() and losses.idxmin() != losses.index[0]:
         best = run.evaluation.loc[losses.idxmin()]
         return [
-            f"The test loss was least at epoch {best.epochs:.1f} ({losses.min():.4f}) and rose to {losses.iloc[-1]:.4f}: stop "
-            "earlier (stop.epochs), or add model.decay or dropout."
+            f"The {run.part} loss was least at epoch {best.epochs:.1f} ({losses.min():.4f}) and rose to {losses.iloc[-1]:.4f}: "
+            "stop earlier (stop.epochs), or add model.decay or dropout."
         ]
     if len(losses) > 2 and losses.idxmin() == losses.index[0]:
-        return ["The test loss never fell below that of the first evaluation: lower rule.rate, or look at the data."]
+        return [f"The {run.part} loss never fell below that of the first evaluation: lower rule.rate, or look at the data."]
     return []
 
 
@@ -197,8 +197,8 @@ def _cells(rows: Iterable[Sequence[Any]], head: Sequence[str], numbers: Iterable
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:,.{digits}f}" if value == value else "-"
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if value == value else "-"
 
 
 def _advice(names: Sequence[str], runs: Sequence[Run]) -> str:
@@ -209,43 +209,36 @@ def _advice(names: Sequence[str], runs: Sequence[Run]) -> str:
 
 def _results(table: Runs) -> str:
     """Return the results of each run, and of runs that repeat one another mean and spread."""
-    name = short(table.keys)
-    head = [
-        "run",
-        *(name[key] for key in table.keys),
-        "test accuracy",
-        "best",
-        "test loss",
-        "seconds",
-        "epochs",
-        "staleness",
-        "ended",
-    ]
+    name, part = short(table.keys), " or ".join(sorted({run.part for run in table.few}))
+    columns = {**scored(table), "loss": ".4g", "seconds": ",.1f", "epochs": ",.1f", "staleness": ".2f"}
+    words = {"accuracy": f"{part} accuracy", "loss": f"{part} loss"}
+    titles = [words.get(key, key.replace("_", " ")) for key in columns]
+    head = ["run", *(name[key] for key in table.keys), *titles, "ended"]
     rows = [
-        (row["run"], *(values.get(key, "") for key in table.keys), _number(row["accuracy"], 4), _number(row["best"], 4),
-         _number(row["loss"], 4), _number(row["seconds"], 1), _number(row["epochs"], 1), _number(row["staleness"], 2), row["ended"])
+        (row["run"], *(values.get(key, "") for key in table.keys), *(_number(row[key], form) for key, form in columns.items()),
+         row["ended"])
         for row, values in zip(table.table.to_dict("records"), table.varied, strict=True)
     ]  # fmt: skip
-    first = 1 + len(table.keys)
-    out = "<h2>Results</h2>" + _cells(rows, head, range(first, first + 6))
+    first, judged = 1 + len(table.keys), next(iter(columns))
+    out = "<h2>Results</h2>" + _cells(rows, head, range(first, first + len(columns)))
     found = groups([Run(path, ["evaluation"]) for path in table.paths])
     if any(len(group.runs) > 1 for group in found):
         rows = []
         for group in found:
-            last = [summary(run)["accuracy"] for run in group.runs]
+            last = [summary(run)[judged] for run in group.runs]
             mean = sum(last) / len(last)
             spread = (sum((x - mean) ** 2 for x in last) / (len(last) - 1)) ** 0.5 if len(last) > 1 else float("nan")
             rows.append(
-                (group.label, len(last), _number(mean, 4), _number(spread, 4), _number(min(last), 4), _number(max(last), 4))
+                (group.label, len(last), *(_number(value, columns[judged]) for value in (mean, spread, min(last), max(last))))
             )
-        head = ["runs that differ in the seed alone", "runs", "test accuracy, mean", "standard deviation", "least", "largest"]
+        head = ["runs that differ in the seed alone", "runs", f"{titles[0]}, mean", "standard deviation", "least", "largest"]
         out += "<h3>Repetitions</h3>" + _cells(rows, head, range(1, 6))
     return out
 
 
 def _pictures(runs: Sequence[Run], against: str) -> str:
     """Return the pictures that have something to show, each an SVG of its own, so that they fit any width."""
-    names = ["accuracy", "loss", "throughput", "waiting"]
+    names = [*([] if "accuracy" not in usual(runs) else ["accuracy"]), "loss", *errors(runs), "throughput", "waiting"]
     names += ["gradient", "passes"] if any(len(run.iterations) for run in runs) else []
     names += ["staleness", "lateness"] if any(len(run.staleness) > 1 for run in runs) else []
     if all(not run.progress.waited.any() for run in runs):
@@ -267,7 +260,7 @@ def _replicas(names: Sequence[str], runs: Sequence[Run]) -> str:
     for name, run in zip(names, runs, strict=True):
         last = run.progress.groupby("replica").last()
         rows = [
-            (one.replica, f"{last.steps[one.replica]:,}", _number(one.rate, 0), _number(100 * one.waited, 1),
+            (one.replica, f"{last.steps[one.replica]:,}", _number(one.rate, ",.0f"), _number(100 * one.waited, ".1f"),
              f"{last.bytes_pushed[one.replica] / 2**20:,.1f}", f"{last.bytes_fetched[one.replica] / 2**20:,.1f}")
             for one in recent(run.progress.to_records(index=False).astype(PROGRESS), float("inf"))
         ]  # fmt: skip

@@ -85,11 +85,11 @@ def test_one_rank_and_two_partitions_give_the_same_bits(cut: tuple[Path, list[Ge
         with h5py.File(out) as one, h5py.File(folder / f"out-{i}.h5") as four:
             np.testing.assert_array_equal(four["outputs"][:], one["outputs"][:], err_msg=about)
         score, n, _ = inference.evaluate(point, None, "test")
-        assert scores[i] == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}", about
+        assert scores[i] == f"test: {n} examples, loss {score.loss:.4f}, accuracy {score.accuracy:.4f}", about
         with h5py.File(folder / f"one-{i}.h5") as one, h5py.File(folder / f"cut-{i}.h5") as two:
             last, other = one["evaluation"][-1], two["evaluation"][-1]
-            for name in ("test_accuracy", "train_accuracy"):
+            for name in ("accuracy", "train_accuracy"):
                 assert last[name] == other[name], about
-            for name in ("test_loss", "train_loss"):
+            for name in ("loss", "train_loss"):
                 assert other[name] == pytest.approx(last[name], rel=1e-13), about
     assert moved > len(geometries) / 2

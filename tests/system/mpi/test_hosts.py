@@ -93,7 +93,7 @@ def test_a_network_cut_over_hosts_is_evaluated(runs: Path, hosts, digits: Path) 
     point = runs / "cut.checkpoint.h5"
     score, n, _ = inference.evaluate(str(point), str(digits), "test")
     job = hosts.launch(2, "-m", "dbnet", "evaluate", point, digits, timeout=100).good()
-    assert job.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
+    assert job.out.strip() == f"test: {n} examples, loss {score.loss:.4f}, accuracy {score.accuracy:.4f}"
 
 
 @pytest.mark.parametrize(

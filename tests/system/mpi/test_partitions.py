@@ -103,7 +103,7 @@ def test_evaluation_and_prediction_cut_over_ranks(cut_in_two: Path, several: Cal
     inference.predict(str(point), str(digits), "test", str(tmp_path / "one.h5"))
     for ranks in (2, 3):
         scored, _ = several(ranks, ["evaluate", point, digits], ["predict", point, digits, tmp_path / "cut.h5", "--force"])
-        assert scored.out.strip() == f"test: {n} examples, loss {score.test_loss:.4f}, accuracy {score.test_accuracy:.4f}"
+        assert scored.out.strip() == f"test: {n} examples, loss {score.loss:.4f}, accuracy {score.accuracy:.4f}"
         with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "cut.h5") as cut:
             np.testing.assert_allclose(cut["outputs"][:], one["outputs"][:], atol=1e-11)
             np.testing.assert_array_equal(cut["class"][:], one["class"][:])

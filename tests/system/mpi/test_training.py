@@ -134,7 +134,7 @@ def every(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
 def test_it_learns(run: Run) -> None:
     assert run.accuracy >= 0.85
     # Others may have trained before the first replica looks at the parameters.
-    assert run.config.topology.replicas > 1 or run.evaluation.test_accuracy.iloc[0] < 0.4
+    assert run.config.topology.replicas > 1 or run.evaluation.accuracy.iloc[0] < 0.4
 
 
 @every(ALL)
@@ -264,7 +264,7 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
     run = opened(trainings(5, {"more": changes}) / "more.h5")
     with h5py.File(point) as file:
         clock, pushes = int(file["clock"][0, 0]), int(file["replicas"]["pushes"][0])
-    assert run.evaluation.test_accuracy.iloc[0] > 0.85
+    assert run.evaluation.accuracy.iloc[0] > 0.85
     assert ((run.busy > 0) & (run.occupancy <= 1)).all()
     for shard in (0, 1):
         mine = run.events[run.events["shard"] == shard]
@@ -275,7 +275,7 @@ def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path]
 def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> None:
     score, *_ = inference.evaluate(str(on3 / "plain.checkpoint.h5"), None, "test")
     run = Run(on3 / "plain.h5")
-    assert score.test_accuracy == pytest.approx(run.accuracy)
+    assert score.accuracy == pytest.approx(run.accuracy)
     assert json.loads(run.config.text())["run"]["name"] == "plain"
 
 
