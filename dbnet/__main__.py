@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": ("train every combination of values that is not there yet, and compare what came out", "training.sweep"),
     "replay": ("play a recorded run again in one process, and compare it to the bit", "replay.command"),
     "simulate": ("train in simulated time, on a machine that a file describes", "training.simulate"),
+    "calibrate": ("measure this machine, for simulated time and predictions", "calibrate.command"),
     "plan": ("show roles, ranges, bytes and memory of a run, without MPI", "plan.command"),
     "evaluate": ("loss and accuracy of a checkpoint on a data file; mpirun -n P cuts the network", "evaluate"),
     "predict": ("write a checkpoint's predictions for a data file; mpirun -n P cuts the network", "evaluate"),

@@ -2,6 +2,6 @@
 
 A file holds, for each of its commands, COMMAND_arguments(parser) and run_COMMAND(options); the door, __main__, imports the one
 that is called; a new one is a file here and a line of its COMMANDS. base: arguments that several share; usage: wrong words get
-one sentence. training/ (train, simulate, sweep), replay/, plan/, evaluate (and predict, export), data, bench/, see/ (inspect, plot,
-runs, report, watch, help).
+one sentence. training/ (train, simulate, sweep), replay/, plan/, calibrate/, evaluate (and predict, export), data, bench/, see/
+(inspect, plot, runs, report, watch, help).
 """

@@ -35,6 +35,16 @@ class Machine(NamedTuple):
 # --- profiles -----------------------------------------------------------------------------------------------------------------
 
 
+class MeasuredStep(Table):
+    """Steps of one network that were measured on this machine; cut networks keep to it by what the rates say of their parts."""
+
+    about: str = Field(default="", description="which one it is, for readers")
+    network: str = Field(description="its identity: the layers, the shape of an example, the loss, the type")
+    minibatch: int = Field(gt=0, description="examples of a step")
+    step: float = Field(gt=0, description="seconds of a step, uncut")
+    forward: float = Field(gt=0, description="seconds of an evaluation's pass through one of its minibatches")
+
+
 class ComputeTable(Table):
     """What one rank computes."""
 
@@ -42,6 +52,8 @@ class ComputeTable(Table):
     rates: dict[str, float] = Field(default={}, description="GFLOP/s by kind of layer, where they differ from rate")
     evaluation: float = Field(default=1.0, gt=0, description="speed of an evaluation's forward pass as a multiple of these rates")
     step: float = Field(default=0.0, ge=0, description="seconds that a step takes beside its arithmetic")
+    layer: float = Field(default=0.0, ge=0, description="seconds that a layer takes in a step beside its arithmetic")
+    measured: tuple[MeasuredStep, ...] = Field(default=(), description="networks whose own steps were measured, which then count")
     apply: float = Field(gt=0, description="GB/s of gradients that a shard applies")
     slice: float = Field(default=0.0, ge=0, description="seconds that a shard takes for a slice of a push beside its arithmetic")
 
@@ -104,13 +116,31 @@ class Profile(Table):
 
     def step_seconds(self, model: Model, boxes: list[Region], batch: int) -> float:
         """Return the seconds that the owner of these boxes computes in a step; without what it exchanges."""
-        layers = range(len(model.layers))
-        return self.compute.step + sum(self.layer_seconds(model, i, boxes[i + 1], batch, 3 if i else 2) for i in layers)
+        known = self._measured(model, batch)
+        seconds = self._by_rates(model, boxes, batch)
+        return seconds if known is None else seconds * known.step / self._by_rates(model, model.boxes(), batch)
+
+    def _by_rates(self, model: Model, boxes: list[Region], batch: int) -> float:
+        layers, compute = range(len(model.layers)), self.compute
+        arithmetic = (self.layer_seconds(model, i, boxes[i + 1], batch, 3 if i else 2) for i in layers)
+        return compute.step + compute.layer * len(layers) + sum(arithmetic)
+
+    def _measured(self, model: Model, batch: int | None = None) -> MeasuredStep | None:
+        """Return what was measured of a network; None where that is nothing."""
+        if not self.compute.measured:
+            return None
+        found = (one for one in self.compute.measured if one.network == model.identity and batch in (None, one.minibatch))
+        return next(found, None)
 
     def forward_seconds(self, model: Model, boxes: list[Region], batch: int) -> float:
         """Return the seconds of an evaluation's pass through `batch` examples."""
-        layers = range(len(model.layers))
-        return sum(self.layer_seconds(model, i, boxes[i + 1], batch, 1) for i in layers) / self.compute.evaluation
+        known = self._measured(model)
+
+        def rates(boxes: list[Region]) -> float:
+            layers = range(len(model.layers))
+            return sum(self.layer_seconds(model, i, boxes[i + 1], batch, 1) for i in layers) / self.compute.evaluation
+
+        return rates(boxes) if known is None else rates(boxes) * known.forward / rates(model.boxes())
 
     def apply_seconds(self, nbytes: int) -> float:
         """Return the seconds that a shard takes for a slice of so many bytes."""

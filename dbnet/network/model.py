@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
 from math import prod
 from typing import NamedTuple
 
@@ -50,6 +53,13 @@ class Model:
             raise UserError(
                 f"The last layer has {prod(self.shapes[-1])} units but the data ask for {outputs}; set its units to {outputs}."
             )
+
+    @cached_property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits that two networks share if they are computed alike: layers, shapes, loss, type."""
+        layers = [layer.model_dump(mode="json", exclude={"cut"}) for layer in self.layers]
+        parts = [[layer.kind for layer in self.layers], layers, self.shapes, self.loss.kind, self.dtype.name]
+        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def boxes(self) -> list[Region]:
         """Return the boxes of an uncut network: what the first layer needs of the input, and every layer, whole."""

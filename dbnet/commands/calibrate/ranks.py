@@ -1,0 +1,156 @@
+"""What ranks cost beside their kernels: real runs whose processor seconds are counted, and bare one-sided operations.
+
+Two runs of one replica and one shard, of a small and of a large network, on three ranks of one host. What a fetch and a push took
+there gives the seconds of an operation and the bandwidth of a copy; what a shard took for a slice those of a slice and of a byte;
+what is left of a step, beside kernels and turns, is `compute.step`. One-sided operations are then timed bare, within a host and
+from the first host to another one. As a program of its own it writes what was found, as JSON: the way in which `dbnet calibrate`
+starts three ranks itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbnet.comm import mpi
+from dbnet.comm.window import Field, MpiWindow, WindowLayout
+from dbnet.commands.bench.ranks.job import Account, count_all
+from dbnet.commands.bench.run import Training, tables
+from dbnet.data import file
+from dbnet.data.formats.random import Random
+from dbnet.run import ranks, train
+from dbnet.shards.server import Server
+from dbnet.shards.store import Inbox
+
+# A shard takes the small one in one slice, the large one in eight.
+SMALL = Training("small", (64, 256, 10), 4000, 20, 20, {"kind": "adagrad", "rate": 0.01}, {})
+LARGE = Training("large", (784, 1024, 1024, 10), 4000, 1, 20, {"kind": "adagrad", "rate": 0.001}, {})
+RANKS = 3
+_BULK, _TRIES = 1 << 22, 200
+
+
+def measure(comm: Any, networks: tuple[Training, ...] = (SMALL, LARGE)) -> dict[str, Any]:
+    """Return, on rank 0, what these ranks have measured: `runs`, `inside` and `between`, each None where that was not possible."""
+    hosts = comm.allgather(socket.gethostname())
+    near = next((found for name in dict.fromkeys(hosts) if len(found := _ranks_of(hosts, name)) >= RANKS), [])[:RANKS]
+    found: dict[str, Any] = {"hosts": len(set(hosts)), "runs": None}
+    if near:
+        # Ranks that wait must not take the cores of those that measure.
+        group = comm.Split(int(comm.rank in near), comm.rank)
+        told = _runs(group, networks) if comm.rank in near else None
+        mpi.meet(comm)
+        found["runs"] = next(one for one in comm.allgather(told) if one is not None)
+    pairs = {"inside": next((r for r in range(1, comm.size) if hosts[r] == hosts[0]), None)}
+    pairs["between"] = next((r for r in range(1, comm.size) if hosts[r] != hosts[0]), None)
+    for name, other in pairs.items():
+        found[name] = None if other is None else _bare(comm, other)
+    return found
+
+
+def _ranks_of(hosts: list[str], name: str) -> list[int]:
+    return [rank for rank, host in enumerate(hosts) if host == name]
+
+
+# --- real runs ----------------------------------------------------------------------------------------------------------------
+
+
+def _runs(comm: Any, networks: tuple[Training, ...]) -> list[dict[str, Any]] | None:
+    """Carry out the runs; the first rank returns what each took, by role."""
+    account, turns = Account(), [0]
+    _count(account, turns)
+    folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
+    out = []
+    for network in networks:
+        path = folder / f"{network.name}.h5"
+        if comm.rank == 0:
+            shape, classes = str(network.sizes[0]), network.sizes[-1]
+            file.write(path, Random(shape=shape, classes=classes, train=network.examples, test=0).read(), False)
+        mpi.meet(comm)
+        before, turns[0] = dict(account.spent), 0
+        done = train.execute(tables(network, path, folder, 1, 1), comm=comm, quiet=True)
+        spent = {cause: seconds - before[cause] for cause, seconds in account.spent.items()}
+        everyone = comm.gather({"spent": spent, "turns": turns[0]})
+        if done is not None:
+            steps = -(-network.examples // network.batch) * network.epochs
+            parameters = sum((n + 1) * m for n, m in zip(network.sizes, network.sizes[1:], strict=False))
+            out.append({"steps": steps, "bytes": 4 * parameters, "ranks": everyone, "sizes": network.sizes, "batch": network.batch})
+    if comm.rank == 0:
+        shutil.rmtree(folder)
+    return out if comm.rank == 0 else None
+
+
+def _count(account: Account, turns: list[int]) -> None:
+    """Put the account around everything that a run is made of, and count a shard's turns."""
+    count_all(account)
+    account.around(Inbox, "apply", "_take")
+    played, serve = ranks.Rank.play, Server.run
+
+    def play(rank: ranks.Rank, player: Any) -> None:
+        account.turn("poll")
+        played(rank, player)
+        account.turn("end")
+
+    def counted(server: Server) -> Iterator[Any]:
+        for wait in serve(server):
+            turns[0] += 1
+            yield wait
+
+    ranks.Rank.play, Server.run = play, counted
+
+
+# --- bare operations ----------------------------------------------------------------------------------------------------------
+
+
+def _bare(comm: Any, other: int) -> dict[str, float]:
+    """Time one-sided operations of rank 0 on another rank, which looks after MPI meanwhile; seconds, on every rank."""
+    fields = [Field("word", "int64", (1,)), Field("bulk", "uint8", (_BULK,))]
+    window = MpiWindow(comm, [WindowLayout(fields if rank == other else ()) for rank in range(comm.size)])
+    word, bulk, found = np.ones(1, np.int64), np.ones(_BULK, np.uint8), {}
+
+    def timed(field: str, data: np.ndarray, times: int) -> tuple[float, float]:
+        starts, flushes = np.zeros((2, times))
+        for i in range(times):
+            begun = time.perf_counter()
+            window.put(other, field, data)
+            started = time.perf_counter()
+            window.flush(other)
+            starts[i], flushes[i] = started - begun, time.perf_counter() - started
+        return float(np.quantile(starts, 0.25)), float(np.quantile(flushes, 0.25))
+
+    if comm.rank == other:
+        # As often as a shard does that has something to do.
+        request = comm.Irecv(np.zeros(1, np.int64), 0)
+        while not request.Test():
+            time.sleep(2e-5)
+    if comm.rank == 0:
+        timed("word", word, 10)
+        timed("bulk", bulk, 2)
+        call, flush = timed("word", word, _TRIES)
+        whole = sum(timed("bulk", bulk, max(5, _TRIES // 10)))
+        found = {"call": call, "latency": flush / 2, "bandwidth": _BULK / max(whole - call - flush, 1e-9)}
+        comm.Send(np.zeros(1, np.int64), other)
+    mpi.meet(comm)
+    window.free()
+    return comm.bcast(found)
+
+
+def main(out: str) -> None:
+    """Measure, and write what was found."""
+    comm = mpi.world()
+    with mpi.abort_on_error(comm):
+        found = measure(comm)
+        if comm.rank == 0:
+            Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

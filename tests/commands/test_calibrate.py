@@ -1,0 +1,101 @@
+"""A machine that is measured: what is fitted to steps that are known, and the file of this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finished import Finished
+
+from dbnet.commands.calibrate import command, kernels, machine
+from dbnet.core import config as configuration
+from dbnet.network.cost import Profile, load_profile
+from dbnet.run.setup import EVALUATION_BATCH, setup
+
+WAY = {"latency": 1e-6, "bandwidth": 5.0}
+
+
+def known(trial: kernels.TrialNetwork, data: Path, profile: Profile) -> kernels.Timed:
+    """Return a network whose times are what a machine says."""
+    shape = [int(n) for n in trial.shape.split(",")]
+    kernels.file.write(data, kernels.Random(shape=trial.shape, classes=trial.classes, train=4, test=0).read(), True)
+    model = setup(configuration.load(kernels.run_file(data, trial))).model
+    assert math.prod(model.shapes[0]) == math.prod(shape)
+    step, passed = profile.step_seconds(model, model.boxes(), trial.minibatch), profile.forward_seconds(
+        model, model.boxes(), EVALUATION_BATCH
+    )  # fmt: skip
+    return kernels.Timed(model, trial.minibatch, step, 1.0, passed)
+
+
+def test_rates_come_out_of_steps_that_were_made_with_them(tmp_path: Path) -> None:
+    compute = {"rate": 40.0, "step": 3e-5, "layer": 1e-5, "evaluation": 1.5, "apply": 1.0}
+    compute["rates"] = {"conv": 10.0, "local": 5.0, "pool": 2.0, "norm": 1.0, "dropout": 0.5}
+    profile = Profile.model_validate({"compute": compute, "inside": WAY, "between": WAY})
+    found = [known(trial, tmp_path / "data.h5", profile) for trial in kernels.TRIALS]
+    made = kernels.fitted(found)
+    assert made["rates"] == pytest.approx(compute["rates"], rel=0.01)
+    assert [made[name] for name in ("rate", "step", "layer", "evaluation")] == pytest.approx([40.0, 3e-5, 1e-5, 1.5], rel=0.02)
+    fit = Profile.model_validate({"compute": made | {"apply": 1.0}, "inside": WAY, "between": WAY})
+    assert abs(kernels.misses(found, fit)).max() < 0.01
+
+
+def test_a_networks_own_step_counts_and_a_part_of_it_as_the_rates_say(tmp_path: Path) -> None:
+    profile = Profile.model_validate({"compute": {"rate": 10.0, "step": 1e-3, "apply": 1.0}, "inside": WAY, "between": WAY})
+    one = known(kernels.TrialNetwork("64", kernels._dense(256), 10, 20), tmp_path / "data.h5", profile)
+    entry = one._replace(step=5e-3, forward=7e-3).entry("mine")
+    own = profile.model_copy(update={"compute": profile.compute.model_copy(update={"measured": (entry,)})})
+    whole = one.model.boxes()
+    assert own.step_seconds(one.model, whole, 20) == pytest.approx(5e-3)
+    assert own.forward_seconds(one.model, whole, EVALUATION_BATCH) == pytest.approx(7e-3)
+    # Another minibatch is another step.
+    assert own.step_seconds(one.model, whole, 21) == profile.step_seconds(one.model, whole, 21)
+    half = [*whole[:-2], *[tuple(r._replace(hi=r.hi // 2) for r in box) for box in whole[-2:]]]
+    share = profile.step_seconds(one.model, half, 20) / profile.step_seconds(one.model, whole, 20)
+    assert own.step_seconds(one.model, half, 20) == pytest.approx(share * 5e-3)
+
+
+def counted(steps: int, nbytes: int, cost: machine.Costs, flush: float, gradient: float) -> dict[str, Any]:
+    """Return what ranks would say of a run whose costs are known."""
+    slices = -(-nbytes // 2**20)
+    moved = nbytes * cost.copied
+    replica = {
+        "fetch": 2 * cost.call + 2 * flush + moved, "push": 3 * slices * cost.call + 2 * slices * flush + moved,
+        "poll": 2 * cost.turn + cost.step, "gradient": gradient,
+    }  # fmt: skip
+    shard = {"apply": slices * cost.slice + nbytes * cost.applied, "poll": 5 * cost.turn}
+    spent = [{}, shard, replica]
+    return {
+        "steps": steps, "bytes": nbytes,
+        "ranks": [{"spent": {k: steps * v for k, v in one.items()}, "turns": 5 * steps} for one in spent],
+    }  # fmt: skip
+
+
+def test_costs_come_out_of_runs_that_were_made_with_them() -> None:
+    cost = machine.Costs(8e-6, 1e-10, 2e-5, 2e-10, 3e-5, 4e-5)
+    runs = [counted(4000, 76_840, cost, 1e-6, 1e-4), counted(200, 7_454_760, cost, 1e-6, 3e-3)]
+    assert np.array(machine.costs(runs, 1e-4, 1e-6)) == pytest.approx(np.array(cost), rel=1e-3)
+
+
+@pytest.mark.mpi
+def test_this_machine_is_measured(
+    dbnet: Callable[..., Finished], run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The whole way, with less of everything: a file that a simulation takes, and that says what was not measured."""
+    trials = kernels.trials
+    monkeypatch.setattr(kernels, "trials", lambda: trials((kernels.TRIALS[0], kernels.TRIALS[5]), 0.01))
+    parsed = command.argparse.Namespace(out="here.toml", run=[str(run_file)], force=False)
+    command.run_calibrate(parsed)
+    said = capsys.readouterr().out
+    assert "Cores " in said and "Machine file   here.toml" in said
+    made, text = load_profile("here.toml"), Path("here.toml").read_text()
+    assert set(made.compute.rates) <= {"conv"} and made.host.cores >= 1
+    assert made.compute.measured[0].about.startswith(run_file.stem) and made.host.call > 1e-7
+    assert "Not measured: between: all was on one host" in text and "inside:" not in text
+    done = dbnet("simulate", run_file, "--machine", "here.toml", "--dry", "--quiet")
+    assert done.code == 0
+    with pytest.raises(command.UserError, match="that file exists"):
+        command.run_calibrate(parsed)
