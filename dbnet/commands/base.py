@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 
-def add_run_file(parser: argparse.ArgumentParser) -> None:
+def add_run_file(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """Add a run file and changes of it."""
-    parser.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
+    often = {"nargs": "?"} if optional else {}
+    parser.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/", **often)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="table.key=value",
         help="changes, for example topology.replicas=4; 'table.key=' takes a key out of the run file",

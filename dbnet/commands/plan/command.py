@@ -11,12 +11,15 @@ from typing import Any
 
 from dbnet.comm.topology import Role
 from dbnet.commands.base import add_run_file
+from dbnet.commands.plan import predict
 from dbnet.commands.plan.ranks import RankPlan, ranks
 from dbnet.commands.plan.slurm import script
 from dbnet.commands.plan.words import describe, layers
 from dbnet.core import config as configuration
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
+from dbnet.monitor.results import Run
+from dbnet.network.cost import load_profile
 from dbnet.network.partition import Cut
 from dbnet.run.setup import Setup, setup
 
@@ -112,7 +115,9 @@ def facts(ready: Setup, made: Plan) -> dict[str, Any]:
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_file(parser)
+    add_run_file(parser, optional=True)
+    parser.add_argument("--machine", metavar="MACHINE.toml", help="predict times, waiting and staleness there (dbnet calibrate)")
+    parser.add_argument("--check", metavar="RUN.h5", help="print what --machine predicts of a run beside what it was")
     parser.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
     parser.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, for scripts")
@@ -124,6 +129,11 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> None:
+    if options.check:
+        print("\n".join(check(options)))
+        return
+    if options.run_file is None:
+        raise UserError("'dbnet plan' needs RUN.toml; 'dbnet plan --help' explains it.")
     # Scripts count the ranks; the run itself says the rest.
     config = configuration.load(options.run_file, options.overrides, *([lambda _: None] if options.ranks else []))
     if options.config:
@@ -141,4 +151,21 @@ def run_plan(options: argparse.Namespace) -> None:
         return
     made = planned(ready, words)
     configuration.warn(*made.doubts)
-    print(json.dumps(facts(ready, made), indent=1) if options.json else made)
+    found = None if options.machine is None else predict.predicted(ready, profile := load_profile(options.machine))
+    if options.json:
+        print(json.dumps(facts(ready, made) | ({} if found is None else {"predicted": found[0]._asdict()}), indent=1))
+        return
+    print("\n".join([str(made), *([] if found is None else predict.told(*found, profile))]))
+
+
+def check(options: argparse.Namespace) -> list[str]:
+    """Return what a machine file predicts of a run beside what the run was, as lines."""
+    if options.machine is None or options.run_file is not None:
+        raise UserError("--check goes by what the run was made with: dbnet plan --check RUN.h5 --machine MACHINE.toml.")
+    run, profile = Run(options.check), load_profile(options.machine)
+    unlike, measured = predict.comparable(run), predict.figures(run)
+    found, steps = predict.predicted(setup(configuration.restored(run.config)), profile, whole=True)
+    if options.json:
+        return [json.dumps({"predicted": found._asdict(), "measured": measured._asdict()}, indent=1)]
+    head = f"{options.check} beside {steps} dry steps of every replica on: {profile.about or options.machine}"
+    return [head, *predict.checked(found, measured), *(f"Mind that {sentence}" for sentence in unlike)]

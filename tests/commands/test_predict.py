@@ -1,0 +1,86 @@
+"""Predictions: a dry simulation's figures, and beside them those of a run that was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finished import Finished
+
+from dbnet.commands.plan.predict import figures
+from dbnet.monitor.results import Run
+
+MACHINE = """
+about = "Steps of a millisecond."
+[compute]
+rate = {rate}
+apply = 1.0
+step = {step}
+[host]
+ranks = 0
+cores = {cores}
+[inside]
+latency = 1e-6
+bandwidth = 5.0
+[between]
+latency = 1e-6
+bandwidth = 5.0
+"""
+
+
+@pytest.fixture
+def machine(place: Path) -> Callable[..., str]:
+    """Return a function that writes a machine file and returns its name."""
+
+    def write(name: str = "machine.toml", rate: float = 1e6, step: float = 1e-3, cores: int = 0) -> str:
+        Path(name).write_text(MACHINE.format(rate=rate, step=step, cores=cores))
+        return name
+
+    return write
+
+
+def test_a_prediction_is_what_the_simulation_gives(
+    dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]
+) -> None:
+    """Beside a run that was simulated on that machine nothing is off; on one with slower steps the steps are, and so it is said."""
+    made = dbnet("simulate", run_file, "--machine", machine(), "--dry", "--quiet", "stop.steps=60", "stop.epochs=")
+    assert made.code == 0
+    run = Run("out/run.h5")
+    measured = figures(run)
+    assert measured.step == pytest.approx(1e-3, rel=0.2) and measured.moved == pytest.approx(8 * run.about["parameters"], rel=0.1)
+    same = dbnet("plan", "--check", "out/run.h5", "--machine", "machine.toml")
+    assert same.code == 0 and "Steps of a millisecond." in same.out
+    off = [line.split()[-2] for line in same.out.splitlines() if line.endswith((" %", " pt"))]
+    assert len(off) == 7 and {float(value) for value in off} == {0.0}
+    other = json.loads(dbnet("plan", "--check", "out/run.h5", "--machine", machine("slow.toml", step=3e-3), "--json").out)
+    assert other["predicted"]["step"] / other["measured"]["step"] == pytest.approx(3, rel=0.1)
+    assert other["measured"]["moved"] == other["predicted"]["moved"]
+
+
+def test_cores_that_are_short_show_in_the_plan(dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]) -> None:
+    """With two replicas on one core a step takes twice as long, and the plan says so without any run."""
+    found = {}
+    for cores in (0, 1):
+        done = dbnet("plan", run_file, "--machine", machine(f"{cores}.toml", cores=cores), "topology.replicas=2", "--json")
+        found[cores] = json.loads(done.out)["predicted"]
+    assert found[1]["step"] / found[0]["step"] == pytest.approx(2, rel=0.1)
+    assert found[1]["updates"] / found[0]["updates"] == pytest.approx(0.5, rel=0.1)
+    said = dbnet("plan", run_file, "--machine", "1.toml", "topology.replicas=2").out
+    assert "Predicted by" in said and "mean staleness" in said and not Path("out").exists()
+
+
+def test_what_cannot_be_predicted_is_said(dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]) -> None:
+    name = machine()
+    for words, sentence in (
+        (("plan",), "'dbnet plan' needs RUN.toml"),
+        (("plan", "--check", "out/run.h5"), "--check RUN.h5 --machine MACHINE.toml"),
+        (("plan", "--check", "out/none.h5", "--machine", name), "No record of a run 'out/none.h5'"),
+        (("plan", run_file, "--machine", name, "method.overlap=true"), "method.overlap=false"),
+    ):
+        done = dbnet(*words)
+        assert done.code == 2 and sentence in done.err, done.err
+    assert dbnet("train", run_file, "stop.epochs=1", "--quiet").code == 0
+    done = dbnet("plan", "--check", "out/run.h5", "--machine", name)
+    assert done.code == 2 and "trained in one process" in done.err
