@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from finished import Finished
 
-from dbnet.commands.calibrate import command, kernels, machine
+from dbnet.commands.calibrate import kernels, machine
 from dbnet.core import config as configuration
 from dbnet.network.cost import Profile, load_profile
 from dbnet.run.setup import EVALUATION_BATCH, setup
@@ -81,15 +81,13 @@ def test_costs_come_out_of_runs_that_were_made_with_them() -> None:
 
 
 @pytest.mark.mpi
-def test_this_machine_is_measured(
-    dbnet: Callable[..., Finished], run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_this_machine_is_measured(dbnet: Callable[..., Finished], run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, with less of everything: a file that a simulation takes, and that says what was not measured."""
     trials = kernels.trials
     monkeypatch.setattr(kernels, "trials", lambda: trials((kernels.TRIALS[0], kernels.TRIALS[5]), 0.01))
-    parsed = command.argparse.Namespace(out="here.toml", run=[str(run_file)], force=False)
-    command.run_calibrate(parsed)
-    said = capsys.readouterr().out
+    said = dbnet("calibrate", "here.toml", "--run", run_file)
+    assert said.code == 0, said.err
+    said = said.out
     assert "Cores " in said and "Machine file   here.toml" in said
     made, text = load_profile("here.toml"), Path("here.toml").read_text()
     assert set(made.compute.rates) <= {"conv"} and made.host.cores >= 1
@@ -97,5 +95,5 @@ def test_this_machine_is_measured(
     assert "Not measured: between: all was on one host" in text and "inside:" not in text
     done = dbnet("simulate", run_file, "--machine", "here.toml", "--dry", "--quiet")
     assert done.code == 0
-    with pytest.raises(command.UserError, match="that file exists"):
-        command.run_calibrate(parsed)
+    again = dbnet("calibrate", "here.toml")
+    assert again.code == 2 and "that file exists" in again.err

@@ -48,7 +48,9 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "Do so while nobody else computes here."
     )
     parser.add_argument("out", nargs="?", default="machine.toml", metavar="OUT.toml", help="the file (default: machine.toml)")
-    parser.add_argument("--run", action="append", default=[], metavar="RUN.toml", help="a run whose network's own steps count")
+    parser.add_argument(
+        "--run", action="append", default=[], dest="runs", metavar="RUN.toml", help="a run whose network's own steps count"
+    )
     add_force(parser)
 
 
@@ -59,7 +61,7 @@ def run_calibrate(options: argparse.Namespace) -> None:
         cores = comm.gather((socket.gethostname(), sorted(os.sched_getaffinity(0)))) if comm is not None else None
         made: KernelCosts | None = None
         if comm is None or comm.rank == 0:
-            made = _kernels(options.run)
+            made = _kernels(options.runs)
         if comm is not None:
             # Ranks that wait must not take the cores of the one that measures.
             mpi.meet(comm)
