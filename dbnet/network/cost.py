@@ -2,7 +2,8 @@
 
 A step's predicted time is flops / rate, and for each message its latency + bytes / bandwidth (and bytes / memory for what is
 copied in and out of buffers). For choosing a cut only the order of two cuts matters, so round numbers of a present core and network
-do (`Machine`). A `Profile` says more of a machine, for simulated time: rates by kind of layer, what a shard takes, hosts, noise.
+do (`Machine`). A `Profile` says more of a machine, for simulated time and for predicting a cut replica's step (`replica_step`): rates
+by kind of layer, what a shard takes, hosts, noise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dbnet.core.toml import tables
 
 if TYPE_CHECKING:
     from dbnet.network.model import Model
+    from dbnet.network.partition import Cut
 
 
 class Machine(NamedTuple):
@@ -108,11 +110,44 @@ class Profile(Table):
     noise: NoiseTable = NoiseTable()
     speed: SpeedTable = SpeedTable()
 
+    def one_host(self, ranks: int) -> bool:
+        """Return whether so many ranks, the first ones, are on one host."""
+        return not self.host.ranks or ranks <= self.host.ranks
+
+    def machine(self, partitions: int) -> Machine:
+        """Return what choosing the cut of a replica takes of this machine: its slowest way, and copies as fast as within a host."""
+        way = self.inside if self.one_host(partitions) else self.between
+        latency, memory = way.latency + self.host.call, self.inside.bandwidth * 1e9
+        return Machine(self.compute.rate * 1e9, way.bandwidth * 1e9, latency, memory)
+
+    def slowest(self, n: int) -> float:
+        """Return what the time of the slowest of `n` partitions is expected to be multiplied with (`NoiseTable`).
+
+        That is the integral over x > 0 of 1 - F(x)^n, with F the distribution of one.
+        """
+        noise = self.noise
+        if noise.kind == "none":
+            return 1.0
+        if noise.kind == "exponential":
+            return sum(1 / i for i in range(1, n + 1))
+        from scipy.special import gammainc
+
+        shape = noise.variation**-2 if noise.kind == "gamma" else 100.0
+        x = np.concatenate([np.zeros(1), np.geomspace(1e-6, max(noise.longest, 100.0), 20_000)])
+        below = gammainc(shape, x * shape)
+        if noise.kind == "tail":
+            late = np.where(x < noise.longest, 1 - np.maximum(x / noise.late, 1.0) ** -noise.index, 1.0)
+            below = (1 - noise.share) * below + noise.share * late
+        return float(np.trapezoid(1 - below**n, x))
+
+    def rate(self, kind: str) -> float:
+        """Return the flop/s of a kind of layer."""
+        return self.compute.rates.get(kind, self.compute.rate) * 1e9
+
     def layer_seconds(self, model: Model, layer: int, box: Region, batch: int, passes: int) -> float:
         """Return the seconds of so many passes through the units `box` of a layer with `batch` examples."""
         kind = model.layers[layer]
-        rate = self.compute.rates.get(kind.kind, self.compute.rate) * 1e9
-        return passes * kind.flops(model.shapes[layer], box) * batch / rate
+        return passes * kind.flops(model.shapes[layer], box) * batch / self.rate(kind.kind)
 
     def step_seconds(self, model: Model, boxes: list[Region], batch: int) -> float:
         """Return the seconds that the owner of these boxes computes in a step; without what it exchanges."""
@@ -142,6 +177,35 @@ class Profile(Table):
 
         return rates(boxes) if known is None else rates(boxes) * known.forward / rates(model.boxes())
 
+    def replica_step(self, cut: Cut) -> StepSeconds:
+        """Return what a step of a replica takes whose partitions are this machine's first ranks; needs shapes alone.
+
+        Before a layer a partition waits for its messages, while its interior is computed where the layer can do that; downwards it
+        waits while the gradient of the layer's parameters is computed (`Network`). Each message takes both its ends `host.call`
+        seconds; then all move at once, after their way's latency, and share their hosts' network cards.
+        """
+        model, partitions, slowest = cut.model, cut.partitions, self.slowest(cut.partitions)
+        moves = [_Moves(load, self, model.dtype.itemsize * cut.batch) for load in cut.loads]
+        own = np.array(
+            [load.flops * slowest * cut.batch / self.rate(kind.kind) for load, kind in zip(cut.loads, model.layers, strict=True)]
+        )
+        compute = slowest * np.array([self.step_seconds(model, boxes, cut.batch) for boxes in cut.boxes])
+        # What a step takes beside its layers' arithmetic is spread over them; who owns no unit has it first.
+        arithmetic = 3 * own.sum(axis=0) - own[0]
+        own *= np.divide(compute, arithmetic, out=np.ones(partitions), where=arithmetic > 0)
+        now = np.where(arithmetic > 0, 0.0, compute)
+        for load, move, mine in zip(cut.loads, moves, own, strict=True):
+            inner = np.divide(load.inner, load.flops, out=np.zeros(partitions), where=load.flops > 0) * mine
+            started, there = move.start(now)
+            now = np.maximum(started + inner, there) + mine - inner
+        now[:] = now.max() + cut.together_seconds(self.machine(partitions))
+        for i in reversed(range(len(moves))):
+            # A layer without parameters has all its work before its messages.
+            inputs = own[i] * (int(i > 0) + (not model.parameters[i]))
+            started, there = moves[i].start(now + inputs, down=True)
+            now = np.maximum(started + 2 * own[i] - inputs if i else started + own[i] - inputs, there)
+        return StepSeconds(float(now.max()), float(compute.max()))
+
     def apply_seconds(self, nbytes: int) -> float:
         """Return the seconds that a shard takes for a slice of so many bytes."""
         return self.compute.slice + nbytes / (self.compute.apply * 1e9)
@@ -154,6 +218,63 @@ def load_profile(path: str | Path) -> Profile:
     except UserError as error:
         said = str(error).replace("the run file", f"the machine file '{path}'").replace("No run file", "No machine file")
         raise UserError(said.replace("are in jobs/", "are in jobs/machines/")) from None
+
+
+class StepSeconds(NamedTuple):
+    """What a step of a replica takes: in all, and what its busiest partition computes; between the two they wait."""
+
+    total: float
+    compute: float
+
+    @property
+    def waited(self) -> float:
+        return self.total - self.compute
+
+
+class Load(NamedTuple):
+    """What partitions do at one layer, per example.
+
+    Attributes
+    ----------
+    flops, inner, copied
+        [partitions] of one pass; those of them that need no other partition's values; values that it copies.
+    source, target, values
+        [messages] before the layer.
+    """
+
+    flops: np.ndarray
+    inner: np.ndarray
+    copied: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    values: np.ndarray
+
+
+class _Moves:
+    """The messages before one layer on a machine; `item` is the bytes of a value of all examples."""
+
+    def __init__(self, load: Load, profile: Profile, item: int) -> None:
+        n = len(load.flops)
+        self._ends = load.source, load.target
+        place = np.arange(n) // profile.host.ranks if profile.host.ranks else np.zeros(n, int)
+        host = [place[end] for end in self._ends]
+        far, nbytes, way = host[0] != host[1], load.values * item, np.where
+        # Between hosts a host's card is shared by its ranks; within, each rank copies by itself.
+        near = [np.bincount(end, nbytes * ~far, n)[end] for end in self._ends]
+        card = [np.bincount(end, nbytes * far, n)[end] for end in host]
+        speed = way(far, profile.between.bandwidth, profile.inside.bandwidth) * 1e9
+        self._lasts = [way(far, shared, own) / speed for shared, own in zip(card, near, strict=True)]
+        self._latency = way(far, profile.between.latency, profile.inside.latency)
+        self._before = profile.host.call * sum(np.bincount(end, minlength=n) for end in self._ends)
+        self._before = self._before + load.copied * item / (profile.inside.bandwidth * 1e9)
+
+    def start(self, now: np.ndarray, down: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return when each partition has started its messages and when all that it is sent has come."""
+        (source, target), (leaves, enters) = (ends[:: -1 if down else 1] for ends in (self._ends, self._lasts))
+        started = now + self._before
+        there = started.copy()
+        np.maximum.at(there, target, started[source] + self._latency + np.maximum(leaves, enters))
+        return started, there
 
 
 class Noise:

@@ -86,6 +86,36 @@ def contains(need: Region, own: Region) -> bool:
     return len(flatten(inside, shape_of(need))) == 1
 
 
+def interior(model: Model, boxes: list[Region], layer: int) -> tuple[Region | None, list[Region | None]]:
+    """Return the part of a layer's box that needs only what the owner of these boxes has itself, and the rest as boxes.
+
+    None stands for no such part, and for the whole box where it is the rest.
+    """
+    box, kind = boxes[layer + 1], model.layers[layer]
+    if layer == 0 or not kind.parts or not size_of(box):
+        return None, [None]
+
+    own = boxes[layer]
+
+    def inside(axis: int, i: int) -> bool:
+        need = kind.needs(model.shapes[layer], (*box[:axis], Range(i, i + 1), *box[axis + 1 :]))[axis]
+        return own[axis].lo <= need.lo and need.hi <= own[axis].hi
+
+    inner, rest = list(box), []
+    for axis in range(2):
+        lo, hi = inner[axis]
+        while lo < hi and not inside(axis, lo):
+            lo += 1
+        while hi > lo and not inside(axis, hi - 1):
+            hi -= 1
+        rest += [(*inner[:axis], Range(*ends), *inner[axis + 1 :]) for ends in ((inner[axis].lo, lo), (hi, inner[axis].hi))]
+        inner[axis] = Range(lo, hi)
+    need = kind.needs(model.shapes[layer], tuple(inner))
+    if not size_of(tuple(inner)) or need != intersect(need, own):
+        return None, [None]
+    return tuple(inner), [part for part in rest if size_of(part)]
+
+
 def shared_size(model: Model) -> int:
     """Return the number of parameters that all partitions share."""
     return sum(prod(p.shape) for layer in model.parameters for p in layer.values() if not p.axes)

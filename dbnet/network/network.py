@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dbnet.core.jit import kernel
-from dbnet.core.ranges import Range, Region, flatten, intersect, relative, shape_of, size_of
+from dbnet.core.ranges import Region, flatten, intersect, relative, shape_of, size_of
 from dbnet.network.layers.base import Cell, Layer
-from dbnet.network.model import Model, contains, footprint, shared_size
+from dbnet.network.model import Model, contains, footprint, interior, shared_size
 
 
 @kernel("T[:];T[:];f8")
@@ -84,7 +84,7 @@ class Network:
         own = flatten(self.boxes[-1], model.shapes[-1])
         # The index of this partition's first output unit; the others follow (`partition.Cut`).
         self._first = own[0].lo if own else 0
-        self._parts = [self._interior(i) for i in range(len(model.layers))]
+        self._parts = [interior(model, self.boxes, i) for i in range(len(model.layers))]
         self._scratch = [layer.scratch(self._cell(i, training)) for i, layer in enumerate(model.layers)]
         self._bound: dict[tuple[int, int], list[Cell]] = {}
 
@@ -131,32 +131,6 @@ class Network:
     def below_delta(self, layer: int) -> tuple[np.ndarray, Region]:
         """Return the delta of the input of `layer` and its box."""
         return self._dx[layer], self._needs[layer]
-
-    def _interior(self, layer: int) -> tuple[Region | None, list[Region | None]]:
-        """Return the part of a layer's box that needs only what this partition owns, and the rest as boxes."""
-        box, kind = self.boxes[layer + 1], self.model.layers[layer]
-        if layer == 0 or not kind.parts or not size_of(box):
-            return None, [None]
-
-        own = self.boxes[layer]
-
-        def inside(axis: int, i: int) -> bool:
-            need = kind.needs(self.model.shapes[layer], (*box[:axis], Range(i, i + 1), *box[axis + 1 :]))[axis]
-            return own[axis].lo <= need.lo and need.hi <= own[axis].hi
-
-        inner, rest = list(box), []
-        for axis in range(2):
-            lo, hi = inner[axis]
-            while lo < hi and not inside(axis, lo):
-                lo += 1
-            while hi > lo and not inside(axis, hi - 1):
-                hi -= 1
-            rest += [(*inner[:axis], Range(*ends), *inner[axis + 1 :]) for ends in ((inner[axis].lo, lo), (hi, inner[axis].hi))]
-            inner[axis] = Range(lo, hi)
-        need = kind.needs(self.model.shapes[layer], tuple(inner))
-        if not size_of(tuple(inner)) or need != intersect(need, own):
-            return None, [None]
-        return tuple(inner), [part for part in rest if size_of(part)]
 
     def bind(self, w: np.ndarray, g: np.ndarray | None) -> list[Cell]:
         """Return the cells over a parameter vector and a gradient vector [size]; made once for each pair of vectors."""

@@ -7,8 +7,9 @@ transpose.
 
 The grids are the user's (`cut` of a layer), or those with the smallest predicted time: a shortest path through the layers, where a
 grid costs its largest partition's arithmetic, and a pair of neighbouring grids the largest exchange, and a copy where the output of
-one is no contiguous piece of the other's input. The last layer is cut so that each partition's units are neighbours, since a loss
-knows a partition's units by the index of the first: an image into rows.
+one is no contiguous piece of the other's input. What a step takes on a machine is predicted closer (`cost.Profile.replica_step`),
+from when each partition can go on. The last layer is cut so that each partition's units are neighbours, since a loss knows a
+partition's units by the index of the first: an image into rows.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, Region, flatten, intersect, size_of, split
-from dbnet.network.cost import Machine
+from dbnet.network.cost import Load, Machine
 from dbnet.network.layers.base import Shape
-from dbnet.network.model import Model, contains, shared_size
+from dbnet.network.model import Model, contains, interior, shared_size
 
 Boxes = list[Region]
 
@@ -117,13 +120,17 @@ class Cut:
         return range(1, len(self.model.layers))
 
     def _crossing(self, layer: int, owned: Boxes, wanted: Boxes) -> list[Crossing]:
-        out = []
+        kind, shape, out = self.model.layers[layer], self.model.shapes[layer], []
+        lo, hi = np.moveaxis(np.array(owned), 2, 0)
         for target, box in enumerate(wanted):
-            need = self.model.layers[layer].needs(self.model.shapes[layer], box)
-            for source, own in enumerate(owned):
-                both = intersect(need, own)
-                if source != target and size_of(both) and size_of(box):
-                    seen = self.model.layers[layer].looks_at(self.model.shapes[layer], box, both)
+            if not size_of(box):
+                continue
+            need = kind.needs(shape, box)
+            first, end = np.array(need).T
+            meets = (np.maximum(lo, first) < np.minimum(hi, end)).all(axis=1)
+            for source in np.flatnonzero(meets).tolist():
+                if source != target:
+                    seen = kind.looks_at(shape, box, intersect(need, owned[source]))
                     out += [Crossing(source, target, tuple(seen))] if seen else []
         return out
 
@@ -141,22 +148,39 @@ class Cut:
 
     def exchange_seconds(self, messages: list[Crossing]) -> float:
         """Return the predicted time of one exchange, up and down, for the partition that moves most."""
-        moved = [0.0] * self.partitions
-        item = self.model.dtype.itemsize * self.batch
+        moved = np.zeros((2, self.partitions), int)
         for message in messages:
-            cost = self.machine.latency + message.size * item / self.machine.bandwidth
-            moved[message.source] += cost
-            moved[message.target] += cost
-        return 2 * max(moved, default=0.0)
+            moved[:, [message.source, message.target]] += [[1], [message.size]]
+        return self._exchange_seconds(moved)
+
+    def _exchange_seconds(self, moved: np.ndarray) -> float:
+        """Return the predicted time of one exchange from each partition's messages and values [2, partitions]."""
+        item = self.model.dtype.itemsize * self.batch
+        return 2 * float((moved[0] * self.machine.latency + moved[1] * item / self.machine.bandwidth).max())
 
     def between_seconds(self, layer: int, owned: Boxes, wanted: Boxes) -> float:
         """Return the predicted time between two layers: the exchange, and copies where an output is no piece of the next input."""
-        copied, item = 0, self.model.dtype.itemsize * self.batch
-        for own, box in zip(owned, wanted, strict=True):
-            need = self.model.layers[layer].needs(self.model.shapes[layer], box)
-            if not contains(need, own):
-                copied = max(copied, size_of(intersect(need, own)))
-        return self.exchange_seconds(self._crossing(layer, owned, wanted)) + 2 * copied * item / self.machine.memory
+        item = self.model.dtype.itemsize * self.batch
+        copied = max(self._copied(layer, own, box) for own, box in zip(owned, wanted, strict=True))
+        return self._exchange_seconds(self._moved(layer, owned, wanted)) + 2 * copied * item / self.machine.memory
+
+    def _moved(self, layer: int, owned: Boxes, wanted: Boxes) -> np.ndarray:
+        """Return each partition's messages and values before a layer [2, partitions]; large exchanges take long to list."""
+        kind, shape = self.model.layers[layer], self.model.shapes[layer]
+        needs = [kind.needs(shape, box) if size_of(box) else tuple(Range(0, 0) for _ in shape) for box in wanted]
+        source, target = np.array(owned)[:, None], np.array(needs)[None]
+        common = np.minimum(source[..., 1], target[..., 1]) - np.maximum(source[..., 0], target[..., 0])
+        values = common.clip(0).prod(axis=-1) * ~np.eye(self.partitions, dtype=bool)
+        gaps = [p for p, need in enumerate(needs) if size_of(need) and kind.looks_at(shape, wanted[p], need) != [need]]
+        for p in gaps:
+            for q in np.flatnonzero(values[:, p]).tolist():
+                values[q, p] = sum(map(size_of, kind.looks_at(shape, wanted[p], intersect(needs[p], owned[q]))))
+        return np.array([(each.sum(0) + each.sum(1)) for each in (values > 0, values)])
+
+    def _copied(self, layer: int, own: Region, box: Region) -> int:
+        """Return the values that one partition copies between two layers, where its output is no piece of its next input."""
+        need = self.model.layers[layer].needs(self.model.shapes[layer], box)
+        return 0 if contains(need, own) else size_of(intersect(need, own))
 
     @property
     def statistics(self) -> int:
@@ -168,12 +192,13 @@ class Cut:
         """Parameters whose gradient is summed over the partitions."""
         return shared_size(self.model) if self.partitions > 1 else 0
 
-    def together_seconds(self) -> float:
+    def together_seconds(self, machine: Machine | None = None) -> float:
         """Return the predicted time of what all partitions do together: they gather the loss's statistics and sum gradients."""
+        machine = machine or self.machine
         item, others = self.model.dtype.itemsize, self.partitions - 1
         rounds, sums = others.bit_length(), 2 * self.shared * item * others / self.partitions
         gathered = self.statistics / self.partitions * item * self.batch
-        return rounds * self.machine.latency * (1 + 2 * bool(self.shared)) + (gathered + sums) / self.machine.bandwidth
+        return rounds * machine.latency * (1 + 2 * bool(self.shared)) + (gathered + sums) / machine.bandwidth
 
     @property
     def seconds(self) -> float:
@@ -182,6 +207,23 @@ class Cut:
         compute = sum(self.compute_seconds(i, layers[i + 1]) for i in range(len(self.model.layers)))
         between = sum(self.between_seconds(i, layers[i], layers[i + 1]) for i in self._later)
         return compute + between + self.together_seconds()
+
+    @cached_property
+    def loads(self) -> list[Load]:
+        """What each partition computes and moves, layer by layer."""
+        out = []
+        for i, kind in enumerate(self.model.layers):
+            shape, wanted = self.model.shapes[i], [boxes[i + 1] for boxes in self.boxes]
+            flops = [kind.flops(shape, box) for box in wanted]
+            messages = self.messages(i)
+            waits = {message.target for message in messages}
+            insides = [interior(self.model, boxes, i)[0] if p in waits else None for p, boxes in enumerate(self.boxes)]
+            inner = [kind.flops(shape, box) if box else 0 for box in insides]
+            ends = [[message[end] for message in messages] for end in (0, 1)]
+            copied = [self._copied(i, boxes[i], boxes[i + 1]) if i else 0 for boxes in self.boxes]
+            arrays = (np.array(flops, float), np.array(inner, float), np.array(copied), *(np.array(end, int) for end in ends))
+            out.append(Load(*arrays, np.array([message.size for message in messages], int)))
+        return out
 
     # --- choosing ---------------------------------------------------------------------------------------------------------------
 
