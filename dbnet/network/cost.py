@@ -2,8 +2,8 @@
 
 A step's predicted time is flops / rate, and for each message its latency + bytes / bandwidth (and bytes / memory for what is
 copied in and out of buffers). For choosing a cut only the order of two cuts matters, so round numbers of a present core and network
-do (`Machine`). A `Profile` says more of a machine, for simulated time and for predicting a cut replica's step (`replica_step`): rates
-by kind of layer, what a shard takes, hosts, noise.
+do (`Machine`). A `Profile` says more of a machine, for simulated time and for what a cut replica's step takes (`replica_step`):
+rates by kind of layer, what a shard takes, hosts, noise.
 """
 
 from __future__ import annotations
