@@ -112,6 +112,41 @@ def decay(a: float, x: np.ndarray, mask: np.ndarray, g: np.ndarray) -> float:
     return total
 
 
+# --- bfloat16: the upper half of a float32, here as uint16, since NumPy has no such type ---------------------------------------
+
+
+@kernel("f4[:];u2[:]")
+def narrow(x: np.ndarray, out: np.ndarray) -> None:
+    """Round to bfloat16, to nearest, ties to even; what is beyond its largest value becomes Inf, a NaN a quiet one."""
+    bits = x.view(np.uint32)
+    for i in range(bits.size):
+        b = bits[i]
+        half = np.uint32(b >> np.uint32(16))
+        near = np.uint32(b + np.uint32(0x7FFF) + (half & np.uint32(1))) >> np.uint32(16)
+        # A rounded NaN could become Inf, or 0 with the other sign.
+        nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        out[i] = np.uint16(half | np.uint32(0x40)) if nan else np.uint16(near)
+
+
+@kernel("u2[:];f4[:]")
+def widen(x: np.ndarray, out: np.ndarray) -> None:
+    """Write bfloat16 as float32, which holds all of them."""
+    bits = out.view(np.uint32)
+    for i in range(x.size):
+        bits[i] = np.uint32(x[i]) << np.uint32(16)
+
+
+@kernel("f4[:];f4[:]")
+def coarse(x: np.ndarray, out: np.ndarray) -> None:
+    """Write x as it comes out of `narrow` and `widen`; `out` may be x."""
+    bits, to = x.view(np.uint32), out.view(np.uint32)
+    for i in range(bits.size):
+        b = bits[i]
+        near = np.uint32(b + np.uint32(0x7FFF) + (np.uint32(b >> np.uint32(16)) & np.uint32(1)))
+        nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        to[i] = (np.uint32(b | np.uint32(0x400000)) if nan else near) & np.uint32(0xFFFF0000)
+
+
 # --- many vectors in one pass over memory -------------------------------------------------------------------------------------
 
 

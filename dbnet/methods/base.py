@@ -33,6 +33,8 @@ class Method(Member):
         Whether its schedule can be recorded: all that decides is in orders, fetches and pushes.
     clipping
         Bounds of a minibatch's gradient: here none.
+    narrow
+        Whether pushes and fetches travel as bfloat16: here never.
     """
 
     family: ClassVar[str] = "methods"
@@ -41,6 +43,7 @@ class Method(Member):
     coordinator: ClassVar[type[Coordinator]]
     recordable: ClassVar[bool] = False
     clipping: ClassVar[Clipping] = Clipping()
+    narrow: ClassVar[bool] = False
     minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")
     overlap: bool = Field(
         default=False, description="fetch and push on a thread of their own while the next gradient is computed (large networks)"

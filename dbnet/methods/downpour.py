@@ -15,7 +15,7 @@ exactly.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -160,6 +160,10 @@ class Stochastic(Method):
         partitions together (Pascanu et al. 2013); done by each replica before it accrues, pushes or makes a local step.
     clip_value
         Bound c of each value of it: g_i = min(c, max(-c, g_i)); before clip_norm.
+    wire
+        What pushes and fetches travel as: "float32", or "bfloat16", half the bytes, with 8 bits of precision instead of 24. A
+        gradient is rounded once, when it is pushed (to nearest, ties to even), and so are parameters when they are fetched; shards
+        add in float32 and hold float32. Evaluations and checkpoints are of these. Default: as the network.
     """
 
     coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
@@ -167,12 +171,22 @@ class Stochastic(Method):
     clip_norm: float | None = Field(default=None, gt=0)
     clip_value: float | None = Field(default=None, gt=0)
 
+    wire: Literal["float32", "bfloat16"] | None = None
+
+    @property
+    def narrow(self) -> bool:
+        return self.wire == "bfloat16"
+
     @property
     def clipping(self) -> Clipping:
         return Clipping(self.clip_value, self.clip_norm)
 
     def check(self, config: Config) -> None:
         stop = config.stop
+        if self.wire is not None and config.model.dtype != "float32":
+            raise UserError(
+                f"method.wire = '{self.wire}' is for networks of float32; leave it out with model.dtype = '{config.model.dtype}'."
+            )
         if stop.epochs is stop.steps is stop.seconds is stop.accuracy is None:
             raise UserError(f"stop.iterations is for batch methods; with method.kind = '{self.kind}' give stop.epochs or steps.")
 

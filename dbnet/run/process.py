@@ -89,11 +89,11 @@ class Process:
         replica, partition = self.topology.place(rank)
         return LocalLink(self._wires[replica], partition) if self._cut else None
 
-    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if not self._cut:
-            return self.flat[self._ready.ranges[shard].slice], self._clocks[shard]
+            return self.flat[self._ready.ranges[shard].slice], self._clocks[shard], None
         local = self.window(self.topology.shard_rank(shard)).local
-        return local["params"], local["clock"]
+        return local["params"], local["clock"], local.get("rounded")
 
     def inbox(self, shard: int, receiver: Receiver) -> Inbox | NoInbox:
         self._receivers.append(receiver)
@@ -113,7 +113,7 @@ class Process:
         if self._cut:
             return ready.store(self.window(rank), rank, replica.network.boxes, self.due, log)
         share = not config.method.worker.steps_locally(config)
-        parts = (self.flat, self._receivers, self.topology.place(rank)[0], share, config.guard.finite)
+        parts = (self.flat, self._receivers, self.topology.place(rank)[0], share, config.guard.finite, config.method.narrow)
         if log is None:
             return LocalStore(*parts)
         serving = [(self.logs[self.topology.shard_rank(shard)], versions) for shard, versions in enumerate(self._versions)]

@@ -179,8 +179,9 @@ class Rank:
     def channel(self, rank: int) -> MpiChannel:
         return MpiChannel(self._comms.servers)
 
-    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._window.local["params"], self._window.local["clock"]
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        local = self._window.local
+        return local["params"], local["clock"], local.get("rounded")
 
     def inbox(self, shard: int, receiver: Receiver) -> Inbox:
         return self._ready.inbox(self._window, shard, receiver, self._log)

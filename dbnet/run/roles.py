@@ -100,8 +100,8 @@ class World(Protocol):
     def window(self, rank: int) -> Window: ...
     def channel(self, rank: int) -> Channel: ...
 
-    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return where a shard's parameters and clock lie."""
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return where a shard's parameters and clock lie, and the parameters as bfloat16, if they are fetched so."""
 
     def inbox(self, shard: int, receiver: Receiver) -> Inbox | NoInbox:
         """Return what takes the pushes to a shard out of their rings."""
@@ -245,8 +245,8 @@ def beginning(ready: Setup) -> Facts:
 
 def receiver(ready: Setup, world: World, index: int) -> Receiver:
     """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
-    part, point, (params, clock) = ready.ranges[index], ready.checkpoint, world.memory(index)
-    parts = (part, ready.rule[0], params, clock, world.clock)
+    part, point, (params, clock, rounded) = ready.ranges[index], ready.checkpoint, world.memory(index)
+    parts = (part, ready.rule[0], params, clock, world.clock, rounded)
     shard = world.counting(index, *parts) if ready.config.record.schedule else Shard(*parts)
     if point is not None:
         for name, register in shard.registers().items():
@@ -256,6 +256,7 @@ def receiver(ready: Setup, world: World, index: int) -> Receiver:
         begun(ready.config.run.start, ready.model).read("params", part, params)
     else:
         ready.model.layout.draw(part, ready.config.run.seed, params)
+    shard.round(slice(None))
 
     def saved() -> dict[str, np.ndarray]:
         names = [name for name in (point.registers if point is not None else ()) if name.startswith("vector.")]

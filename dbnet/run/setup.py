@@ -32,13 +32,13 @@ from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
 from dbnet.network.replica import Score
 from dbnet.shards.push import Intake, Receiver
-from dbnet.shards.routes import Route, routes
+from dbnet.shards.routes import Rings, Route, routes
 from dbnet.shards.rules.schedules.base import Horizon, scheduled
 from dbnet.shards.schedule.fetching import RecordingStore
 from dbnet.shards.schedule.log import PartLog
 from dbnet.shards.schedule.serving import RecordingInbox
 from dbnet.shards.schedule.slices import SlicePiece, slice_pieces
-from dbnet.shards.store import Inbox, Rings, WindowStore, elements
+from dbnet.shards.store import Inbox, WindowStore
 
 EVALUATION_BATCH = 250
 
@@ -80,9 +80,10 @@ class Setup:
     @cached_property
     def rings(self) -> Rings:
         """The shards' ranges and rings; a slice is no longer than the longest that any origin sends."""
-        longest = max((route.size for ways in self.routes for route in ways.values()), default=1) * self.model.dtype.itemsize
-        ring = self.config.method.ring(max(map(len, self.users), default=1), longest)
-        return Rings(self.ranges, self.users, self.model.dtype, *ring)
+        narrow, longest = self.config.method.narrow, max((route.size for ways in self.routes for route in ways.values()), default=1)
+        most = longest * (2 if narrow else self.model.dtype.itemsize)
+        ring = self.config.method.ring(max(map(len, self.users), default=1), most)
+        return Rings(self.ranges, self.users, self.model.dtype, *ring, narrow)
 
     @cached_property
     def horizon(self) -> Horizon:
@@ -125,7 +126,7 @@ class Setup:
 
     def pieces(self, whole: bool) -> list[list[SlicePiece]]:
         """Return of every shard the pieces of the slices in which pushes come; `whole`: each push is one."""
-        longest = None if whole else elements(self.rings.slot, self.model.dtype)
+        longest = None if whole else self.rings.elements
         ways = self.routes[: self.topology.partitions]
         return [slice_pieces([way.get(shard) for way in ways], longest) for shard in range(self.topology.shards)]
 
@@ -142,15 +143,16 @@ class Setup:
         return Inbox(*parts) if log is None else RecordingInbox(log, *parts)
 
     def store(
-        self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None
-    ) -> WindowStore:
+        self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None,
+        make: type[WindowStore] = WindowStore,
+    ) -> WindowStore:  # fmt: skip
         """Return how a working rank fetches and pushes over the window; within one process by `turns`, and not on a thread."""
         replica, partition = self.topology.place(rank)
         mine = footprint(self.model, boxes, leads=partition == 0)
         overlap, clock = self.config.method.overlap and turns is None, turns or time.perf_counter
         parts = (window, self.topology, (replica, partition), mine, self.rings, overlap, clock)
         if log is None:
-            return WindowStore(*parts)
+            return make(*parts)
         return RecordingStore(log, mine.used, self.pieces(whole=False), self.clocks(partition), *parts)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dbnet.comm.turns import Turns, Wait
+from dbnet.core.vector import coarse, copy
 from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.store import Counts, WindowStore
 
@@ -29,13 +30,17 @@ class LocalStore:
         Whether `w` may be the shards' memory.
     finite
         Whether pushes with NaN or Inf are refused.
+    narrow
+        Whether all is rounded as where it travels as bfloat16.
     """
 
-    def __init__(self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool, finite: bool = True) -> None:
+    def __init__(
+        self, flat: np.ndarray, shards: Sequence[Receiver], replica: int, share: bool, finite: bool = True, narrow: bool = False
+    ) -> None:
         self._flat, self._replica = flat, replica
         # A shard without parameters is pushed nothing, as over MPI.
         self._shards = [shard for shard in shards if shard.range.size]
-        self.w = flat if share else flat.copy()
+        self.w, self._narrow = flat if share and not narrow else flat.copy(), narrow
         self.g = np.zeros_like(flat)
         self.counts, self.number = Counts(), 0
         self.fetched = self.overlaps = self.landing = False
@@ -50,8 +55,8 @@ class LocalStore:
     def fetch(self) -> Turns:
         self._clocks = [int(shard.clock[0]) for shard in self._shards]
         if self.w is not self._flat:
-            self.w[:] = self._flat
-            self.counts.bytes_fetched += self.w.nbytes
+            (coarse if self._narrow else copy)(self._flat, self.w)
+            self.counts.bytes_fetched += self.w.nbytes >> self._narrow
         self.counts.fetches += 1
         self.fetched = True
         return
@@ -71,13 +76,18 @@ class LocalStore:
             self._oldest = self._clocks
 
     def push(self, steps: int, step: int) -> Turns:
-        for shard, intake, fetched in zip(self._shards, self.intakes, self._oldest, strict=True):
-            push = Push(self._replica, 0, self.number, fetched, steps, step)
-            intake.take(push, self.g[shard.range.slice], [(0, 0, shard.range.size)], True, True)
+        if self._narrow:
+            coarse(self.g, self.g)
+        for index, (shard, fetched) in enumerate(zip(self._shards, self._oldest, strict=True)):
+            self.give(index, Push(self._replica, 0, self.number, fetched, steps, step), self.g[shard.range.slice])
         self.number += 1
         self.counts.pushes += 1
         return
         yield
+
+    def give(self, index: int, push: Push, g: np.ndarray) -> None:
+        """Let the part of a push that is this shard's in there."""
+        self.intakes[index].take(push, g, [(0, 0, g.size)], True, True)
 
     def settle(self) -> Turns:
         return

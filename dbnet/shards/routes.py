@@ -1,4 +1,4 @@
-"""Which elements of an origin's vector lie where on which shard."""
+"""Which elements of an origin's vector lie where on which shard; the shards' ranges and rings, as all ranks know them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,58 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dbnet.comm.topology import Topology
+from dbnet.comm.window import Field
 from dbnet.core.ranges import Range, overlap
 from dbnet.network.model import Piece
+
+HEADER = 8
+
+
+class Rings(NamedTuple):
+    """The shards' side as all ranks know it.
+
+    Attributes
+    ----------
+    ranges, users
+        Each shard's range, and the origins that have a ring there.
+    dtype
+        Of the parameters.
+    slot, slots
+        Bytes of a slice, slices of a ring.
+    narrow
+        Whether float32 travels as bfloat16.
+    """
+
+    ranges: Sequence[Range]
+    users: Sequence[Sequence[int]]
+    dtype: np.dtype
+    slot: int
+    slots: int
+    narrow: bool = False
+
+    @property
+    def wire(self) -> np.dtype:
+        """The type of what is pushed and fetched; bfloat16 is uint16 here."""
+        return np.dtype("uint16") if self.narrow else np.dtype(self.dtype)
+
+    @property
+    def elements(self) -> int:
+        """Gradient values of a slice."""
+        return max(1, self.slot // self.wire.itemsize)
+
+    def fields(self, shard: int, topology: Topology) -> list[Field]:
+        """Return the window fields of one shard."""
+        n, name, size, rows = topology.origins, np.dtype(self.dtype).name, self.ranges[shard].size, len(self.users[shard])
+        return [
+            Field("params", name, (size,)),
+            *([Field("rounded", self.wire.name, (size,))] if self.narrow else []),
+            Field("clock", "int64", (topology.partitions,)),
+            Field("head", "int64", (n,)),
+            Field("tail", "int64", (n,)),
+            Field("header", "int64", (rows, self.slots, HEADER)),
+            Field("ring", self.wire.name, (rows, self.slots, self.elements)),
+        ]
 
 
 class Route(NamedTuple):

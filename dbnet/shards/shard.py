@@ -16,6 +16,7 @@ import numpy as np
 from dbnet.comm.channel import Channel
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
+from dbnet.core.vector import narrow
 from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.base import Arrival, Rule
 
@@ -45,9 +46,15 @@ class Shard:
         Window memory: [part.size] and [partitions].
     seconds
         The time of the run, for events.
+    rounded
+        Window memory [part.size] for the parameters as bfloat16, if that is what is fetched.
     """
 
-    def __init__(self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float],
+        rounded: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self._rounded = rounded
         self.range, self.rule, self.params, self.clock = part, rule, params, clock
         self.largest, self.informed = rule.largest(params.dtype), rule.informed
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
@@ -84,6 +91,12 @@ class Shard:
         here = slice(lo, lo + g.size)
         state = {name: register[here] for name, register in self.state.items()}
         self.rule.apply(self.params[here], g, state, t, *((arrival,) if self.informed else ()))
+        self.round(here)
+
+    def round(self, here: slice) -> None:
+        """Bring what is fetched of the parameters up to date, where it is not these themselves."""
+        if self._rounded is not None:
+            narrow(self.params[here], self._rounded[here])
 
     def finish(self, push: Push) -> None:
         """Count a push whose last slice has been applied."""

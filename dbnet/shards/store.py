@@ -13,6 +13,10 @@ A header is eight integers: push number, first element (counted in the origin's 
 clock at the fetch, gradients accrued, the replica's step, 0. The clock is read before the parameters, and written after them, so a
 measured staleness is never too small. Parameters may be read while they change: each number is some version, which Downpour allows.
 
+With `Rings.narrow` half the bytes travel, as bfloat16: an origin rounds its gradient slice by slice, the shard widens a slice
+before it applies it; `rounded` beside `params` holds these rounded, and is what a fetch gets. The shard's own parameters stay
+float32, so that small updates add up. What is evaluated is `params` itself, as a checkpoint holds it.
+
 The shard orders what it does by `Window.sync`: between head and slot, slot and tail, parameters and clock. What is fetched comes
 in pieces of `PIECE` bytes, since some MPI cannot move 2 GiB at once. Between pieces, and between slices of a push, the replica
 gives way when `MOMENT` seconds are over: a long transfer must not look like a dead replica.
@@ -24,58 +28,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait
-from dbnet.comm.window import Field, Window
-from dbnet.core.ranges import Range
+from dbnet.comm.window import Window
+from dbnet.core.vector import narrow, widen
 from dbnet.network.model import Footprint
 from dbnet.shards.push import Intake, Push
-from dbnet.shards.routes import Route, routes
+from dbnet.shards.routes import HEADER, Rings, Route, routes
 
-HEADER = 8
 PIECE, MOMENT = 256 << 20, 0.05
-
-
-class Rings(NamedTuple):
-    """The shards' side as all ranks know it.
-
-    Attributes
-    ----------
-    ranges, users
-        Each shard's range, and the origins that have a ring there.
-    dtype
-        Of the parameters.
-    slot, slots
-        Bytes of a slice, slices of a ring.
-    """
-
-    ranges: Sequence[Range]
-    users: Sequence[Sequence[int]]
-    dtype: np.dtype
-    slot: int
-    slots: int
-
-    def fields(self, shard: int, topology: Topology) -> list[Field]:
-        """Return the window fields of one shard."""
-        n, name, rows = topology.origins, np.dtype(self.dtype).name, len(self.users[shard])
-        return [
-            Field("params", name, (self.ranges[shard].size,)),
-            Field("clock", "int64", (topology.partitions,)),
-            Field("head", "int64", (n,)),
-            Field("tail", "int64", (n,)),
-            Field("header", "int64", (rows, self.slots, HEADER)),
-            Field("ring", name, (rows, self.slots, elements(self.slot, self.dtype))),
-        ]
-
-
-def elements(slot: int, dtype: np.dtype) -> int:
-    """Return the number of gradient values in a slice of `slot` bytes."""
-    return max(1, slot // np.dtype(dtype).itemsize)
 
 
 class Counts:
@@ -107,11 +72,13 @@ class WindowStore:
     ) -> None:  # fmt: skip
         self._clock, self._window, self._topology, (self._replica, self._partition) = clock, window, topology, origin
         self.sources, self.routes = routes(footprint.used, rings.ranges), routes(footprint.pushed, rings.ranges)
-        size, dtype = footprint.size, rings.dtype
+        size, dtype, self._item = footprint.size, rings.dtype, rings.wire.itemsize
         self._origin = self._replica * topology.partitions + self._partition
         self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
-        self._slot, self._slots = elements(rings.slot, dtype), rings.slots
-        self._moves = self._plan_moves(elements(PIECE // max(1, len(self.sources)), dtype))
+        self._slot, self._slots = rings.elements, rings.slots
+        self._moves = self._plan_moves(max(1, PIECE // max(1, len(self.sources)) // self._item))
+        # What is narrow lies here on its way: all that is fetched, a slice of what is pushed.
+        self._narrow = (np.zeros(size, rings.wire), np.zeros(self._slot, rings.wire)) if rings.narrow else None
         self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)
         self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
         self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
@@ -131,7 +98,7 @@ class WindowStore:
     def fetch(self) -> Turns:
         """Fetch the parameters: into `w` now, or with overlap in the background, to take effect at `arrive`."""
         self.counts.fetches += 1
-        self.counts.bytes_fetched += self.w.nbytes
+        self.counts.bytes_fetched += self.w.size * self._item
         first, self.fetched = not self.fetched, True
         if self._mover is None or first:
             yield from self.read(self.w, self.clocks)
@@ -153,7 +120,7 @@ class WindowStore:
 
     def snapshot(self, out: np.ndarray) -> Turns:
         """Fetch into `out` [size], for evaluation; training state stays as it is."""
-        yield from self.read(out, np.zeros_like(self._landing))
+        yield from self.read(out, np.zeros_like(self._landing), whole=True)
 
     def accrued(self, first: bool) -> None:
         """Note that a gradient of the present parameters was added to `g`."""
@@ -215,8 +182,8 @@ class WindowStore:
             rounds.append([(rank, target, slice(place, place + n)) for rank, (place, target, n) in found])
         return rounds
 
-    def read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
-        """Get the parameters into `w`, and before them the clocks."""
+    def read(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Turns:
+        """Get the parameters into `w`, and before them the clocks; `whole`: unrounded, whatever travels else."""
         window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
         for route, rank in zip(self.sources, ranks, strict=True):
             window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
@@ -224,14 +191,24 @@ class WindowStore:
             window.flush(rank)
         began = self._clock()
         for moves in self._moves:
-            for rank, target, place in moves:
-                window.get(rank, "params", w[place], target)
-            for rank in ranks:
-                window.flush(rank)
+            self.move(w, moves, ranks, whole)
             # Others may run between a fetch and the gradient computed from it.
             if moves is self._moves[-1] or self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
+
+    def move(self, w: np.ndarray, moves: Sequence[tuple[int, int, slice]], ranks: Sequence[int], whole: bool) -> None:
+        """Get pieces (rank, place there, place in `w`) from these ranks."""
+        rounded = self._narrow is not None and not whole
+        field, landing = ("rounded", self._narrow[0]) if rounded else ("params", w)
+        for rank, target, place in moves:
+            self._window.get(rank, field, landing[place], target)
+        for rank in ranks:
+            self._window.flush(rank)
+        for _, _, place in moves if rounded else ():
+            self.widen(landing[place], w[place])
+
+    narrow, widen = staticmethod(narrow), staticmethod(widen)
 
     def write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
         """Send all slices, shard by shard in turn, so that no shard waits until the others are served."""
@@ -260,7 +237,7 @@ class WindowStore:
             todo = left
         self.counts.waited += self._clock() - since if since else 0.0
         self.counts.pushes += 1
-        self.counts.bytes_pushed += g.nbytes
+        self.counts.bytes_pushed += g.size * self._item
 
     def _room(self, i: int) -> bool:
         if self._head[i, 0] - self._tail[i, 0] < self._slots:
@@ -278,7 +255,11 @@ class WindowStore:
         number, fetched, steps, step = about
         self._header[i, :7] = (number, at, end - at, end == route.size, fetched, steps, step)
         window.put(rank, "header", self._header[i], place * HEADER)
-        window.put(rank, "ring", g[here], place * self._slot)
+        data = g[here]
+        if self._narrow is not None:
+            data = self._narrow[1][: end - at]
+            self.narrow(g[here], data)
+        window.put(rank, "ring", data, place * self._slot)
         window.flush(rank)
         self._head[i] += 1
         window.put(rank, "head", self._head[i], self._origin)
@@ -303,6 +284,7 @@ class Inbox:
         self._window, self._topology, self.intakes, self._users, self._routes = window, topology, intakes, list(users), list(routes)
         self._applied, self._closed = [0] * len(users), [False] * len(users)
         self.head, self.tail, self._headers, self._ring = (window.local[name] for name in ("head", "tail", "header", "ring"))
+        self._wide = np.zeros(self._ring.shape[2], window.local["params"].dtype) if "rounded" in window.local else None
 
     def drain(self) -> bool:
         """Apply at most one slice of each origin; return whether there was any."""
@@ -346,5 +328,18 @@ class Inbox:
         fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
         push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
-        if self.intakes[row].take(push, self._ring[row, slot, :n], pieces, first == 0, bool(last), self._window.sync):
+        if self.let_in(row, push, self.widened(self._ring[row, slot, :n]), pieces, first == 0, bool(last)):
             self._applied[row] += steps
+
+    def let_in(
+        self, row: int, push: Push, g: np.ndarray, pieces: Sequence[tuple[int, int, int]], first: bool, last: bool
+    ) -> bool:  # fmt: skip
+        """Let in the slice `g`; return whether with it the whole push has been applied."""
+        return self.intakes[row].take(push, g, pieces, first, last, self._window.sync)
+
+    def widened(self, g: np.ndarray) -> np.ndarray:
+        """Return a slice as it lies in a ring in the type of the parameters."""
+        if self._wide is None:
+            return g
+        widen(g, self._wide[: g.size])
+        return self._wide[: g.size]

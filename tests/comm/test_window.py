@@ -27,8 +27,8 @@ from dbnet.network.model import Footprint, Piece
 from dbnet.network.replica import Score
 from dbnet.shards import store
 from dbnet.shards.push import Intake, Push, Refusal
-from dbnet.shards.routes import routes
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.routes import Rings, routes
+from dbnet.shards.store import Inbox, WindowStore
 
 
 class Watched(np.ndarray):

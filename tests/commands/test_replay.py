@@ -21,13 +21,20 @@ from dbnet.shards.schedule.log import LogEntry, PartOfSchedule
 
 RUNS = {
     "adagrad": ["topology.replicas=3", "evaluate.epochs=0.5"],
-    "seldom": ["method.n_push=3", "method.n_fetch=2", "rule.schedule=cosine", "method.clip_norm=0.3", "checkpoint.steps=30"],
+    "seldom": [
+        "method.n_push=3",
+        "method.wire=bfloat16",
+        "method.n_fetch=2",
+        "rule.schedule=cosine",
+        "method.clip_norm=0.3",
+        "checkpoint.steps=30",
+    ],
     "adam-warmstart": ["rule={kind='adam', rate=0.01}", "method.n_push=2", "warmstart.steps=9", "topology.replicas=3"],
     "momentum": ["rule={kind='momentum', rate=0.02}", "model.dtype=float64", "method.n_fetch=4"],
     "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.3}", "topology.replicas=1", "topology.shards=3"],
     "synchronous": ["method.kind=synchronous", "rule={kind='sgd', rate=0.3}", "checkpoint.steps=30"],
     "cut": ["topology.partitions=2", "method.slot=256", "method.n_push=2", "checkpoint.steps=30", "rule.schedule=linear"],
-    "cut-synchronous": ["topology.partitions=2", "method.kind=synchronous", "method.slot=256", "method.clip_norm=0.5"],
+    "cut-synchronous": ["topology.partitions=2", "method={kind='synchronous', slot=256, clip_norm=0.5, wire='bfloat16'}"],
 }
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bfloat16 import nearest, value_of
 
 from dbnet.core import jit
 from dbnet.core.errors import UserError
+from dbnet.core.vector import coarse, narrow, widen
 from dbnet.data import batches
 from dbnet.network import network, replica
 from dbnet.network.layers.activations import ACTIVATIONS
@@ -209,3 +211,45 @@ def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeyp
         assert jit.warm("float32", {"dbnet.core.jit"}.__contains__, False) == 0
         with pytest.raises(UserError, match="has been compiling"):
             jit.warm("float32", {"dbnet.core.jit"}.__contains__, True)
+
+
+# --- bfloat16 -----------------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_holds_every_pattern() -> None:
+    """Of all 65536 patterns each means what it should, and is the same again; a signalling NaN becomes a quiet one."""
+    patterns, wide, back = np.arange(1 << 16, dtype=np.uint16), np.zeros(1 << 16, "f4"), np.zeros(1 << 16, np.uint16)
+    widen(patterns, wide)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(wide.astype("f8"), value_of(patterns))
+    assert (np.signbit(wide) == patterns >> 15).all()
+    nan = np.isnan(value_of(patterns))
+    narrow(wide, back)
+    np.testing.assert_array_equal(back, np.where(nan, patterns | 0x40, patterns))
+
+
+def test_bfloat16_is_the_nearest_and_of_two_the_even_one() -> None:
+    """Random bits (also denormals, Inf and NaN), and around the middle between any two neighbours, where ties and overflow are."""
+    middle = (np.arange(1 << 16, dtype=np.uint32) << 16) + 0x8000
+    bits = np.concatenate([np.random.default_rng(1).integers(0, 1 << 32, 200_000, np.uint32), middle - 1, middle, middle + 1])
+    x, out, wide = bits.view("f4"), np.zeros(bits.size, np.uint16), np.zeros(bits.size, "f4")
+    nan = np.isnan(x)
+    narrow(x, out)
+    np.testing.assert_array_equal(out[~nan], nearest(x[~nan]))
+    np.testing.assert_array_equal(out[nan], (bits[nan] >> 16) | 0x40)
+    assert (out[np.isfinite(x)] & 0x7FFF == 0x7F80).any(), "nothing overflowed"
+    # In one process what travels is rounded where it lies.
+    widen(out, wide)
+    same = x.copy()
+    coarse(same, same)
+    assert wide.tobytes() == same.tobytes()
+
+
+def test_bfloat16_kernels_interpreted() -> None:
+    bits = np.random.default_rng(2).integers(0, 1 << 32, 300, np.uint32)
+    bits[:5] = 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0x7F800001, 0x80000000
+    x, out, wide = bits.view("f4"), np.zeros(300, np.uint16), np.zeros(300, "f4")
+    for kernel, arguments in ((narrow, (x, out)), (widen, (out + np.uint16(9), wide)), (coarse, (x, wide))):
+        with np.errstate(over="ignore"):
+            one, two = both(kernel, *arguments)
+        assert one[1].tobytes() == two[1].tobytes()

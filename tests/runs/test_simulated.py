@@ -36,10 +36,10 @@ from dbnet.run.simulated.shards import PacedInbox
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
 from dbnet.shards.push import Intake
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.server import Server
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import Rings, WindowStore
+from dbnet.shards.store import WindowStore
 
 MACHINES = Path(__file__).resolve().parents[2] / "jobs" / "machines"
 
@@ -78,9 +78,11 @@ def played(tree: dict[str, Any], profile: Profile | None = None, **ways: Any) ->
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-@pytest.mark.parametrize("noise", ["none", "exponential", "tail"])
-def test_one_replica_in_any_schedule_trains_as_alone(tree: dict[str, Any], noise: str, partitions: int) -> None:
+@pytest.mark.parametrize(("noise", "wire"), [("none", None), ("exponential", "bfloat16"), ("tail", None)])
+def test_one_replica_in_any_schedule_trains_as_alone(tree: dict[str, Any], noise: str, wire: str | None, partitions: int) -> None:
     tree |= {"method": {"kind": "sgd", "minibatch": 2, "slot": 64}, "topology": {"shards": 2, "partitions": partitions}}
+    if wire:
+        tree["method"]["wire"], tree["model"]["dtype"] = wire, "float32"
     alone = execute(build(tree), quiet=True)
     done = played(tree, machine(noise={"kind": noise, "share": 0.3})).outcome
     assert done.finished and not done.unsaved
@@ -132,10 +134,11 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: p
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("partitions", [1, 2])
-def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int) -> None:
+@pytest.mark.parametrize(("partitions", "wire"), [(1, "bfloat16"), (2, "bfloat16"), (2, "float32")])
+def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str) -> None:
     """What moves and when does not depend on the numbers."""
     tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
+    tree["model"]["dtype"], tree["method"]["wire"] = "float32", wire
     tree["method"]["clip_norm"] = 0.1
     wet, dry = played(tree), played(tree, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None

@@ -15,12 +15,12 @@ from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.core.vector import check_sum
 from dbnet.network.model import Footprint, Piece
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule.fetching import RecordingStore
 from dbnet.shards.schedule.log import FETCH, PartLog, PartOfSchedule
 from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.schedule.slices import slice_pieces
-from dbnet.shards.store import Rings, WindowStore
+from dbnet.shards.store import WindowStore
 
 SIZE, SLICE = 10, 4
 
@@ -58,7 +58,7 @@ def test_a_fetch_is_torn_unless_it_is_recorded(recording, seed, tmp_path):
     memory = LocalWindow([WindowLayout(()), WindowLayout(fields), WindowLayout(())])
     local = memory.at(1).local
     rule = make("shards.rules", {"kind": "sgd", "rate": 1.0}, "rule")
-    shard = CountingShard(Range(0, SIZE), rule, local["params"], local["clock"], lambda: 0.0, pieces, local["version"])
+    shard = CountingShard(Range(0, SIZE), rule, local["params"], local["clock"], lambda: 0.0, None, pieces, local["version"])
     updates, rng = halved(shard, 60), np.random.default_rng(seed)
     window = Crumbling(memory, lambda rank: rng.random() < 0.3 and next(updates, None))
     parts = (window, world, (0, 0), Footprint(foot, foot, SIZE), rings)

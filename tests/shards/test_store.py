@@ -20,9 +20,9 @@ from dbnet.core.registry import make
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.local_store import LocalStore
 from dbnet.shards.push import Intake
-from dbnet.shards.routes import Route, routes
+from dbnet.shards.routes import Rings, Route, routes
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.store import Inbox, WindowStore
 
 
 def whole_numbers(replica: int, step: int, w: np.ndarray) -> np.ndarray:

@@ -28,11 +28,11 @@ from dbnet.network.parameters.layout import Drawn, FlatLayout
 from dbnet.network.replica import Score
 from dbnet.shards.accrual import Accrual
 from dbnet.shards.push import Intake, Receiving
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.server import Server
 from dbnet.shards.shard import Shard
 from dbnet.shards.space import Fill
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.store import Inbox, WindowStore
 
 
 class Ones:

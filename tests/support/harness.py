@@ -15,9 +15,9 @@ from dbnet.core.ranges import Range
 from dbnet.methods.downpour import DownpourWorker
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.push import Intake
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.store import Inbox, WindowStore
 
 
 class Gradients:

@@ -18,7 +18,7 @@ from dbnet.comm.window import WindowLayout
 
 _REQUEST = 32  # bytes that say what is wanted
 # What has no contents where nothing is computed: bytes go over the wire all the same.
-_CONTENTS = frozenset({"params", "ring"})
+_CONTENTS = frozenset({"params", "rounded", "ring"})
 # What nobody looks at before the counter that follows it.
 _AHEAD_OF_COUNTER = frozenset({"header", "ring"})
 _COUNTER = "head"

@@ -102,6 +102,7 @@ def facts(ready: Setup, made: Plan) -> dict[str, Any]:
     return {
         "parameters": ready.model.layout.size,
         "dtype": ready.model.dtype.name,
+        "wire": "bfloat16" if ready.rings.narrow else ready.model.dtype.name,
         "input": list(map(int, ready.data.shape)),
         "layers": layers(ready),
         "topology": json.loads(ready.config.text())["topology"],

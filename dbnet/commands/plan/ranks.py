@@ -38,7 +38,8 @@ def ranks(ready: Setup) -> list[RankPlan]:
     """Return the plan of every rank, in order."""
     world, model = ready.topology, ready.model
     windows, out = window_layouts(ready), []
-    item, (n_fetch, n_push) = model.dtype.itemsize, ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
+    item, wire, method = model.dtype.itemsize, ready.rings.wire.itemsize, ready.config.method
+    n_fetch, n_push = method.worker.intervals(ready.config, ready.data.sizes["train"])
     needs = [partition_memory(ready, p) for p in range(world.partitions)]
     parts = [footprint(model, boxes, leads=p == 0) for p, boxes in enumerate(ready.cut.boxes)]
     for rank in range(world.size):
@@ -47,10 +48,11 @@ def ranks(ready: Setup) -> list[RankPlan]:
             out.append(RankPlan(rank, name, "no parameters", 0, PROCESS[Role.COORDINATE] + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
-            vectors = ready.config.method.receiver.vectors(ready.config)
+            vectors = method.receiver.vectors(ready.config)
             state = vectors * part.size * item + (1 + vectors) * min(WRITING, part.size * item) + WRITING
-            fetched = sum(_common(p.used, part) for p in parts) * world.replicas * item
-            pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * item
+            state += method.narrow * ready.rings.elements * item
+            fetched = sum(_common(p.used, part) for p in parts) * world.replicas * wire
+            pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * wire
             moved = fetched // n_fetch + pushed // n_push
             owns = f"parameters {part.lo} .. {part.hi}"
             out.append(RankPlan(rank, name, owns, moved, PROCESS[Role.SERVE] + windows[rank].nbytes + state))
@@ -59,7 +61,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             examples = sum(share.size for share in first_shares(ready, replica))
             mine, touched = parts[partition], [s for s, part in enumerate(ready.ranges) if _common(parts[partition].used, part)]
             pushed = sum(piece.range.size for piece in mine.pushed)
-            moved = mine.size * item // n_fetch + pushed * item // n_push
+            moved = mine.size * wire // n_fetch + pushed * wire // n_push
             data = f"{examples} examples" if replica < world.replicas else "spare"
             owns = f"{mine.size} parameters, shards {_span(touched)}, {data}"
             out.append(RankPlan(rank, name, owns, moved, needs[partition] + data_memory(ready, partition, examples)))
@@ -109,7 +111,9 @@ def partition_memory(ready: Setup, partition: int) -> int:
     watched = ready.data.sizes.get(config.evaluate.part) or config.evaluate.train
     networks = network_memory(ready, partition, batch, True)
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
-    return PROCESS[Role.WORK] + (ready.config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + networks
+    # What travels as bfloat16 is put together apart.
+    carried = config.method.narrow * (size + ready.rings.elements) * ready.rings.wire.itemsize
+    return PROCESS[Role.WORK] + (config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + carried + networks
 
 
 def data_memory(ready: Setup, partition: int, own: int) -> int:

@@ -56,6 +56,7 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
     """Return the plan as text."""
     model, item = ready.model, ready.model.dtype.itemsize
     n_fetch, n_push = ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
+    moved = size(model.layout.size * ready.rings.wire.itemsize) + " (bfloat16)" * ready.rings.narrow
     lines = [f"{model.layout.size:,} parameters ({model.dtype.name}), input {'x'.join(map(str, ready.data.shape))}"]
     for i, layer in enumerate(layers(ready)):
         shape, options = "x".join(map(str, layer["shape"])), ", ".join(f"{k} {_plain(v)}" for k, v in layer["options"].items())
@@ -65,8 +66,8 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
     lines += [
         *cut_lines(ready),
         "",
-        f"Per replica a fetch moves {size(model.layout.size * item)} each {n_fetch} step(s), a push as much each "
-        f"{n_push} step(s), in slices of at most {size(ready.rings.slot)}, {ready.rings.slots} per ring; "
+        f"Per replica a fetch moves {moved} each {n_fetch} step(s), a push as much each {n_push} step(s), "
+        f"in slices of at most {size(ready.rings.slot)}, {ready.rings.slots} per ring; "
         f"all rings of a shard take {size(max(map(len, ready.users)) * ready.rings.slots * ready.rings.slot)}",
         *([] if ready.rule[0] is ready.config.rule else [schedules.words(ready.config.rule, ready.horizon)]),
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from dbnet.commands.replay.moment import Headway
 from dbnet.commands.replay.outcome import Compared, Difference, Ended
 from dbnet.commands.replay.shard import Parcel, Reading, ReplayedShard, Timeline
 from dbnet.coordinator.orders import ORDER as COLUMNS
+from dbnet.core.vector import coarse, copy
 from dbnet.network.model import Footprint
 from dbnet.shards.push import Push
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule.log import END, EVALUATED, FETCH, FULL, NAMES, ORDER, PUSH, SHARE, SNAPSHOT, LogEntry, PartOfSchedule
 from dbnet.shards.store import Counts
 
@@ -105,23 +106,23 @@ class ReplayedStore:
         All shards, and who takes pushes to them.
     topology, origin, mine
         Who this is, and what it uses of the flat vector.
-    dtype, base, slots
-        Of the parameters; every shard's clock when the run began; slices that may wait at a shard.
+    rings, base
+        Types, and slices that may wait at a shard; every shard's clock when the run began.
     overlap
         Whether a fetch takes effect one step later.
     """
 
     def __init__(
         self, pages: Pages, shards: Sequence[ReplayedShard], timelines: Sequence[Timeline], topology: Topology,
-        origin: tuple[int, int], mine: Footprint, dtype: np.dtype, base: np.ndarray, slots: int, overlap: bool,
+        origin: tuple[int, int], mine: Footprint, rings: Rings, base: np.ndarray, overlap: bool,
     ) -> None:  # fmt: skip
         self._pages, self._shards, self._timelines, (self._replica, self._partition) = pages, shards, timelines, origin
-        self._origin, self._base, self._slots = origin[0] * topology.partitions + origin[1], base, slots
+        self._origin, self._base, self._rings = origin[0] * topology.partitions + origin[1], base, rings
         self._reads = reads(mine, shards)
         self._ways = routes(mine.pushed, [shard.range for shard in shards])
         self._starts = np.cumsum([0, *(len(shard.pieces) for shard in shards)])
-        self.w, self.g = np.zeros(mine.size, dtype), np.zeros(mine.size, dtype)
-        self._w2 = np.zeros(mine.size, dtype) if overlap else self.w
+        self.w, self.g = np.zeros(mine.size, rings.dtype), np.zeros(mine.size, rings.dtype)
+        self._w2 = np.zeros(mine.size, rings.dtype) if overlap else self.w
         self.clocks, self._landed = np.zeros((2, len(shards)), np.int64)
         self._oldest = self.clocks
         self._versions = np.zeros(int(self._starts[-1]), np.int64)
@@ -165,7 +166,7 @@ class ReplayedStore:
         yield from self.arrive()
 
     def snapshot(self, out: np.ndarray) -> Turns:
-        yield from self._await(self._begin(self._pages.next(SNAPSHOT), out, self.clocks.copy()))
+        yield from self._await(self._begin(self._pages.next(SNAPSHOT), out, self.clocks.copy(), whole=True))
 
     def accrued(self, first: bool) -> None:
         if first:
@@ -184,9 +185,11 @@ class ReplayedStore:
                 f"with {recorded[1]} at step {recorded[2]} was recorded"
             )
         for way in self._ways:
-            while self._timelines[way.shard].pending(self._origin) > self._slots:
+            while self._timelines[way.shard].pending(self._origin) > self._rings.slots:
                 yield Wait(f"{self._pages.name} waits for shard {way.shard} to take its push")
         g = self.g.copy()
+        if self._rings.narrow:
+            coarse(g, g)
         for way in self._ways:
             push = Push(self._replica, self._partition, self.number, int(self._oldest[way.shard]), steps, step)
             self._timelines[way.shard].parcels[self._origin].append(Parcel(push, g))
@@ -198,12 +201,13 @@ class ReplayedStore:
     def close(self) -> None:
         self._pages.next(END)
 
-    def _begin(self, entry: LogEntry, w: np.ndarray, clocks: np.ndarray) -> Reading:
+    def _begin(self, entry: LogEntry, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Reading:
+        put = coarse if self._rings.narrow and not whole else copy
         self._versions = self._versions + entry.array("<i4")
         reading = Reading(len(self._reads))
         for shard, number, moves in self._reads:
             version = int(self._versions[self._starts[shard] + number])
-            self._shards[shard].read(number, version, _copying(self._shards[shard].params, w, moves), reading)
+            self._shards[shard].read(number, version, _copying(put, self._shards[shard].params, w, moves), reading)
         for way in self._ways:
             lo = self._starts[way.shard]
             own = [i for i, piece in enumerate(self._shards[way.shard].pieces) if piece.partition == self._partition]
@@ -234,9 +238,9 @@ def reads(mine: Footprint, shards: Sequence[ReplayedShard]) -> list[tuple[int, i
     return out
 
 
-def _copying(params: np.ndarray, w: np.ndarray, moves: Moves) -> object:
-    def copy() -> None:
+def _copying(put: Callable[[np.ndarray, np.ndarray], None], params: np.ndarray, w: np.ndarray, moves: Moves) -> Callable[[], None]:
+    def read() -> None:
         for there, here in moves:
-            w[here] = params[there]
+            put(params[there], w[here])
 
-    return copy
+    return read

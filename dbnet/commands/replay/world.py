@@ -23,7 +23,6 @@ from dbnet.run.setup import Setup
 from dbnet.shards.schedule.log import CLOSE, FETCH, SNAPSHOT, PartOfSchedule
 from dbnet.shards.schedule.slices import SlicePiece
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import elements
 
 _VAIN = 10000
 
@@ -59,9 +58,11 @@ class ReplayedWorld:
         self.clock: Callable[[], float] = lambda: 0.0
         self.due = self.clock
         world = self.topology
-        self._longest = None if whole else elements(ready.rings.slot, ready.model.dtype)
+        self._longest = None if whole else ready.rings.elements
         self._pieces = ready.pieces(whole)
-        self._memory = [(np.zeros(part.size, ready.model.dtype), np.zeros(world.partitions, np.int64)) for part in ready.ranges]
+        self._memory = [
+            (np.zeros(part.size, ready.model.dtype), np.zeros(world.partitions, np.int64), None) for part in ready.ranges
+        ]
         self._wires = [Wires(world.partitions) for _ in range(world.copies)]
         self._working = [rank for rank in range(world.size) if rank > world.shards]
         self._pages = {rank: Pages(parts.get(rank), world.name(rank)) for rank in self._working}
@@ -74,7 +75,7 @@ class ReplayedWorld:
 
     # --- what roles ask for ---------------------------------------------------------------------------------------------------
 
-    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, None]:
         return self._memory[shard]
 
     def counting(self, shard: int, *parts: Any) -> Shard:
@@ -100,7 +101,7 @@ class ReplayedWorld:
         overlap = ready.config.method.overlap and self._longest is not None and not self._here
         self._stores[rank] = ReplayedStore(
             self._pages[rank], self._shards, self.timelines, self.topology, origin, self._footprint(origin[1]),
-            ready.model.dtype, ready.clocks(origin[1]), ready.rings.slots, overlap,
+            ready.rings, ready.clocks(origin[1]), overlap,
         )  # fmt: skip
         self._stores[rank].headway = Headway(replica, ready.rings.slots + 8)
         return self._stores[rank]
@@ -226,7 +227,7 @@ class ReplayedWorld:
 
     def params(self) -> np.ndarray:
         """Return all parameters."""
-        return np.concatenate([params for params, _ in self._memory])
+        return np.concatenate([params for params, *_ in self._memory])
 
 
 class _Shown:

@@ -16,7 +16,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.data.batches import Batches, Cursor
 from dbnet.data.subsets import Share
 from dbnet.network.cost import Noise
-from dbnet.network.model import Model
+from dbnet.network.model import Model, footprint
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
 from dbnet.network.replica import Clipping, Replica, Score
@@ -200,8 +200,10 @@ class DryReplica:
     ) -> None:  # fmt: skip
         self.train, self._pace, self._evaluated = train, pace, evaluated
         self.steps = self.examples = 0
-        self.snapshot = np.broadcast_to(np.zeros((), model.dtype), (0,))
         self.link = None if cut is None else cut[1]
+        boxes, leads = (model.boxes(), True) if cut is None else (cut[0].boxes[self.link.rank], self.link.rank == 0)
+        # Without contents, but of as many bytes as are fetched to evaluate.
+        self.snapshot = np.broadcast_to(np.zeros((), model.dtype), (footprint(model, boxes, leads).size,))
         step, watched = ((), ()), ((), ())
         if cut is not None:
             step, watched = self._transfers(*cut, train.batch), self._transfers(*cut, evaluated[1])

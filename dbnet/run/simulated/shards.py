@@ -14,7 +14,7 @@ from dbnet.network.cost import Profile
 from dbnet.shards.push import Receiver
 from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import Inbox
+from dbnet.shards.store import Inbox, WindowStore
 
 
 class PacedInbox(Inbox):
@@ -48,6 +48,22 @@ class PacedInbox(Inbox):
     def apply(self, row: int, origin: int, slot: int) -> None:
         self._time.compute(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
         super().apply(row, origin, slot)
+
+
+class HollowInbox(PacedInbox):
+    """Rings of a dry run, whose slices have no contents."""
+
+    def widened(self, g: np.ndarray) -> np.ndarray:
+        return g
+
+
+class HollowStore(WindowStore):
+    """The replica's end in a dry run: bytes travel, and nothing is rounded."""
+
+    def narrow(self, x: np.ndarray, out: np.ndarray) -> None:
+        """There are no numbers."""
+
+    widen = narrow
 
 
 class PacedReceiver:

@@ -21,7 +21,7 @@ from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.run.signals import Interrupt
 from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedReplica, Shared
-from dbnet.run.simulated.shards import HollowShard, PacedInbox, PacedReceiver
+from dbnet.run.simulated.shards import HollowInbox, HollowShard, HollowStore, PacedInbox, PacedReceiver
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.store import WindowStore
 
@@ -78,27 +78,28 @@ class Simulation:
         replica, partition = self.topology.place(rank)
         return LocalLink(self._wires[replica], partition) if self._cut else None
 
-    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         local = self._memory.local[self.topology.shard_rank(shard)]
-        return local["params"], local["clock"]
+        return local["params"], local["clock"], local.get("rounded")
 
     def inbox(self, shard: int, receiver: Receiver) -> PacedInbox:
         ready = self._ready
         users = ready.users[shard]
         intakes = [Intake(receiver, ready.config.guard.finite and not self._dry) for _ in users]
         ways = [ready.routes[origin][shard] for origin in users]
-        rank = self.topology.shard_rank(shard)
+        rank, make = self.topology.shard_rank(shard), HollowInbox if self._dry else PacedInbox
         counted = self._memory.counted[rank]
-        return PacedInbox(self.time, self._profile, counted, self.window(rank), intakes, self.topology, users, ways)
+        return make(self.time, self._profile, counted, self.window(rank), intakes, self.topology, users, ways)
 
     def store(self, rank: int, replica: AnyReplica) -> WindowStore:
         partition = self.topology.place(rank)[1]
-        return self._ready.store(self.window(rank), rank, self._ready.cut.boxes[partition], self.time)
+        boxes, make = self._ready.cut.boxes[partition], HollowStore if self._dry else WindowStore
+        return self._ready.store(self.window(rank), rank, boxes, self.time, make=make)
 
     def receiver(self, shard: int) -> Any:
         """Return a shard with its registers."""
         if self._dry:
-            return HollowShard(self._ready.ranges[shard], self._ready.config.rule, *self.memory(shard), self.time)
+            return HollowShard(self._ready.ranges[shard], self._ready.config.rule, *self.memory(shard)[:2], self.time)
         return PacedReceiver(roles.receiver(self._ready, self, shard), self.time, self._profile)
 
     # --- replicas -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dbnet.comm.turns import Turns
 from dbnet.core.vector import check_sum
 from dbnet.network.model import Piece
 from dbnet.shards.local_store import LocalStore
+from dbnet.shards.push import Push
 from dbnet.shards.routes import routes
 from dbnet.shards.schedule.log import FETCH, PUSH, SNAPSHOT, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
@@ -105,13 +106,14 @@ class RecordingStore(WindowStore):
         super().close()
         self._log.close()
 
-    def read(self, w: np.ndarray, clocks: np.ndarray) -> Turns:
+    def read(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Turns:
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
+        ranks = [self._topology.shard_rank(route.shard) for route in self.sources]
         for shard, _ in self._own:
             self._window.get(self._topology.shard_rank(shard), "clock", self._before[shard : shard + 1], self._partition)
         self._count(seen)
         for moves in self._moves:
-            self._move(w, moves)
+            self.move(w, moves, ranks, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
@@ -120,7 +122,7 @@ class RecordingStore(WindowStore):
             self.again += int(torn.sum())
             self._count(self._now)
             seen[torn] = self._now[torn]
-            self._move(w, [move for number in np.flatnonzero(torn) for move in self._reads[number]])
+            self.move(w, [move for number in np.flatnonzero(torn) for move in self._reads[number]], ranks, whole)
             torn = self._torn(seen, torn)
             if torn.any() and self._clock() - began >= MOMENT:
                 yield None
@@ -139,14 +141,6 @@ class RecordingStore(WindowStore):
         for route in self.sources:
             lo, hi = self._starts[route.shard : route.shard + 2]
             self._window.get(self._topology.shard_rank(route.shard), "version", out[lo:hi])
-        self._flush()
-
-    def _move(self, w: np.ndarray, moves: Sequence[tuple]) -> None:
-        for rank, target, place in moves:
-            self._window.get(rank, "params", w[place], target)
-        self._flush()
-
-    def _flush(self) -> None:
         for route in self.sources:
             self._window.flush(self._topology.shard_rank(route.shard))
 
@@ -170,6 +164,7 @@ class RecordingLocalStore(LocalStore):
     def __init__(self, log: PartLog, serving: Sequence[tuple[PartLog, np.ndarray]], *parts: Any) -> None:
         super().__init__(*parts)
         self._log, self._serving = log, serving
+        self._takers = [taker for taker, versions in serving if versions.size]
         self._versions = Versions(log, sum(versions.size for _, versions in serving))
 
     def _note(self, kind: int) -> None:
@@ -186,10 +181,11 @@ class RecordingLocalStore(LocalStore):
     def push(self, steps: int, step: int) -> Turns:
         self._log.add(PUSH, np.array([self.number, steps, step], "<i8"))
         self._log.flush()
-        logs = [log for log, versions in self._serving if versions.size]
-        for log, shard in zip(logs, self._shards, strict=True):
-            log.take(self._replica, check_sum(self.g[shard.range.slice]))
         yield from super().push(steps, step)
+
+    def give(self, index: int, push: Push, g: np.ndarray) -> None:
+        self._takers[index].take(self._replica, check_sum(g))
+        super().give(index, push, g)
 
     def close(self) -> None:
         super().close()

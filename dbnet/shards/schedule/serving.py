@@ -13,6 +13,7 @@ from dbnet.checkpoint.parts import PartWriter
 from dbnet.core.jit import fence
 from dbnet.core.ranges import Range
 from dbnet.core.vector import check_sum
+from dbnet.shards.push import Push
 from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.schedule.log import CLOSE, COPY, SAVE, SAVED, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
@@ -31,9 +32,9 @@ class CountingShard(Shard):
 
     def __init__(
         self, part: Range, rule: Rule, params: np.ndarray, clock: np.ndarray, seconds: Callable[[], float],
-        pieces: Sequence[SlicePiece], versions: np.ndarray,
+        rounded: np.ndarray | None, pieces: Sequence[SlicePiece], versions: np.ndarray,
     ) -> None:  # fmt: skip
-        super().__init__(part, rule, params, clock, seconds)
+        super().__init__(part, rule, params, clock, seconds, rounded)
         self.pieces, self.versions = pieces, versions
         self.piece_at = {piece.lo: number for number, piece in enumerate(pieces)}
 
@@ -53,10 +54,9 @@ class RecordingInbox(Inbox):
         super().__init__(*parts)
         self._log = log
 
-    def apply(self, row: int, origin: int, slot: int) -> None:
-        n = int(self._headers[row, slot, 2])
-        self._log.take(origin, check_sum(self._ring[row, slot, :n]))
-        super().apply(row, origin, slot)
+    def let_in(self, row: int, push: Push, g: np.ndarray, *more: Any) -> bool:
+        self._log.take(self._users[row], check_sum(g))
+        return super().let_in(row, push, g, *more)
 
     def close(self, replica: int) -> tuple[int, int] | None:
         out = super().close(replica)

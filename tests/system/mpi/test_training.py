@@ -61,7 +61,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
     return trainings(
         4,
         {
-            "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", *two_shards],
+            "sgd": ["method.kind=sgd", "method.wire=bfloat16", "rule={kind='sgd', rate=0.5}", *two_shards],
             "sgd-momentum": ["method.kind=sgd", "rule={kind='momentum', rate=0.1}", "method.slot=256", *two_shards],
             "shards": ["method.n_push=3", "method.n_fetch=2", "rule.rate=0.05", *two_shards],
             "replicas": two_replicas,
@@ -69,6 +69,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
             "tally-overlap": [*sums.overrides(small), "method.overlap=true", "method.n_push=3", *two_replicas],
             "overlap-seldom": [
                 "method.overlap=true",
+                "method.wire=bfloat16",
                 "method.n_push=4",
                 "method.n_fetch=4",
                 "record.schedule=true",
@@ -174,6 +175,14 @@ def test_pushes_cover_the_steps_between_them(run: Run) -> None:
 @every([("on3", "sgd"), ("on4", "sgd"), ("on4", "sgd-momentum"), ("on6", "sgd")])
 def test_sgd_is_never_stale(run: Run) -> None:
     assert (run.events.applied == run.events.fetched).all()
+
+
+@every([("on4", "sgd"), ("on4", "sgd-momentum"), ("on4", "overlap-seldom")])
+def test_as_bfloat16_half_the_bytes_travel(run: Run) -> None:
+    last, size = run.progress.groupby("replica").last(), run.about["parameters"]
+    each = (2 if run.config.method.wire == "bfloat16" else 4) * size
+    assert (last.bytes_fetched == each * last.fetches).all() and (last.bytes_pushed == each * last.pushes).all()
+    assert (last.pushes > 0).all()
 
 
 @every([("on3", "sgd"), ("on4", "sgd"), ("on4", "sgd-momentum"), ("on6", "sgd")])

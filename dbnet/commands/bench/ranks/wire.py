@@ -20,12 +20,12 @@ from dbnet.core import jit
 from dbnet.core.ranges import Range
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.push import Intake
-from dbnet.shards.routes import routes
+from dbnet.shards.routes import Rings, routes
 from dbnet.shards.rules.adagrad import Adagrad
 from dbnet.shards.rules.base import Rule
 from dbnet.shards.rules.sgd import Sgd
 from dbnet.shards.shard import Shard
-from dbnet.shards.store import Inbox, Rings, WindowStore
+from dbnet.shards.store import Inbox, WindowStore
 
 PARAMETERS = 41_777_152
 SLOT, SLOTS = 1 << 20, 8
