@@ -120,7 +120,7 @@ class WindowStore:
 
     def snapshot(self, out: np.ndarray) -> Turns:
         """Fetch into `out` [size], for evaluation; training state stays as it is."""
-        yield from self.read(out, np.zeros_like(self._landing), whole=True)
+        yield from self.read(out, np.zeros_like(self._landing), True)
 
     def accrued(self, first: bool) -> None:
         """Note that a gradient of the present parameters was added to `g`."""
