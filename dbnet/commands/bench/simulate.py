@@ -1,19 +1,29 @@
-"""What simulated time costs this processor: beside the gradients themselves, and without any."""
+"""What simulated time costs this processor, beside the gradients themselves and without any; how close it comes to real runs."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dbnet.commands.bench.base import Bench, Row
+from dbnet.commands.bench.base import Bench, Row, launch
 from dbnet.commands.bench.step import dense_replica
+from dbnet.commands.plan.predict import Figures, checked, figures, predicted
+from dbnet.core import config as configuration
+from dbnet.core.errors import UserError
 from dbnet.core.registry import make
 from dbnet.data.file import write
-from dbnet.network.cost import Profile
+from dbnet.monitor.results import Run
+from dbnet.network.cost import Profile, load_profile
+from dbnet.run.setup import setup
 from dbnet.run.simulated.simulate import Simulated, simulate
 
 _REPLICAS, _SHARDS, _STEPS, _MINIBATCH = 200, 16, 10, 50
@@ -78,3 +88,136 @@ class Simulate(Bench):
             for w, g in vectors:
                 replica.accrue(w, g, 0, 0.0)
         return time.process_time() - began
+
+
+# --- beside real runs -----------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A real run: its network, and replicas, partitions, shards, steps from push to push."""
+
+    network: str
+    replicas: int
+    partitions: int = 1
+    shards: int = 1
+    every: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return 1 + self.shards + self.replicas * self.partitions
+
+    def __str__(self) -> str:
+        return f"{self.network} R={self.replicas} P={self.partitions} S={self.shards} n_push={self.every}"
+
+
+def _dense(*units: int) -> list[dict[str, Any]]:
+    return [{"kind": "dense", "units": n, "activation": "sigmoid"} for n in units]
+
+
+# Shape of an example, layers below the last one, its units, minibatch.
+_NETWORKS: dict[str, tuple[str, list[dict[str, Any]], int, int]] = {
+    "digits": ("64", _dense(256), 10, 20),
+    "fashion": ("784", _dense(256), 10, 50),
+    "middle": ("440", _dense(1024, 1024), 2048, 64),
+    "images": ("28,28,1", [{"kind": "conv", "maps": 8, "field": 5, "activation": "relu"}, {"kind": "pool", "field": 2}], 10, 32),
+}
+_CASES = (
+    Case("digits", 1), Case("digits", 2), Case("digits", 4, shards=2), Case("digits", 2, every=5),
+    Case("fashion", 1), Case("fashion", 2), Case("fashion", 4), Case("fashion", 2, shards=2, every=5), Case("fashion", 2, 2),
+    Case("middle", 1), Case("middle", 2, shards=2), Case("middle", 3, every=4), Case("middle", 1, 2),
+    Case("images", 2), Case("images", 3, shards=2),
+)  # fmt: skip
+_SECONDS, _EXAMPLES = 4.0, 4000
+
+
+class Predict(Bench):
+    """Real MPI runs on this machine beside simulation on a profile that is measured first; each run is made once."""
+
+    kind: ClassVar[str] = "predict"
+    cases: ClassVar[Sequence[Case]] = _CASES
+
+    def rows(self, repeat: int) -> list[Row]:
+        if launch(2) is None:
+            print("    There is no mpirun beside this Python or in PATH: nothing can be compared.")
+            return []
+        found = {}
+        with tempfile.TemporaryDirectory() as folder:
+            profile = self._calibrate(Path(folder))
+            for case in self.cases:
+                found[case] = pair = self.compare(case, Path(folder), profile)
+                print("\n".join([f"    {case}", *(f"  {line}" for line in checked(*pair))]), flush=True)
+        return judged(found)
+
+    def _calibrate(self, folder: Path) -> Profile:
+        """Measure this machine and the networks."""
+        out, options = folder / "machine.toml", []
+        for name in dict.fromkeys(case.network for case in self.cases):
+            path = folder / f"{name}.toml"
+            path.write_text(configuration.to_toml(configuration.load(run_of(Case(name, 1), folder, 1))))
+            options += ["--run", str(path)]
+        _run([sys.executable, "-m", "dbnet", "calibrate", str(out), *options])
+        return load_profile(out)
+
+    @staticmethod
+    def compare(case: Case, folder: Path, profile: Profile) -> tuple[Figures, Figures]:
+        """Return what is predicted of a run, and what it was."""
+        made, _ = predicted(setup(configuration.load(run_of(case, folder, 1000))), profile)
+        # As long as it takes to count, whatever the network.
+        steps = max(40, min(20_000, int(_SECONDS / made.step)))
+        path = folder / f"{case.network}-run.toml"
+        path.write_text(configuration.to_toml(configuration.load(run_of(case, folder, steps))))
+        _run([*(launch(case.ranks) or []), sys.executable, "-m", "dbnet", "train", str(path), "--quiet"])
+        measured = figures(Run(folder / "real.h5"))
+        for left in folder.glob("real*"):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        return made, measured
+
+
+def run_of(case: Case, folder: Path, steps: int) -> dict[str, Any]:
+    """Return the run of a case as nested tables; its data are made where they are not there."""
+    shape, layers, classes, minibatch = _NETWORKS[case.network]
+    data = folder / f"{case.network}.h5"
+    if not data.exists():
+        options = {"kind": "random", "shape": shape, "classes": classes, "train": _EXAMPLES, "test": 0}
+        write(data, make("data.formats", options, "data").read())
+    return {
+        "run": {"folder": str(folder), "name": "real", "picture": False},
+        "data": {"path": str(data)},
+        "model": {"layers": [*layers, {"kind": "dense", "units": classes}]},
+        "method": {"kind": "downpour", "minibatch": minibatch, "n_fetch": case.every, "n_push": case.every},
+        "rule": {"kind": "adagrad", "rate": 1e-3},
+        "topology": {"shards": case.shards, "replicas": case.replicas, "partitions": case.partitions},
+        "stop": {"steps": steps},
+        "evaluate": {"epochs": 1e9, "train": 0},
+    }
+
+
+def _run(command: list[str]) -> None:
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    alone = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=alone | root)
+    if done.returncode:
+        raise UserError(f"'{' '.join(command)}' failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
+
+
+def judged(found: Mapping[Case, tuple[Figures, Figures]]) -> list[Row]:
+    """Return all figures as rows, and their median and worst errors against the bars."""
+    out, off = [], {"step": [], "staleness": []}
+    for case, (made, measured) in found.items():
+        for name, unit, scale in (("step", "ms", 1e3), ("staleness", "updates", 1.0)):
+            one, other = scale * getattr(made, name), scale * getattr(measured, name)
+            # One replica is never stale.
+            if name == "step" or case.replicas > 1:
+                off[name].append(abs(one / other - 1) if other else np.inf)
+                out.append(
+                    Row("predict", f"{case}: {name}", one, unit, "measured", other, one / other if other else np.inf, "", 1.0)
+                )
+    for words, name, value, bound in (
+        ("time of a step, median error", "step", np.median, 15.0),
+        ("time of a step, worst error", "step", np.max, 35.0),
+        ("mean staleness, median error", "staleness", np.median, 20.0),
+    ):
+        if off[name]:
+            error = 100 * float(value(off[name]))
+            out.append(Row("predict", words, error, "%", "bound", bound, error / bound, "<= 1.0", 1.0))
+    return out
