@@ -12,7 +12,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
-from dbnet.comm.turns import Turns
+from dbnet.comm.turns import IDLE, Turns
 from dbnet.comm.window import Field, WindowLayout
 
 
@@ -105,3 +105,27 @@ def test_copies_within_a_host_take_a_core(cores: int, wanted: float) -> None:
     time.play({rank: role(rank) for rank in (1, 2)}, {})
     assert found == pytest.approx([wanted] * 2, rel=1e-4)
     assert memory.local[0]["params"].tolist()[:: 10**6 - 1] == [2, 2]
+
+
+def test_pauses_are_too_long_by_what_the_system_adds() -> None:
+    """Of a rank that polls, and of a server that an arrival wakes at the look that would have found it."""
+    time, found = VirtualTime(pause=1e-3, late=1e-4), {}
+
+    def polls() -> Turns:
+        for _ in range(3):
+            yield IDLE
+        found["polls"] = time.now
+
+    def serves() -> Turns:
+        yield IDLE
+        found["serves"] = time.now
+
+    def wakes() -> Turns:
+        time.elapse(2e-4)
+        time.notify(1)
+        return
+        yield
+
+    time.play({0: polls(), 1: serves(), 2: wakes()}, {1: 10.0})
+    # 20, 40 and 80 us, each too long by 100; the server looks after 120 and 260 us, and finds then what came at 200.
+    assert found == pytest.approx({"polls": 4.4e-4, "serves": 2.6e-4})

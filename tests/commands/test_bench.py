@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from dbnet.commands.bench import run
+from dbnet.commands.bench.command import holds
 from dbnet.commands.bench.ranks.job import Account
+from dbnet.commands.bench.simulate import Case, Predict, judged
+from dbnet.commands.plan.predict import Figures
 from dbnet.data import file
 from dbnet.data.formats.random import Random
+from dbnet.network.cost import load_profile
 
 
 def test_a_processor_second_is_counted_once_and_where_it_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +59,31 @@ def test_a_run_says_what_its_seconds_went_to(tmp_path: Path) -> None:
     (only,) = run.ours(1, run.tables(network, tmp_path / "data.h5", tmp_path, 1, 1))
     assert only.name == "all roles" and only.examples == 600 and only.seconds > 0
     assert all(only.spent[cause] > 0 for cause in ("start", "gradient", "push", "apply", "poll", "record", "end"))
+
+
+def test_predictions_are_judged_by_their_median_and_worst_errors() -> None:
+    """Steps off by 10, 20 and 60 %, staleness by 50 %; one replica is never stale."""
+    made = [Figures(step, 1.0, 1.0, 0.0, staleness, 0.0, 1.0) for step, staleness in ((1.1, 9.0), (0.8, 3.0), (1.6, 1.0))]
+    measured = [Figures(1.0, 1.0, 1.0, 0.0, staleness, 0.0, 1.0) for staleness in (1.0, 2.0, 2.0)]
+    cases = [Case("digits", 1), Case("digits", 2), Case("fashion", 2, 2)]
+    rows = judged(dict(zip(cases, zip(made, measured, strict=True), strict=True)))
+    assert [row.name for row in rows[:5]] == [
+        "digits R=1 P=1 S=1 n_push=1: step",
+        "digits R=2 P=1 S=1 n_push=1: step",
+        "digits R=2 P=1 S=1 n_push=1: staleness",
+        "fashion R=2 P=2 S=1 n_push=1: step",
+        "fashion R=2 P=2 S=1 n_push=1: staleness",
+    ]
+    assert [row.value for row in rows[5:]] == pytest.approx([20.0, 60.0, 50.0])
+    assert [holds(row) for row in rows[5:]] == [False, False, False]
+    assert rows[0].value == pytest.approx(1100.0) and rows[0].other == 1000.0
+
+
+@pytest.mark.long
+@pytest.mark.mpi
+def test_a_real_run_stands_beside_what_is_predicted_of_it(tmp_path: Path) -> None:
+    """What moves is known to the byte, whatever the machine; times are the machine's."""
+    profile = load_profile(Path(__file__).parents[2] / "jobs" / "machines" / "local.toml")
+    made, measured = Predict.compare(Case("digits", 2), tmp_path, profile, 0.02)
+    assert made.moved == measured.moved > 0 and measured.step > 0 and measured.staleness >= 0.5
+    assert not list(tmp_path.glob("real*"))

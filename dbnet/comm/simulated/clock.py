@@ -38,6 +38,8 @@ class VirtualTime:
         Seconds of a turn that says of no other cost; above 0, so that nobody takes turns for ever.
     deadline
         Seconds that one wait may last.
+    late
+        Seconds by which a pause is longer than it was meant to be.
 
     Attributes
     ----------
@@ -51,8 +53,8 @@ class VirtualTime:
 
     player: Player | None
 
-    def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0) -> None:
-        self.pause, self.turn, self.deadline = pause, turn, deadline
+    def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0, late: float = 0.0) -> None:
+        self.pause, self.turn, self.deadline, self.late = pause, turn, deadline, late
         self.now, self.player = 0.0, None
         self.cores: dict[int, Cores] = {}
         self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
@@ -198,7 +200,7 @@ class Player:
         """Return how long to pause now; the next pause is longer."""
         pause = self._pause
         self._pause = min(2 * pause, max(self._time.pause, _SHORTEST))
-        return pause
+        return pause + self._time.late
 
     def _look(self, rest: int) -> None:
         """The end of a rest in which nothing arrived."""
@@ -216,6 +218,6 @@ class Player:
             while at < time.now and self._pause < time.pause:
                 at += self._longer()
             if at < time.now:
-                at += time.pause * -(-(time.now - at) // time.pause)
+                at += (whole := time.pause + time.late) * -(-(time.now - at) // whole)
         self._resting, self._looks = None, _LOOKS
         time.at(max(at, time.now), self.rank, self.go)

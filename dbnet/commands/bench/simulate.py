@@ -159,11 +159,11 @@ class Predict(Bench):
         return load_profile(out)
 
     @staticmethod
-    def compare(case: Case, folder: Path, profile: Profile) -> tuple[Figures, Figures]:
-        """Return what is predicted of a run, and what it was."""
+    def compare(case: Case, folder: Path, profile: Profile, seconds: float = _SECONDS) -> tuple[Figures, Figures]:
+        """Return what is predicted of a run of about so many seconds, and what it was."""
         made, _ = predicted(setup(configuration.load(run_of(case, folder, 1000))), profile)
         # As long as it takes to count, whatever the network.
-        steps = max(40, min(20_000, int(_SECONDS / made.step)))
+        steps = max(40, min(20_000, int(seconds / made.step)))
         path = folder / f"{case.network}-run.toml"
         path.write_text(configuration.to_toml(configuration.load(run_of(case, folder, steps))))
         _run([*(launch(case.ranks) or []), sys.executable, "-m", "dbnet", "train", str(path), "--quiet"])

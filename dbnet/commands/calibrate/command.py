@@ -124,7 +124,7 @@ def _written(made: KernelCosts, told: dict[str, Any] | None, missing: str, cores
     names = cores or [(here, sorted(os.sched_getaffinity(0)))]
     mine = {core for name, some in names if name == here for core in some}
     together = sum(name == here for name, _ in names) if len({name for name, _ in names}) > 1 else 0
-    host = machine.Host(here, max(1, int(min(len(mine), quota()))), together)
+    host = machine.Host(here, max(1, int(min(len(mine), quota()))), together, kernels.lateness())
     profile = machine.profile(host, rates, found, told, own)
     off = kernels.misses(found, Profile.model_validate(profile.model_dump() | {"compute": {**rates, "apply": 1.0}}))
     notes = [

@@ -113,6 +113,16 @@ def timed(ready: Setup, budget: float) -> Timed:
     return Timed(model, replica.train.batch, step, float(np.median(steps)) / step, usual(passes))
 
 
+def lateness() -> float:
+    """Return the seconds by which a short pause is longer here than it was meant to be."""
+    found = []
+    for _ in range(200):
+        began = time.perf_counter()
+        time.sleep(1e-4)
+        found.append(time.perf_counter() - began - 1e-4)
+    return usual(np.array(found))
+
+
 def usual(times: np.ndarray) -> float:
     """Return the lower quartile."""
     return float(np.quantile(times, 0.25))

@@ -64,11 +64,12 @@ def costs(runs: Sequence[dict[str, Any]], alone: float, flush: float) -> Costs:
 
 
 class Host(NamedTuple):
-    """The machine's hosts: its name, cores of one, ranks on one (0: all)."""
+    """The machine's hosts: its name, cores of one, ranks on one (0: all), seconds by which pauses are too long."""
 
     name: str
     cores: int
     ranks: int
+    late: float
 
 
 def profile(
@@ -89,7 +90,7 @@ def profile(
     """
     told = told or {}
     inside, between, runs = told.get("inside"), told.get("between"), told.get("runs")
-    compute, host_table = dict(rates), {"cores": host.cores, "ranks": host.ranks}
+    compute, host_table = dict(rates), {"cores": host.cores, "ranks": host.ranks, "late": host.late}
     way, beside = _way(inside) if inside else dict(_ASSUMED), 0.0
     if runs:
         cost = costs(runs, found[0].step, 2 * inside["latency"])
@@ -150,6 +151,7 @@ def text(made: Profile, missing: Sequence[str], notes: Sequence[str]) -> str:
     lines += ["", "[host]", *_said({
         "ranks": (host.ranks, "ranks on a host; 0: all on one"),
         "cores": (host.cores, "cores of a host, shared by its busy ranks"),
+        "late": (host.late, "seconds by which each pause is longer than it was meant to be"),
         "turn": (host.turn, "seconds of a turn in which nothing is computed or sent"),
         "call": (host.call, "seconds that starting a one-sided operation takes its rank"),
     })]  # fmt: skip

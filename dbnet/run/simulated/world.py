@@ -45,7 +45,7 @@ class Simulation:
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
         self.topology, self.saves = ready.topology, not dry
         host = profile.host
-        self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline)
+        self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline, host.late)
         self.clock = self.due = self.time
         hosts = [rank // host.ranks if host.ranks else 0 for rank in range(self.topology.size)]
         for one in set(hosts) if host.cores else ():
