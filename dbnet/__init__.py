@@ -22,7 +22,7 @@ _PUBLIC = {
     "kernel": "core.jit",
     "load": "run.inference",
     "open_run": "monitor.results",
-    "open_runs": "monitor.many",
+    "open_runs": "monitor.many.frames",
     "plan": "commands.plan.command",
     "simulate": "run.simulated.simulate",
     "train": "run.train",

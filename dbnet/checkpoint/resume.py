@@ -78,9 +78,9 @@ def _more(flaws: list[str]) -> str:
 
 
 def candidates(config: Config) -> list[Path]:
-    """Return the masters of all runs of this name, the last written first."""
+    """Return the masters of all runs of this name, the last written first; simulated ones are none to go on from."""
     name = re.compile(re.escape(config.run.name) + r"(-\d+)?\.checkpoints")
-    folders = [path for path in _list(Path(config.run.folder)) if name.fullmatch(path.name)]
+    folders = [path for path in _list(Path(config.run.folder)) if name.fullmatch(path.name) and not _simulated(path)]
     masters = [path for folder in folders for path in _list(folder) if re.fullmatch(r"\d{6,}\.h5", path.name)]
     dated = [(written, path) for path in masters if (written := _written(path, config.run.name)) is not None]
     return [path for _, path in sorted(dated, reverse=True)]
@@ -88,6 +88,15 @@ def candidates(config: Config) -> list[Path]:
 
 def _list(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _simulated(folder: Path) -> bool:
+    """Return whether the run file beside a folder of checkpoints says that the run was simulated."""
+    try:
+        with opened(folder.with_suffix(".h5"), growing=True) as file:
+            return bool(file.attrs.get("world") == "simulated")
+    except (UserError, *UNREADABLE):
+        return False
 
 
 def _written(path: Path, name: str) -> float | None:

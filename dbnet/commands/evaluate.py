@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dbnet.checkpoint import onnx, weights
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm import mpi
+from dbnet.comm.communicators import cores_for, node_of
 from dbnet.commands.base import add_force
 from dbnet.core.config import restored
 from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken
+from dbnet.data.batches import Batches
+from dbnet.data.confusion import confusion, table
 from dbnet.run import inference
 from dbnet.run.setup import make_model
 
@@ -20,6 +24,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="NAME.checkpoint.h5 of a run")
     parser.add_argument("data", nargs="?", metavar="DATA.h5", help="data file; default: the one the run was trained on")
     parser.add_argument("--part", default="test", help="train, test or validation (default: test)")
+    parser.add_argument("--by-class", action="store_true", help="print the accuracy of each class, and what it is mistaken for")
     add_trust(parser)
 
 
@@ -83,6 +88,25 @@ def run_evaluate(options: argparse.Namespace) -> None:
             accuracy = "" if score.accuracy != score.accuracy else f", accuracy {score.accuracy:.4f}"
             errors = f", {errors}" if errors else ""
             print(f"{options.part}: {n} examples, loss {score.loss:.4f}{accuracy}{errors}")
+        if options.by_class:
+            _by_class(options, comm)
+
+
+def _by_class(options: argparse.Namespace, comm: Any) -> None:
+    """Print how the network does class by class."""
+    ways = (options.checkpoint, comm, cores_for(node_of(comm), True)[0], options.trust_modules)
+
+    def prepare() -> tuple[inference.Judge, Batches]:
+        judge = inference.Judge(*ways)
+        if judge.checkpoint.data["vectors"]:
+            raise UserError(f"'{options.checkpoint}' was trained on vectors, which are no classes; leave --by-class out.")
+        return judge, judge.labelled(options.data or judge.checkpoint.config.data.path, options.part)
+
+    judge, batches = mpi.together(comm, prepare)
+    values, about = judge.gather(judge.outputs(batches)), judge.checkpoint.data
+    if values is not None:
+        counts = confusion(batches.part.y, values.argmax(axis=1), about["outputs"])
+        print("\n".join(table(counts, about.get("class_names", []))))
 
 
 def run_predict(options: argparse.Namespace) -> None:

@@ -31,10 +31,15 @@ class Evaluation(Duty):
         self.fresh: Score | None = None
         self.turn = 0
         self._status, self._at, self._epochs = replicas.status(), 0.0, 0.0
+        self._counted: int | None = None
 
     @property
     def _passed(self) -> float:
-        return self._status.epochs(self._facts.examples)
+        return self._status.epochs(self._facts.examples) if self._counted is None else self._counted / self._facts.examples
+
+    def counts(self, examples: int) -> None:
+        """Take so many examples as passed, whatever replicas report: of a batch method they compute some twice."""
+        self._counted = examples
 
     def act(self, status: Status) -> bool:
         self._status, self.fresh = status, self._replicas.collect()

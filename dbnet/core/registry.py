@@ -230,7 +230,8 @@ def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
     if kind is None:
         raise UserError(f"The key '{key}' is missing; it is one of {', '.join(sorted(known))}.")
     if not isinstance(kind, str) or kind not in known:
-        raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known)}.")
+        own = "" if name.startswith(("data.", "network.parameters")) else "; one of your own needs its file in model.modules"
+        raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known) or own}.")
     try:
         return known[kind](**entry)
     except UserError as error:

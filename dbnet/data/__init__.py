@@ -2,5 +2,6 @@
 
 formats/ (digits, images, ...) -> preparation (some held out, inputs normalized) -> file (the data file, checked) -> batches
 (minibatches and their cursor) -> subsets (what a replica trains on under Downpour, handed on when it is lost) or portions (what
-Sandblaster hands out, read ahead). predictions: what a network makes of a data file, as a file.
+Sandblaster hands out, read ahead). predictions: what a network makes of a data file, as a file; confusion: how it
+does class by class.
 """

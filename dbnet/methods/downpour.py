@@ -55,7 +55,8 @@ class DownpourWorker(Worker):
         """Algorithm 7.1, the client."""
         replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.rule
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
-        updates = method.updates(self.config)
+        warm = self.config.warmstart.steps if self.config.topology.replicas > 1 else 0
+        alone = min(replica.steps, warm) if orders.replica == 0 else warm
         # Since it trained last, if it did, others may have: its parameters are old.
         accrued, store.fetched = 0, False
         while not orders.stop and not self.finished:
@@ -70,7 +71,8 @@ class DownpourWorker(Worker):
             lost = store.landing or (not store.overlaps and (step + 1) % method.n_fetch == 0)
             local = method.n_fetch > 1 and not lost
             # Its own count stands for the shards' clocks: it is the same on all partitions of a replica.
-            rate = alpha * self.factor(1 + (step + orders.made) * updates) if local else 0.0
+            rate = alpha * self.factor(1 + self._updates(step, alone)) if local else 0.0
+            alone += orders.alone
             replica.accrue(store.w, store.g, accrued, rate)
             accrued += 1
             if step % method.n_push == 0:
@@ -86,6 +88,15 @@ class DownpourWorker(Worker):
             yield None
         if accrued:
             yield from store.push(accrued, replica.steps - 1)
+
+    def _updates(self, step: int, alone: int) -> float:
+        """Return how many updates the shards have made when this step begins, if all replicas are as far as this one.
+
+        `alone`: steps of the warmstart, which one replica makes; those of others come on top.
+        """
+        world, each = self.config.topology.replicas, 1 / self.config.method.n_push
+        mine = step + self.orders.made
+        return each * (alone + (mine - alone) * world if self.orders.replica == 0 else alone + mine * world)
 
     def let_join(self) -> Turns:
         """The warmstart's steps are made: go on when they are applied and the others have begun from there."""

@@ -109,4 +109,8 @@ class Synchronous(Stochastic):
     def check(self, config: Config) -> None:
         super().check(config)
         if config.warmstart.steps or config.warmstart.accuracy is not None:
-            raise UserError("Synchronous steps wait for all replicas; leave the warmstart out, or use method.kind = 'downpour'.")
+            given = [f"warmstart.{name}=" for name, value in config.warmstart if value]
+            raise UserError(
+                "Synchronous steps wait for all replicas, so none begins alone: leave the warmstart out "
+                f"({' '.join(given)} on the command line), or use method.kind = 'downpour'."
+            )

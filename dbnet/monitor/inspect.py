@@ -19,7 +19,7 @@ from dbnet.core.files import UNREADABLE, reading
 from dbnet.core.registry import named, own_modules
 from dbnet.core.untrusted.opening import opened, require_file
 from dbnet.data.file import DataFile
-from dbnet.monitor.many import summary
+from dbnet.monitor.many.frames import summary
 from dbnet.monitor.results import Run, bar, bulk, lateness, reached
 
 # More shards than these are not listed one by one.

@@ -18,7 +18,7 @@ from dbnet.core.config import Config, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import reading
 from dbnet.core.untrusted.opening import opened
-from dbnet.monitor.runfile import BINS, ENDED, FINISHED, STOPPED
+from dbnet.monitor.runfile import BINS, ENDED, FINISHED, HERE, STOPPED
 from dbnet.monitor.tables import TABLES, column
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class Run:
     def part(self) -> str:
         """What is evaluated: "test" or "validation"."""
         return self.config.evaluate.part
+
+    @property
+    def here(self) -> bool:
+        """Whether all roles took turns in one process, so that seconds say nothing of ranks that run side by side."""
+        return self.about.get("mpi") == HERE
 
     @property
     def errors(self) -> list[str]:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 BINS = 256
 RUNNING, FINISHED, STOPPED = range(3)
 ENDED = {FINISHED: "finished", STOPPED: "stopped by a signal"}
+# What a run in one process, whose roles take turns, says of its MPI.
+HERE = "none, one process"
 _CHUNK = 4096
 # Seconds that rows wait: at least, at most, and as a part of the time that the run has taken.
 _SOON, _LATEST, _PART = 1.0, 20.0, 0.01

@@ -21,6 +21,7 @@ from dbnet.comm.turns import Rounds, take_turns
 from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
+from dbnet.monitor.runfile import HERE
 from dbnet.monitor.trace import servers
 from dbnet.monitor.trace.lane import Trace
 from dbnet.network.replica import Replica
@@ -39,9 +40,6 @@ from dbnet.shards.store import Inbox
 
 if TYPE_CHECKING:
     from dbnet.methods.worker import Worker
-
-# What the outputs of such a run say of its MPI.
-HERE = "none, one process"
 
 
 class Process:

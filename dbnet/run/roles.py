@@ -168,7 +168,7 @@ def open_record(ready: Setup, about: dict[str, Any], clock: Callable[[], float] 
     """Create the run file, whose rows wait by `clock`, and folders for schedule and trace; return the run with its name, too."""
     if ready.checkpoint is not None:
         about = {**about, "resumed_from": str(ready.checkpoint.path)}
-    about = {**about, "parameters": ready.model.layout.size, "errors": ready.error_names}
+    about = {**about, "parameters": ready.model.layout.size, "errors": ready.error_names, "class_names": ready.data.class_names}
     config, record = runfile.begin(ready.config, about, clock)
     for folder in [schedule_of(config)] * ("schedule" in about) + [trace_of(config)] * config.record.trace:
         try:

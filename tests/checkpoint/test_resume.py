@@ -61,6 +61,11 @@ def test_the_newest_by_the_time_inside(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(UserError, match="No checkpoint of a run named 'new'"):
         choose(config(tmp_path, "new"), "", Display(True).warn)
     assert capsys.readouterr() == ("", "")
+    # What ran in simulated time is never gone on from unasked.
+    with h5py.File(tmp_path / "run.h5", "w") as file:
+        file.attrs["world"] = "simulated"
+    assert candidates(mine) == [] and choose(mine, "auto", Display(True).warn) is None
+    assert choose(mine, str(newest), Display(True).warn) == str(newest)
 
 
 def test_damaged_ones_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,11 @@ def test_evaluate_and_predict_agree(trained: Finished, digits: Path, dbnet: Comm
             assert np.array_equal(file["class"][:], table[:, 1]) and file["outputs"].shape == (len(labels), 10)
             assert np.array_equal(file["outputs"][:].argmax(axis=1), table[:, 1])
     assert f"{open_run('out/run.h5').accuracy:.4f}" == f"{accuracy:.4f}"
+    rows = [line.split() for line in dbnet("evaluate", "out/run.checkpoint.h5", "--by-class").out.splitlines()[2:]]
+    for k, row in enumerate(rows):
+        mine = table[labels == k, 1]
+        assert row[:4] == [str(k), str(len(mine)), str((mine == k).sum()), f"{(mine == k).mean():.4f}"]
+    assert len(rows) == 10
     assert not list(Path().glob("*.part"))
 
 
@@ -211,6 +216,11 @@ def test_what_is_seldom_meant_is_said(run_file: Path, make_data: Callable[..., P
         (["topology.replicas=9"], "topology.replicas = 9 is more than the 8 training examples: 1 have nothing to train on."),
         (["method.kind=sandblaster", "topology.replicas=2", "method.portion=8"], "but a pass has 1 portions: 1 have nothing"),
         (["method.kind=sandblaster", "method.minibatch=512", "method.portion=4"], ""),
+        (
+            ["method.kind=sandblaster", "method.portion=4", "rule.rate=0.7"],
+            "rule.rate: batch methods have no update rule, so [rule] is not used",
+        ),
+        (["method.kind=sandblaster", "method.portion=4", "rule={kind='momentum'}"], "rule.kind: batch methods have no update rule"),
     ):
         done = dbnet("plan", run_file, "data.path=good.h5", *layers, *words)
         assert done.code == 0 and said in done.err and done.err.count("\n") == bool(said)
@@ -225,6 +235,12 @@ def test_plot(trained: Finished, dbnet: Command) -> None:
         ("--what", "los"): "There is no picture 'los'",
         ("--against", "hours"): "Nothing is drawn against 'hours'",
         ("--out", "a.jpg"): "must end in .png, .svg or .pdf",
+        (
+            "--what",
+            "accuracy,gradient",
+            "--out",
+            "a.png",
+        ): "'out/run.h5' has no gradient to draw: a batch method's iterations alone",
         ("--against", "iterations", "--out", "a.png"): "has no iterations: they are a batch method's",
         ("out/run.h5", "--out", "other.png"): "that file exists",
         ("out/run.h5",): "Where shall the picture of several runs go?",

@@ -46,9 +46,13 @@ def test_what_there_is(dbnet: Callable[..., Finished]) -> None:
     said = dbnet("help").out
     assert all(f"  {name} " in said for name in tables()) and all(f"  {name}.{kind} " in said for name, kind in MEMBERS)
     assert "rule.adagrad" in dbnet("help", "rule").out and "layers." not in dbnet("help", "rule").out
+    # A kind is enough; of one in two families there are both.
+    assert dbnet("help", "adam").out == dbnet("help", "rule.adam").out
+    assert dbnet("help", "sgd").out == dbnet("help", "method.sgd", "rule.sgd").out
     for words, answer in (
         ("rule.adagard", "There is no 'rule.adagard' (did you mean 'adagrad'?); rule has adagrad, adam, momentum, sgd"),
         ("topologi", "There is no table or family 'topologi' (did you mean 'topology'?)"),
+        ("adm", "(did you mean 'adam'?)"),
         ("run.name", "There is no table or family"),
     ):
         wrong = dbnet("help", words)

@@ -63,6 +63,7 @@ def _some(annotation: object) -> object:
     ("entry", "said"),
     [
         ({"kind": "adagrat"}, "rule.kind = 'adagrat' is not one of"),
+        ({"kind": "mine"}, "sgd; one of your own needs its file in model.modules"),
         ({"kind": "adagrat"}, "(did you mean 'adagrad'?)"),
         ({}, "The key 'rule.kind' is missing; it is one of adagrad,"),
         ({"kind": ["adam"]}, "rule.kind = ['adam'] is not one of"),

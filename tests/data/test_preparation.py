@@ -102,6 +102,15 @@ def test_images_that_were_not_scaled_are_doubted(place: Path) -> None:
         ({"x": X, "y": np.zeros((6, 2, 2))}, r"y of train has shape \(6, 2, 2\)"),
         ({"x": X + 1j, "y": np.arange(6)}, "x of train is complex64; it must hold numbers"),
         ({"x": np.array(["a"] * 6), "y": np.arange(6)}, "it must hold numbers"),
+        (
+            {"x": np.where(X == 16, np.nan, X), "y": np.arange(6)},
+            "'.*mine.npz': x of train, example 4, holds nan; leave the example out, or put a number there",
+        ),
+        (
+            {"x": X, "y": np.arange(6), "x_test": X * [[1], [np.inf], [1], [1], [1], [1]], "y_test": np.arange(6)},
+            "x of test, example 1, holds inf",
+        ),
+        ({"x": X, "y": np.array([0.1, 0.2, 0.3, 1e300, 0.4, np.nan])}, "y of train, example 5, holds nan"),
         ({"x": X, "y": np.zeros((6, 2), int)}, "no one-hot vectors"),
         ({"x": X[:0], "y": np.zeros(0, int)}, "no training examples"),
         ({"x": X[:0], "y": np.zeros((0, 3))}, "no training examples"),
@@ -337,6 +346,10 @@ def test_a_network_normalizes_raw_data_as_its_training_data_were(how: str, run_t
     said = dbnet("inspect", "out/run.h5").out + dbnet("watch", "out/run.h5", "--once").out + repr(api.open_run("out/run.h5"))
     assert said.count(f"validation accuracy {last.accuracy:.4f}") == 3 and "test" not in said
     assert f"validation: 6 examples, loss {last.loss:.4f}" in dbnet("evaluate", point, "--part", "validation").out
+    assert dbnet("report", "out/run.h5").code == 0 and "<p>Classes: left, right.</p>" in Path("out/run.html").read_text()
+    assert [line.split()[:3] for line in dbnet("evaluate", point, "--by-class").out.splitlines()[2:]] == [
+        ["0", "left", "6"], ["1", "right", "6"],
+    ]  # fmt: skip
     scores = [dbnet("evaluate", point, name).out for name in ("d.h5", "raw.h5")]
     assert scores[0] == scores[1] and "accuracy 1.0000" in scores[0]
     for name in ("d.h5", "raw.h5"):

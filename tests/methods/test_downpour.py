@@ -11,6 +11,7 @@ from dbnet.core import config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.data.file import DataFile, write
+from dbnet.network.replica import Replica
 from dbnet.run import process, roles, setup, train
 
 
@@ -160,6 +161,31 @@ def test_warmstart_lets_the_others_wait(data, n_push, late, monkeypatch):
     read = Run(train.execute(cfg, quiet=True).run_file)
     ledger.warmstart_is_exact(read)
     assert (read.events.groupby(["shard", "replica"]).steps.sum() == 15).all()
+
+
+def test_local_steps_follow_the_schedule_through_a_warmstart(data, monkeypatch):
+    """Alone a replica makes all updates; then each of its steps stands for one of every replica."""
+    rates, accrue = {}, Replica.accrue
+
+    def seen(replica, w, g, accrued, rate):
+        rates.setdefault(replica.seed, {})[replica.steps] = rate
+        return accrue(replica, w, g, accrued, rate)
+
+    monkeypatch.setattr(Replica, "accrue", seen)
+    options = ["method.n_fetch=4", "method.n_push=2", "method.local_rate=0.5", "rule.schedule={kind='linear', length=40}"]
+    cfg = settings(data, "topology.replicas=3", "warmstart.steps=8", *options, steps=15)
+    ready = setup.setup(cfg)
+    train.execute(cfg, quiet=True)
+    first, *others = rates.values()
+
+    def rate(updates):
+        return 0.5 * (1 - updates / ready.horizon.per_epoch / 40)
+
+    for step, found in first.items():
+        assert found == pytest.approx(0 if step % 4 == 3 else rate((step if step < 8 else 8 + 3 * (step - 8)) / 2))
+    for found in others:
+        assert {step for step, value in found.items() if not value} == {3, 7, 11}
+        assert all(value == pytest.approx(rate((8 + 3 * step) / 2)) for step, value in found.items() if value)
 
 
 def test_a_resumed_warmstart_makes_the_steps_that_are_left(data):

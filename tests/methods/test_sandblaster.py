@@ -146,6 +146,17 @@ def test_more_shards_than_parameters(tmp_path: Path, method: str) -> None:
     np.testing.assert_allclose(*found, rtol=1e-12)
 
 
+def test_epochs_are_passes_whatever_is_computed_twice(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    contents = {f"{part}/x": rng.standard_normal((n, 5)) for part, n in (("train", 900), ("test", 9))}
+    contents |= {f"{part}/y": rng.integers(0, 2, n) for part, n in (("train", 900), ("test", 9))}
+    write(tmp_path / "small.h5", {**contents, "classes": 2})
+    changes = ["topology.replicas=3", "evaluate.epochs=1", "stop.iterations=4"]
+    run = Run(train.execute(cfg(tmp_path / "small.h5", tmp_path, *changes), quiet=True).run_file)
+    assert run.iterations.backups.sum() > 0
+    assert run.evaluation.epochs.unique().tolist() == [0, *run.iterations.passes.cumsum()]
+
+
 KINDS = {
     "lbfgs": ["method.descent.kind=lbfgs", "method.descent.history=4"],
     "conjugate_gradient": ["method.descent.kind=conjugate_gradient"],

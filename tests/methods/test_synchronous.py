@@ -60,7 +60,7 @@ def test_who_has_more_to_do_goes_on_alone(place: Path, make_data) -> None:
 
 
 def test_a_warmstart_is_refused(place: Path, make_data) -> None:
-    with pytest.raises(UserError, match="leave the warmstart out"):
+    with pytest.raises(UserError, match=r"leave the warmstart out \(warmstart.steps= on"):
         trained(place, make_data(), 2, 1, warmstart={"steps": 3})
 
 

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from dbnet import open_run, open_runs
 from dbnet.core.config import build
 from dbnet.core.errors import UserError
-from dbnet.monitor.many import differences, groups, said, settings
+from dbnet.monitor.many.differences import Group, differences, groups, said, settings
 from dbnet.monitor.pictures import curves
 from dbnet.monitor.pictures.against import applied, axis
-from dbnet.monitor.pictures.figure import draw
+from dbnet.monitor.pictures.figure import compose, draw
 from dbnet.monitor.pictures.panels import together
+from dbnet.monitor.pictures.report import report
 from dbnet.monitor.runfile import FINISHED, RUNNING, RunFile
 from dbnet.monitor.tables import PROGRESS
 from dbnet.shards.shard import EVENT
@@ -64,7 +65,8 @@ def test_what_differs() -> None:
     assert settings(build(more))["model.layers.1.units"] == 2
     # Options of a kind follow from it; those of a layer that the others have not, do not.
     assert first == {"method.kind": "downpour", "rule.kind": "adagrad", "model.layers.0.units": 2}
-    assert second == {**first, "method.kind": "sandblaster"}
+    # A batch method has no rule.
+    assert second == {"method.kind": "sandblaster", "model.layers.0.units": 2}
     assert third["model.layers.1.kind"] == "dense" and third["rule.kind"] == "sgd" and "checkpoint.keep" not in third
     values = {"method.kind": "downpour", "rule.rate": 0.1, "stop.steps": 2}
     assert said(values, list(values)) == "downpour, rate=0.1, stop.steps=2"
@@ -145,6 +147,33 @@ def test_repetitions_are_a_band(four: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert [text.get_text() for text in seen[0].legends[0].get_texts()] == ["n_fetch=1, rate=0.5 (2 runs)", "n_fetch=2, rate=0.1"]
     draw([open_run(four / f"{name}.h5") for name in ("a-1", "a-2")], tmp_path / "p.svg", ["staleness"], each=True)
     assert len(seen[1].axes[0].lines) == 2 and not seen[1].axes[0].collections
+
+
+def test_many_curves_leave_room_for_each_other(four: Path) -> None:
+    run = open_run(four / "a-1.h5")
+    shown = [Group(f"n_fetch={n}, n_push=3, rate=0.0{n}", [run]) for n in range(50)]
+    for names in (["accuracy"], ["loss", "accuracy", "staleness"]):
+        figure = compose(shown, names, "seconds")
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        panels = [axes.get_tightbbox() for axes in figure.axes]
+        assert len(legend.get_texts()) == 40 and legend.get_texts()[-1].get_text() == "and 11 more"
+        assert all(axes.get_window_extent().height > 2.3 * figure.dpi for axes in figure.axes)
+        assert not any(legend.get_window_extent().overlaps(box) for box in panels)
+
+
+def test_the_same_again_is_no_repetition(tmp_path: Path) -> None:
+    runs = [
+        open_run(made(tmp_path / f"{name}.h5", accuracies, run={"name": name, "seed": seed}))
+        for name, seed, accuracies in (("a", 1, [0.1, 0.5]), ("b", 1, [0.1, 0.5]), ("c", 1, [0.1, 0.6]), ("d", 2, [0.1, 0.5]))
+    ]
+    ((_, kept, copies),) = groups(runs)
+    assert [run.config.run.name for run in kept] == ["a", "c", "d"] and copies == 1
+    assert groups(runs)[0].count == "(3 runs, 2 seeds, 1 copy left out)"
+    assert groups(runs[:2])[0].count == "(1 copy left out)" and groups(runs[::3])[0].count == "(2 runs)"
+    report(sorted(tmp_path.glob("*.h5")), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "1 of the runs came out as another one of the same seed, to the bit: they count once." in page
 
 
 def test_curves_of_other_places_end_with_the_shortest() -> None:

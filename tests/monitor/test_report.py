@@ -137,5 +137,9 @@ def test_a_page_fits_desktop_and_phone(tmp_path: Path) -> None:
 def test_the_command(run_file: Path, dbnet: Callable[..., Finished]) -> None:
     assert dbnet("train", run_file, "--quiet").code == 0
     assert dbnet("report", "out/run.h5").out.strip() == "out/run.html" and Path("out/run.html").stat().st_size > 30_000
+    # In one process seconds compare nothing; class by class is said by another command.
+    page = Path("out/run.html").read_text()
+    assert ">epochs<" in page and ">time [s]<" not in page and "Roles that took turns in one process" in page
+    assert "dbnet evaluate out/run.checkpoint.h5 --part test --by-class" in page
     assert "that file exists" in dbnet("report", "out/run.h5").err
     assert "Where shall the report" in dbnet("report", "out/run.h5", "out/run.h5").err

@@ -25,7 +25,7 @@ from dbnet.core.errors import UserError
 from dbnet.monitor.results import Run
 from dbnet.monitor.trace import attach, lane, perfetto, servers
 from dbnet.monitor.trace.lane import HEAD, SPAN, Lane, LaneFile
-from dbnet.monitor.trace.timeline import TraceView, nest
+from dbnet.monitor.trace.timeline import TraceView, nest, shares
 from dbnet.run.simulated.simulate import simulate
 from dbnet.run.train import execute
 
@@ -86,6 +86,16 @@ def traced(run_file: Path, *changes: str) -> tuple[Run, Viewed]:
     timeline, out = TraceView(path.with_suffix(".trace")), path.with_suffix(".pb")
     timeline.write(out, force=True)
     return Run(path), Viewed(out)
+
+
+def test_shares_are_a_hundred_percent() -> None:
+    third = np.full(3, 1 / 3)
+    assert sorted(shares(third[:2], np.zeros(2), 1.0)) == [33.3, 33.3, 33.4]
+    assert sum(shares(third, np.zeros(3), 1.0)) == pytest.approx(100)
+    assert shares(np.array([0.25]), np.zeros(1), 2.0) == [12.5, 87.5]
+    # What is guessed has no more room than the others leave; what is known and too long is the whole.
+    assert shares(np.array([0.5, 0]), np.array([0, 0.75]), 1.0) == [50, 50, 0]
+    assert shares(np.array([1.5, 0.5]), np.zeros(2), 1.0) == [75, 25, 0]
 
 
 @pytest.mark.parametrize("shape", [[], ["topology.partitions=2", "method.slot=512", "method.slots=2", "method.n_push=2"]])

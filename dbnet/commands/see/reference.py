@@ -98,7 +98,7 @@ def description(model: type[BaseModel]) -> str:
 
 
 def entry(word: str) -> str:
-    """Return what there is to say of ``family.kind``, a table, or a family.
+    """Return what there is to say of ``family.kind``, a table, a family, or a kind alone.
 
     Raises
     ------
@@ -118,8 +118,14 @@ def entry(word: str) -> str:
     if not kind and name in tables():
         about = description(tables()[name])
         return "\n".join([f"[{name}]", "", *([about, ""] if about else []), *_lines(tables()[name])])
-    known = [*tables(), *FAMILIES]
-    raise UserError(f"There is no table or family '{name}'{nearest(name, known)}; there are {', '.join(dict.fromkeys(known))}.")
+    # A kind is known by itself, too: the member of every family that has one.
+    found = [f"{name}.{word}" for name, (path, *_) in FAMILIES.items() if word in family(path)]
+    if found:
+        return "\n\n".join(map(entry, found))
+    known, kinds = [*tables(), *FAMILIES], [kind for path, *_ in FAMILIES.values() for kind in family(path)]
+    raise UserError(
+        f"There is no table or family '{name}'{nearest(name, [*known, *kinds])}; there are {', '.join(dict.fromkeys(known))}."
+    )
 
 
 def _lines(model: type[BaseModel]) -> list[str]:
@@ -193,7 +199,7 @@ def help_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Explain a run file's tables, and layers, losses, methods, rules and data formats.\n\n"
         "  dbnet help                      what there is\n  dbnet help layers.conv          one of them\n"
-        "  dbnet help topology rule        a table; a family"
+        "  dbnet help topology rule        a table; a family\n  dbnet help adam                 whatever has that name"
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="a table (topology), a family (rule) or a member (rule.adagrad)")
     parser.add_argument("--page", action="store_true", help="print all of it as one page of Markdown")

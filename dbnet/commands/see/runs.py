@@ -11,7 +11,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import reading, refuse_taken
 from dbnet.monitor import inspect
 from dbnet.monitor.live import watch
-from dbnet.monitor.many import Runs, find, listing
+from dbnet.monitor.many.frames import Runs, find, listing
 from dbnet.monitor.pictures.against import AXES
 from dbnet.monitor.pictures.figure import chosen, draw, form
 from dbnet.monitor.pictures.panels import PANELS
@@ -66,7 +66,11 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("run_files", nargs="+", metavar="RUN.h5", help="run files, also ones that still grow")
     parser.add_argument("--out", metavar="FILE.html", help="default for one run: its name with .html")
-    parser.add_argument("--against", metavar="AXIS", default="seconds", help=f"of the curves: one of {', '.join(AXES)}")
+    parser.add_argument(
+        "--against",
+        metavar="AXIS",
+        help=f"of the curves: one of {', '.join(AXES)} (default: seconds, of runs in one process epochs)",
+    )
     add_force(parser)
 
 

@@ -20,7 +20,7 @@ from dbnet.core import config as configuration
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.toml import written
-from dbnet.monitor.many import short
+from dbnet.monitor.many.differences import short
 from dbnet.run.setup import setup
 
 # More runs than these nobody waits for.

@@ -22,7 +22,7 @@ from dbnet.core.config import Config, warn
 from dbnet.core.errors import UserError
 from dbnet.core.registry import SOURCES
 from dbnet.monitor.results import Run
-from dbnet.run.process import HERE
+from dbnet.monitor.runfile import HERE
 
 
 class Identity(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any
 
 from dbnet.commands.training.grid import GridPoint, spelled
 from dbnet.core.toml import written
-from dbnet.monitor.many import SEED, aligned, short, summary
+from dbnet.monitor.many.differences import SEED, short
+from dbnet.monitor.many.frames import aligned, summary
 from dbnet.monitor.results import Run
 
 # What is said of a run, and how; what is no column of these is an error of vectors.

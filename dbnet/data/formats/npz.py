@@ -22,6 +22,7 @@ from dbnet.data.formats.base import Format
 
 _PARTS = ("train", "test", "validation")
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_ROWS = 4096  # that are looked at together
 _KINDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "floats", "U": "texts", "S": "texts as bytes"}
 
 
@@ -125,11 +126,23 @@ def _values(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], None]:
         if v.dtype.kind in "US":
             raise UserError(f"y of {part} holds texts ({v.dtype}), which cannot be values; take --targets labels.")
         out[part] = np.asarray(v, np.float64 if v.dtype == np.float64 else np.float32).reshape(len(v), prod(v.shape[1:]))
+        _require_finite(out[part], v, f"y of {part}")
         if out[part].shape[1] != out["train"].shape[1]:
             raise UserError(
                 f"y of train has {out['train'].shape[1]} values an example, y of {part} {out[part].shape[1]}; give both the same."
             )
     return out, None
+
+
+def _require_finite(values: np.ndarray, given: np.ndarray, name: str) -> None:
+    """Raise UserError that names the first example with a value that is not finite, in the type in which it is kept."""
+    for lo in range(0, len(values) if values.dtype.kind == "f" else 0, _ROWS):
+        fine = np.isfinite(values[lo : lo + _ROWS]).reshape(len(values[lo : lo + _ROWS]), -1).all(axis=1)
+        if not fine.all():
+            row = lo + int(fine.argmin())
+            bad = given[row][~np.isfinite(given[row])] if given.dtype.kind == "f" else ()
+            said = f"holds {bad[0]}" if len(bad) else f"holds a value that {values.dtype} cannot"
+            raise UserError(f"{name}, example {row}, {said}; leave the example out, or put a number there.")
 
 
 def _labels(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -173,6 +186,8 @@ class Npz(Format):
         if not len(found["train"][0]):
             raise UserError(f"'{self.file}' has no training examples; give x and y at least one row.")
         x = {part: inputs(both[0], f"x of {part}", self.channels == "first") for part, both in found.items()}
+        for part, v in x.items():
+            _require_finite(v, found[part][0], f"'{self.file}': x of {part}")
         if len({v.dtype for v in x.values()}) > 1:
             x = {part: v.astype(np.float32) for part, v in x.items()}
         y, names = targets({part: both[1] for part, both in found.items()}, self.targets)

@@ -47,6 +47,7 @@ class SandblasterCoordinator(Coordinator):
         self.queue.absent = set(self.duties.membership.spares)
         self._end = [Decay(config.model.decay, "params", "gradient", "weights")] if config.model.decay else []
         self._before, self._owed, self._ending = self._counts(), False, False
+        self.duties.evaluation.counts(self.descent.examples)
 
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
         self.space = ShardSpace(self.shards, self._hear, self.facts.config.model.dtype)
@@ -127,6 +128,7 @@ class SandblasterCoordinator(Coordinator):
                 patience *= 2
         yield from self._written()
         self.descent.examples += span.size
+        self.duties.evaluation.counts(self.descent.examples)
         self._heed_guard()
         return self.duties.guard.loss(queue.number, queue.loss / span.size + sum(scalars))
 

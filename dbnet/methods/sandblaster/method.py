@@ -18,7 +18,7 @@ from pydantic import Field
 from dbnet.coordinator.coordinator import Coordinator
 from dbnet.core.config import COUNT, Config
 from dbnet.core.errors import UserError
-from dbnet.core.registry import member
+from dbnet.core.registry import Family, member
 from dbnet.methods.base import Method
 from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
 from dbnet.methods.sandblaster.worker import SandblasterWorker
@@ -66,13 +66,21 @@ class Sandblaster(Method):
             raise UserError(f"method.descent.mask = {strange.pop()!r} is no register; 'weights' is 1 on all weights, 0 on biases.")
 
     def doubts(self, config: Config, examples: int) -> list[str]:
-        replicas, portions = config.topology.replicas, -(-examples // self.portion)
-        if not portions < replicas <= examples:
-            return []
-        return [
-            f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
-            "make method.portion smaller."
-        ]
+        replicas, portions, out = config.topology.replicas, -(-examples // self.portion), []
+        if portions < replicas <= examples:
+            out.append(
+                f"topology.replicas = {replicas}, but a pass has {portions} portions: {replicas - portions} have nothing to do; "
+                "make method.portion smaller."
+            )
+        rule = config.rule
+        given = ["kind"] if rule.kind != Family.of(Config, "rule").default else []
+        usual = {name: field.get_default(call_default_factory=True) for name, field in type(rule).model_fields.items()}
+        # A schedule is refused before.
+        given += [name for name, value in usual.items() if name != "schedule" and getattr(rule, name) != value]
+        if given:
+            said = ", ".join(f"rule.{name}" for name in given)
+            out.append(f"{said}: batch methods have no update rule, so [rule] is not used; method.descent has their options.")
+        return out
 
     def remedy(self, config: Config) -> str:
         rate = getattr(self.descent, "rate", None)

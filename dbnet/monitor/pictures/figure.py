@@ -9,13 +9,15 @@ from typing import Any
 
 from dbnet.core.errors import UserError, nearest
 from dbnet.core.files import writing
-from dbnet.monitor.many import Group, groups
+from dbnet.monitor.many.differences import Group, groups
 from dbnet.monitor.pictures.against import AXES
 from dbnet.monitor.pictures.panels import PANELS, fill, panel, plain
 from dbnet.monitor.results import Run
 
 FORMATS = ("png", "svg", "pdf")
 _COLUMNS = 3
+# Curves that the legend names.
+_NAMED = 40
 # Fixed, so that the same run gives the same file.
 _STYLE = {"svg.hashsalt": "dbnet", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9, "axes.titlesize": 10}
 
@@ -80,11 +82,15 @@ def draw(
     Raises
     ------
     UserError
-        Unknown panel or axis, or the file cannot be written.
+        Unknown panel or axis, `what` is in none of the runs, or the file cannot be written.
     """
     runs, ending = [runs] if isinstance(runs, Run) else list(runs), form(path)
     names = chosen(what, runs) or usual(runs)
     # What cannot be drawn is said before anything is written.
+    for name in what:
+        if not any(panel(name).curves(run) for run in runs):
+            which = f"'{runs[0].path}' has" if len(runs) == 1 else "None of these runs has"
+            raise UserError(f"{which} no {name} to draw: {panel(name).empty}; leave it out of --what.")
     made = compose(groups(runs, each), names, against)
     with writing(Path(path)) as part:
         saved(made, part, ending)
@@ -124,9 +130,12 @@ def _legends(figure: Any, panels: Sequence[Any], shown: Sequence[Group], titled:
     """Put legends below the curves: one for all panels where several runs are compared, else one for each panel."""
     if len(shown) > 1 or len(shown[0].runs) > 1:
         handles, labels = panels[0].get_legend_handles_labels()
-        # A letter takes about 0.08 inches, line and gap 0.6.
-        fit = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, labels), default=1)))
-        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=max(1, min(fit, len(labels))))
+        if len(labels) > _NAMED:
+            handles, labels = handles[:_NAMED], [*labels[: _NAMED - 1], f"and {len(labels) - _NAMED + 1} more"]
+        # A letter takes about 0.08 inches, line and gap 0.9; a line of the legend is 0.2 high.
+        fit = max(1, min(len(labels), int(figure.get_figwidth() / (0.9 + 0.08 * max(map(len, labels), default=1)))))
+        figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(labels) // fit) - 1))
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=fit, handlelength=3.5)
         return
     if titled:
         figure.suptitle(plain(shown[0].label), fontsize=11)

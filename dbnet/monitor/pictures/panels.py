@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.monitor.many import Group
+from dbnet.monitor.many.differences import Group
 from dbnet.monitor.pictures import curves
 from dbnet.monitor.pictures.against import AXES, COUNTS, axis
 from dbnet.monitor.pictures.curves import Curve
@@ -50,7 +50,7 @@ class Panel(NamedTuple):
     curves: Callable[[Run], list[Curve]]
     scale: str = "linear"
     own: str = ""
-    empty: str = "nothing recorded"
+    empty: str = "nothing of it is recorded"
 
 
 _BATCH = "a batch method's iterations alone have one"
@@ -60,7 +60,9 @@ PANELS = {
     "throughput": Panel("throughput", "examples per second", curves.throughput),
     "waiting": Panel("waiting for others", "share of a replica's time [%]", curves.waiting),
     "staleness": Panel("staleness", "share of updates [%]", curves.staleness, own="updates between fetch and apply"),
-    "lateness": Panel("mean staleness", "updates between fetch and apply", curves.lateness),
+    "lateness": Panel(
+        "mean staleness", "updates between fetch and apply", curves.lateness, empty="it needs updates as rows, record.events"
+    ),
     "gradient": Panel("gradient", "norm of the gradient", curves.gradient, "log", empty=_BATCH),
     "passes": Panel("passes per iteration", "passes over the data", curves.passes, empty=_BATCH),
 }
@@ -82,7 +84,8 @@ def fill(axes: Any, panel: Panel, groups: Sequence[Group], against: str) -> None
     if len(groups) == 1 and len(groups[0].runs) == 1:
         shown = _one(axes, panel, groups[0].runs[0], against)
     else:
-        shown = [_group(axes, panel, group, against, colour(index)) for index, group in enumerate(groups)]
+        points = len(groups) <= len(COLOURS)
+        shown = [_group(axes, panel, group, against, colour(index), points) for index, group in enumerate(groups)]
     _dress(axes, panel, against, [y for y in shown if len(y)])
     if panel.title == "accuracy" and len(groups) == 1 and (tests := groups[0].tests) == tests:
         axes.set_title(f"accuracy (best on the {groups[0].runs[0].part} set {tests:.4f})")
@@ -130,13 +133,16 @@ def _most(curve: Curve) -> int:
     return int((curve.y.cumsum() < 100 * MOST).sum())
 
 
-def _group(axes: Any, panel: Panel, group: Group, against: str, look: dict[str, Any]) -> np.ndarray:
-    """Draw the main curve of runs that repeat one another: their mean, within the least and the largest; return the mean."""
+def _group(axes: Any, panel: Panel, group: Group, against: str, look: dict[str, Any], points: bool) -> np.ndarray:
+    """Draw the main curve of runs that repeat one another: their mean, within the least and the largest; return the mean.
+
+    `points`: few values are shown as such; among many curves they would hide the dashes.
+    """
     lines = []
     for run in group.runs:
         made = panel.curves(run)[:1]
         lines += [(curve.x if panel.own else axis(run, curve.x, against), curve.y) for curve in made if len(curve.x)]
-    label = plain(group.label) + (f" ({len(group.runs)} runs)" if len(group.runs) > 1 else "")
+    label = plain(f"{group.label} {group.count}".rstrip())
     if not lines:
         axes.plot([], [], label=label, **look)
         return np.zeros(0)
@@ -145,7 +151,7 @@ def _group(axes: Any, panel: Panel, group: Group, against: str, look: dict[str, 
         # Steps begin and end at nothing.
         x, rows = np.concatenate([[-1], x, [x[-1] + 1]]), np.pad(rows, ((0, 0), (1, 1)))
     mean = rows.mean(axis=0)
-    draw = {"drawstyle": "steps-mid"} if panel.own else {"marker": "." if len(x) <= 40 else None, "ms": 5}
+    draw = {"drawstyle": "steps-mid"} if panel.own else {"marker": "." if len(x) <= 40 and points else None, "ms": 5}
     axes.plot(x, mean, label=label, lw=1.6, **draw, **look)
     if len(rows) > 1:
         step = {"step": "mid"} if panel.own else {}
@@ -208,7 +214,7 @@ def _zoom(axes: Any, shown: Sequence[np.ndarray]) -> None:
         return
     low, high = min(y.min() for y in late), max(y.max() for y in late)
     margin = max(0.08 * (high - low), 2e-3 * max(abs(low), abs(high)))
-    least, most = low - margin, high + margin
+    least, most = low - margin if low < 0 else max(0.0, low - margin), high + margin
     axes.set_ylim(least, most if high > 1 else min(most, 1.005))
     for beyond, where in (([y < least for y in known], "below"), ([y > most for y in known], "above")):
         if count := int(max(rows.sum() for rows in beyond)):

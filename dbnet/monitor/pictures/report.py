@@ -9,6 +9,7 @@ import datetime
 import io
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -21,7 +22,8 @@ from dbnet.core.registry import Family
 from dbnet.core.version import __version__
 from dbnet.monitor.display import recent
 from dbnet.monitor.inspect import busy_words, stale_lines
-from dbnet.monitor.many import Runs, differences, groups, scored, settings, short, summary, together
+from dbnet.monitor.many.differences import differences, groups, settings, short, together
+from dbnet.monitor.many.frames import Runs, scored, summary
 from dbnet.monitor.pictures.figure import compose, errors, saved, usual
 from dbnet.monitor.results import Run, lateness
 from dbnet.monitor.tables import PROGRESS
@@ -38,13 +40,15 @@ tr+tr td{border-top:1px solid #eaedf0}
 .pictures{display:grid;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.8rem}
 .pictures svg{width:100%;height:auto;display:block}ul.advice{padding-left:1.1rem}ul.advice li{margin:.35rem 0}
-pre{overflow-x:auto;background:#f5f7f9;padding:.7rem;font-size:.82rem}code{font-size:.9em}summary{cursor:pointer}.dim{color:#57606a}
+pre{overflow-x:auto;background:#f5f7f9;padding:.7rem;font-size:.82rem}code{font-size:.9em;overflow-wrap:anywhere}summary{cursor:pointer}.dim{color:#57606a}
 """
+# Names of classes that are listed.
+_CLASSES = 40
 # A replica is slow, a wait long, a shard busy or behind, a loss risen beyond these.
 _SLOW, _WAITED, _BUSY, _BEHIND, _RISEN = 2.0, 0.2, 0.7, 2.0, 1.3
 
 
-def report(paths: Sequence[Path], out: str | Path, against: str = "seconds") -> None:
+def report(paths: Sequence[Path], out: str | Path, against: str | None = None) -> None:
     """Write the report of these runs.
 
     Parameters
@@ -54,7 +58,7 @@ def report(paths: Sequence[Path], out: str | Path, against: str = "seconds") -> 
     out
         The page to write.
     against
-        What the curves are drawn against.
+        What the curves are drawn against; default: seconds, of runs in one process epochs.
 
     Raises
     ------
@@ -64,6 +68,8 @@ def report(paths: Sequence[Path], out: str | Path, against: str = "seconds") -> 
     runs = [Run(path) for path in paths]
     table = Runs(paths)
     name = table.names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    known = all(len(run.evaluation) for run in runs)
+    against = against or ("epochs" if known and any(run.here for run in runs) else "seconds")
     parts = [_advice(table.names, runs), _results(table), _pictures(runs, against), _replicas(table.names, runs)]
     parts += [_settings(table, runs), _where(table.names, runs)]
     now = datetime.datetime.now(datetime.UTC).isoformat(" ", timespec="minutes")
@@ -222,18 +228,32 @@ def _results(table: Runs) -> str:
     first, judged = 1 + len(table.keys), next(iter(columns))
     out = "<h2>Results</h2>" + _cells(rows, head, range(first, first + len(columns)))
     found = groups([Run(path, ["evaluation"]) for path in table.paths])
-    if any(len(group.runs) > 1 for group in found):
+    if any(len(group.runs) > 1 or group.copies for group in found):
         rows = []
         for group in found:
             last = [summary(run)[judged] for run in group.runs]
             mean = sum(last) / len(last)
             spread = (sum((x - mean) ** 2 for x in last) / (len(last) - 1)) ** 0.5 if len(last) > 1 else float("nan")
-            rows.append(
-                (group.label, len(last), *(_number(value, columns[judged]) for value in (mean, spread, min(last), max(last))))
-            )
-        head = ["runs that differ in the seed alone", "runs", f"{titles[0]}, mean", "standard deviation", "least", "largest"]
-        out += "<h3>Repetitions</h3>" + _cells(rows, head, range(1, 6))
-    return out
+            numbers = (_number(value, columns[judged]) for value in (mean, spread, min(last), max(last)))
+            rows.append((group.label, len(last), group.seeds, *numbers))
+        head = ["runs that differ in the seed alone", "runs", "seeds", f"{titles[0]}, mean", "standard deviation", "least", "most"]
+        out += "<h3>Repetitions</h3>" + _cells(rows, head, range(1, 7))
+        if copies := sum(group.copies for group in found):
+            out += f"<p>{copies} of the runs came out as another one of the same seed, to the bit: they count once.</p>"
+    return out + _classes(table)
+
+
+def _classes(table: Runs) -> str:
+    """Return the names of the classes, and how to see how each run does with them, which no run file holds."""
+    known = [run for run in table.few if run.accuracy == run.accuracy]
+    if not known:
+        return ""
+    names = list(dict.fromkeys(name for run in known for name in run.about.get("class_names", [])))
+    some = ", ".join(names[:_CLASSES]) + (f", ... ({len(names)})" if len(names) > _CLASSES else "")
+    point = known[0].path.with_name(known[0].path.name.removesuffix(".h5") + ".checkpoint.h5")
+    command = shlex.join(["dbnet", "evaluate", str(point), "--part", known[0].part, "--by-class"])
+    said = f"<p>Classes: {escape(some)}.</p>" if some else ""
+    return f"<h3>Class by class</h3>{said}<p><code>{escape(command)}</code> prints the accuracy of each class.</p>"
 
 
 def _pictures(runs: Sequence[Run], against: str) -> str:
@@ -251,7 +271,9 @@ def _pictures(runs: Sequence[Run], against: str) -> str:
         # As wide as the page has room, not as a printed one.
         sizeless = re.sub(r'\s(width|height)="[^"]*"', "", tag)
         out.append(f"<svg{sizeless}>{rest}")
-    return f'<h2>Pictures</h2><div class="pictures">{"".join(f"<div>{svg}</div>" for svg in out)}</div>'
+    turns = any(run.here for run in runs)
+    note = "<p>Roles that took turns in one process: seconds and rates are not those of ranks side by side.</p>" if turns else ""
+    return f'<h2>Pictures</h2>{note}<div class="pictures">{"".join(f"<div>{svg}</div>" for svg in out)}</div>'
 
 
 def _replicas(names: Sequence[str], runs: Sequence[Run]) -> str:

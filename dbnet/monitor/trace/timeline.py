@@ -77,7 +77,8 @@ class TraceView:
     begin, end
         From the first span to the last, ns.
     seconds
-        Of each rank, by category, without what lies within; what was left out is taken to be like what was not.
+        Of each rank, and of a thread of its own that moves data, by category: what is traced whole [0], and what is taken to be
+        like the spans that there are [1]; without what lies within.
     flows, backward
         Pushes whose application is there; those that seem to be applied before they were sent.
     """
@@ -90,7 +91,7 @@ class TraceView:
         spans = [lane.spans for lane in self.lanes if len(lane.spans)]
         self.begin = min((int(some["begin"].min()) for some in spans), default=0)
         self.end = max((int(some["end"].max()) for some in spans), default=0)
-        self.seconds: dict[int, dict[str, float]] = {lane.about["rank"]: {} for lane in self.lanes}
+        self.seconds: dict[str, np.ndarray] = {}
         self.flows = self.backward = 0
         texts = sorted({name for lane in self.lanes for name, _ in lane.names.values()})
         self._names = {text: number for number, text in enumerate(texts, start=1)}
@@ -166,12 +167,13 @@ class TraceView:
         times = np.array([0, *(sampled.get(category, 1) for category in CATEGORIES)])[categories]
         # What a batch method asks of a shard is never left out.
         times[lane.spans["number"] < 0] = np.where(categories == 1 + CATEGORIES.index("apply"), 1, times)[lane.spans["number"] < 0]
-        spent = np.bincount(categories, nested.alone * times, len(CATEGORIES) + 1)[1:] / 1e9
         # What was under way at the coordinator took nobody's time.
         if not lane.about.get("beside"):
-            mine = self.seconds[lane.about["rank"]]
-            for category, seconds in zip(CATEGORIES, spent.tolist(), strict=True):
-                mine[category] = mine.get(category, 0.0) + seconds
+            name = lane.about["name"] + (", transfers" if lane.about["track"] == "transfers" else "")
+            spent = [
+                np.bincount(categories, nested.alone * times * of, len(CATEGORIES) + 1)[1:] / 1e9 for of in (times == 1, times > 1)
+            ]
+            self.seconds[name] = np.array(spent)
 
     def _kinds(self, lane: LaneFile, of: np.ndarray, category: str) -> Iterator[tuple[np.ndarray, dict]]:
         """Yield spans of a category that are told alike, and what is told of them."""
@@ -283,8 +285,21 @@ def _of(lane: LaneFile, category: str) -> np.ndarray:
 def table(timeline: TraceView) -> Iterable[str]:
     """Return lines that say what each rank spent its time on, in percent of the trace's length."""
     whole = max(1, timeline.end - timeline.begin) / 1e9
-    shown = [c for c in CATEGORIES if any(mine.get(c, 0.0) for mine in timeline.seconds.values())]
-    yield f"{'of ' + format(whole, '.3g') + ' s, %':<28}" + "".join(f"{category:>11}" for category in shown)
-    names = {lane.about["rank"]: lane.about["name"] for lane in timeline.lanes}
-    for rank, mine in timeline.seconds.items():
-        yield f"{names[rank]:<28}" + "".join(f"{100 * mine.get(category, 0.0) / whole:>11.1f}" for category in shown)
+    shown = [i for i in range(len(CATEGORIES)) if any(mine[:, i].any() for mine in timeline.seconds.values())]
+    yield f"{'of ' + format(whole, '.3g') + ' s, %':<28}" + "".join(
+        f"{word:>11}" for word in (*(CATEGORIES[i] for i in shown), "other")
+    )
+    for name, mine in timeline.seconds.items():
+        yield f"{name:<28}" + "".join(f"{share:>11.1f}" for share in shares(*mine[:, shown], whole))
+
+
+def shares(known: np.ndarray, guessed: np.ndarray, whole: float) -> list[float]:
+    """Return what parts are of the `whole` in percent, rounded so that they and the rest, which is the last, are 100.0.
+
+    Parts of time that were `guessed` from a few spans can be no more than the others leave.
+    """
+    spent = known + guessed * min(1.0, max(0.0, whole - known.sum()) / max(guessed.sum(), 1e-12))
+    tenths = 1000 * np.append(spent, max(0.0, whole - spent.sum())) / max(whole, spent.sum())
+    out = np.floor(tenths)
+    out[np.argsort(out - tenths, kind="stable")[: round(1000 - out.sum())]] += 1
+    return (out / 10).tolist()

@@ -1,136 +1,25 @@
-"""Many runs at once: how they differ, which repeat one another, their frames as one, a table of them.
-
-Runs that differ in nothing but the seed, names and what only concerns their output repeat one another: a group.
-"""
+"""Many runs at once: their frames as one, each row with what tells its run from the others, and a table of them."""
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from dbnet.core.config import Config, warn
+from dbnet.core.config import warn
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, words
-from dbnet.core.toml import written
 from dbnet.core.untrusted.opening import opened
+from dbnet.monitor.many.differences import differences, names, said, short, spelled, together
 from dbnet.monitor.results import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SEED = "run.seed"
-# What says nothing of how a network is trained: keys, and tables.
-_OUTPUT = {"run.name", "run.folder", "run.picture", "run.deadline", "run.heartbeat"}
-_SEEING = ("evaluate.", "checkpoint.", "record.")
-# Figures for the test set and for the validation set are not to be compared.
-_JUDGED = "evaluate.part"
-# Tables whose keys are known by their last part.
-_SHORT = ("run.", "model.", "method.", "rule.", "topology.")
 # Columns of a table of runs; what else differs goes into one.
 _COLUMNS = 6
-
-
-class Group(NamedTuple):
-    """Runs that repeat one another, and what tells them from the other groups."""
-
-    label: str
-    runs: list[Run]
-
-    @property
-    def tests(self) -> float:
-        """The best accuracy of all on what is evaluated; NaN where there is none."""
-        return max((run.evaluation.accuracy.max() for run in self.runs if len(run.evaluation)), default=float("nan"))
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Return every key of a configuration with its value, like ``{"model.layers.0.units": 256, ...}``."""
-    out: dict[str, Any] = {}
-
-    def walk(key: str, value: Any) -> None:
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        if inner is None:
-            out[key] = value
-        for name, content in inner or ():
-            walk(f"{key}.{name}" if key else str(name), content)
-
-    walk("", json.loads(config.text()))
-    return out
-
-
-def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    """Return for each run the keys whose values are not the same in all, the seed among them.
-
-    How often a run is evaluated and saved is no difference, nor are options that one kind of member has and another does not know:
-    they follow from the kind.
-    """
-    trees = [{key: value for key, value in settings(config).items() if _trains(key)} for config in configs]
-    keys = together(trees)
-
-    def differs(key: str) -> bool:
-        values = [written(tree[key]) if tree.get(key) is not None else "" for tree in trees if key in tree]
-        return len(set(values)) > 1 or (len(values) < len(trees) and not explained(key))
-
-    def explained(key: str) -> bool:
-        above = key.rpartition(".")[0]
-        kinds = [tree.get(f"{above}.kind") for tree in trees]
-        return bool(above) and ((None not in kinds and len(set(kinds)) > 1) or explained(above))
-
-    different = [key for key in keys if differs(key)]
-    return [{key: tree[key] for key in different if tree.get(key) is not None} for tree in trees]
-
-
-def together(trees: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the keys of all, table by table as in a run file, kinds first."""
-    order = list(Config.model_fields)
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    return sorted(keys, key=lambda key: (order.index(key.partition(".")[0]), not key.endswith(".kind")))
-
-
-def _trains(key: str) -> bool:
-    return key == _JUDGED or (key not in _OUTPUT and not key.startswith(_SEEING))
-
-
-def short(keys: Sequence[str]) -> dict[str, str]:
-    """Return a short name of each key: its last part (of a kind: what it is a kind of) where that is one key's alone."""
-    last = {key: key.removesuffix(".kind").rpartition(".")[2] if key.startswith(_SHORT) else key for key in keys}
-    once = list(last.values())
-    return {key: name if once.count(name) == 1 and not name.isdecimal() else key for key, name in last.items()}
-
-
-def said(values: dict[str, Any], keys: Sequence[str]) -> str:
-    """Return in words what tells a run from others that differ in `keys`: ``synchronous, rate=0.1``; a kind stands for itself."""
-    name = short(keys)
-    return ", ".join(
-        str(value) if key.endswith(".kind") and key.count(".") == 1 else f"{name[key]}={_short(value)}"
-        for key, value in values.items()
-    )
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def groups(runs: Sequence[Run], each: bool = False) -> list[Group]:
-    """Return the groups of runs in the order in which they come; `each`: every run a group of its own, by name."""
-    if each or len(runs) == 1:
-        return [Group(name, [run]) for name, run in zip(names([run.path for run in runs]), runs, strict=True)]
-    made: dict[str, list[Run]] = {}
-    varied = differences([run.config for run in runs])
-    keys = together(varied)
-    for run, values in zip(runs, varied, strict=True):
-        made.setdefault(said({key: value for key, value in values.items() if key != SEED}, keys), []).append(run)
-    found = [Group(label or "all else", members) for label, members in made.items()]
-    return found if len(found) > 1 else [Group(runs[0].config.run.name, list(runs))]
-
-
-def names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name of each file: its own without the ending, or its path where several have the same."""
-    own = [path.name.removesuffix(".h5") for path in paths]
-    return [name if own.count(name) == 1 else str(path) for name, path in zip(own, paths, strict=True)]
 
 
 def find(where: str | Path | Iterable[str | Path], say: Callable[[str], None] = warn) -> list[Path]:
@@ -312,7 +201,7 @@ def listing(runs: Runs) -> str:
     columns = {**scored(runs), "seconds": ".1f", "epochs": ".1f", "staleness": ".2f"}
     out = [["run", *columns, "ended", *(name[key] for key in shown), *(["also"] if rest else [])]]
     for row, values in zip(runs.table.to_dict("records"), runs.varied, strict=True):
-        own = [_short(values[key]) if key in values else "" for key in shown]
+        own = [spelled(values[key]) if key in values else "" for key in shown]
         also = [said({key: values[key] for key in rest if key in values}, runs.keys)] if rest else []
         numbers = (f"{row[key]:{form}}" for key, form in columns.items())
         out.append([row["run"], *numbers, row["ended"], *own, *also])
