@@ -108,6 +108,14 @@ class Route(NamedTuple):
             i += 1
         return slice(place, place + min(ends[i] - first, most))
 
+    def slices(self, most: int) -> dict[int, slice]:
+        """Return where the slices of a push lie in the origin's vector, by the first element of each."""
+        out, at = {}, 0
+        while at < self.size:
+            out[at] = here = self.slice(at, most)
+            at += here.stop - here.start
+        return out
+
 
 def routes(footprint: Sequence[Piece], shard_ranges: Sequence[Range]) -> list[Route]:
     """Return the routes of an origin to every shard that holds some of its footprint."""

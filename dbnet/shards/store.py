@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from struct import Struct
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from dbnet.network.model import Footprint
 from dbnet.shards.push import Intake, Push
 from dbnet.shards.routes import HEADER, Rings, Route, routes
 
+_WORDS = Struct("=7q")  # of a header: all but the last
 PIECE, MOMENT = 256 << 20, 0.05
 
 
@@ -85,6 +87,9 @@ class WindowStore:
         self._oldest: np.ndarray | None = None
         self._head, self._tail = np.zeros((2, len(self.routes), 1), np.int64)
         self._header = np.zeros((len(self.routes), HEADER), np.int64)
+        self._header_bytes = memoryview(self._header).cast("B")
+        self._ranks = [topology.shard_rank(route.shard) for route in self.routes]
+        self._slices = [route.slices(self._slot) for route in self.routes]
         self.counts, self.number = Counts(), 0
         self.fetched, self.overlaps = False, overlap
         self._mover = Mover() if overlap else None
@@ -151,18 +156,15 @@ class WindowStore:
         """Wait until the shards have applied everything that was pushed."""
         yield from self.settle()
         for i, route in enumerate(self.routes):
-            rank = self._topology.shard_rank(route.shard)
             while self._tail[i, 0] < self._head[i, 0]:
-                self._window.get(rank, "tail", self._tail[i], self._origin)
-                self._window.flush(rank)
+                self._look_at_tail(i)
                 yield Wait(f"a replica waits for shard {route.shard} to apply its push")
 
     def await_clock(self) -> Turns:
         """Wait until every shard that was pushed to has made an update since the parameters were fetched."""
         yield from self.settle()
         now = np.zeros(1, np.int64)
-        for route in self.routes:
-            rank = self._topology.shard_rank(route.shard)
+        for route, rank in zip(self.routes, self._ranks, strict=True):
             while True:
                 self._window.get(rank, "clock", now, self._partition)
                 self._window.flush(rank)
@@ -242,18 +244,21 @@ class WindowStore:
     def _room(self, i: int) -> bool:
         if self._head[i, 0] - self._tail[i, 0] < self._slots:
             return True
-        rank = self._topology.shard_rank(self.routes[i].shard)
-        self._window.get(rank, "tail", self._tail[i], self._origin)
-        self._window.flush(rank)
+        self._look_at_tail(i)
         return bool(self._head[i, 0] - self._tail[i, 0] < self._slots)
 
+    def _look_at_tail(self, i: int) -> None:
+        self._window.get(self._ranks[i], "tail", self._tail[i], self._origin)
+        self._window.flush(self._ranks[i])
+
     def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
-        route, window = self.routes[i], self._window
-        rank, here = self._topology.shard_rank(route.shard), route.slice(at, self._slot)
+        window, rank, head = self._window, self._ranks[i], int(self._head[i, 0])
+        here = self._slices[i][at]
         end = at + here.stop - here.start
-        place = self._row[i] * self._slots + int(self._head[i, 0]) % self._slots
+        place = self._row[i] * self._slots + head % self._slots
         number, fetched, steps, step = about
-        self._header[i, :7] = (number, at, end - at, end == route.size, fetched, steps, step)
+        last = end == self.routes[i].size
+        _WORDS.pack_into(self._header_bytes, 8 * HEADER * i, number, at, end - at, last, fetched, steps, step)
         window.put(rank, "header", self._header[i], place * HEADER)
         data = g[here]
         if self._narrow is not None:
@@ -261,7 +266,7 @@ class WindowStore:
             self.narrow(g[here], data)
         window.put(rank, "ring", data, place * self._slot)
         window.flush(rank)
-        self._head[i] += 1
+        self._head[i, 0] = head + 1
         window.put(rank, "head", self._head[i], self._origin)
         window.flush(rank)
         return end

@@ -170,7 +170,11 @@ class Player:
         for wait in role:
             if wait is None:
                 self._pause, self.reason = _SHORTEST, ""
-                time.compute(time.turn)
+                if self._longest or time.cores:
+                    time.compute(time.turn)
+                else:
+                    # It looks at nothing but what it has got.
+                    time.now += time.turn
             else:
                 self._idle(wait)
         self.done = True

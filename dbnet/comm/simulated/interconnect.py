@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from dbnet.comm.simulated.clock import VirtualTime
@@ -23,6 +24,14 @@ class Way(NamedTuple):
 
     latency: float
     bandwidth: float
+
+
+class Hop(NamedTuple):
+    """From one rank to another: latency, bandwidth, and the most bytes that wait for no card."""
+
+    latency: float
+    bandwidth: float
+    most: float
 
 
 class Interconnect:
@@ -65,31 +74,30 @@ class Interconnect:
         nbytes = sum(size for rank, size in moved if hosts[rank] == here)
         self.time.compute(operations * self.overhead + nbytes / self._inside.bandwidth)
 
+    def hop(self, source: int, target: int) -> Hop:
+        """Return what lies between two ranks."""
+        if self.hosts[source] != self.hosts[target]:
+            return Hop(self._between.latency, self._between.bandwidth, PACKET)
+        # Who shares its cores copies with them.
+        return Hop(self._inside.latency, inf if source in self.time.cores else self._inside.bandwidth, inf)
+
     def send(self, source: int, target: int, nbytes: int, then: Callable[..., object], *arguments: object) -> None:
         """Have `then` called when `nbytes` bytes that leave `source` now are at `target`."""
-        self.carry(source, target, nbytes, self.time.now, self._arrive, source, then, arguments)
+        latency, bandwidth, most = self.hop(source, target)
+        if nbytes > most:
+            self.queue(source, target, nbytes, self.time.now, self._arrive, source, then, arguments)
+            return
+        self.sent += nbytes if most == PACKET else 0
+        self.time.at(self.time.now + latency + nbytes / bandwidth, source, then, *arguments)
 
     def _arrive(self, end: float, source: int, then: Callable[..., object], arguments: tuple) -> None:
         self.time.at(end, source, then, *arguments)
 
-    def unqueued(self, source: int, target: int, nbytes: int) -> float | None:
-        """Send bytes that wait for no card; return their seconds, or None where they wait for one."""
-        if self.hosts[source] == self.hosts[target]:
-            return self._inside.latency + (0.0 if source in self.time.cores else nbytes / self._inside.bandwidth)
-        if nbytes > PACKET:
-            return None
-        self.sent += nbytes
-        return self._between.latency + nbytes / self._between.bandwidth
+    def queue(self, source: int, target: int, nbytes: int, begin: float, told: Callable[..., object], *arguments: object) -> None:
+        """Send what waits for cards; `told` is called with when it is at `target`, as soon as that is known.
 
-    def carry(self, source: int, target: int, nbytes: int, begin: float, told: Callable[..., object], *arguments: object) -> None:
-        """Have `told` called, with when `nbytes` bytes that leave `source` at `begin` are at `target`, as soon as that is known.
-
-        What waits for cards must be sent in the order of its time, so that the first is served first.
+        It must be sent in the order of `begin`, so that the first is served first.
         """
-        seconds = self.unqueued(source, target, nbytes)
-        if seconds is not None:
-            told(begin + seconds, *arguments)
-            return
         self.sent += nbytes
         here, there = self.hosts[source], self.hosts[target]
         lasts, free = nbytes / self._between.bandwidth, self._leaves[here]

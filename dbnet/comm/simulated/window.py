@@ -1,8 +1,9 @@
 """The window in simulated time: what is put changes its target's memory when it arrives, what is got is read there at that moment.
 
 Transfers of one origin to one target between two flushes travel together: a request with what is put, an answer with what is got.
-They leave at the first flush, to all targets at once, and it waits for all of them: nothing lies between the flushes of a fetch. A
-rank that has got nothing need not wait, where it is known when its transfers end: it goes on at that time (`VirtualTime.ahead`).
+They leave at the first flush, to all targets at once, and it waits for all of them: nothing lies between the flushes of a fetch. It
+waits no longer than until all is read that was to be got, and it is known when all transfers end: its rank goes on at that time
+(`VirtualTime.ahead`).
 Headers and slices lie in the memory of their target at once: nobody looks at them before the head that is put after them arrives.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dbnet.comm.simulated.clock import Player
-from dbnet.comm.simulated.interconnect import PACKET, Interconnect
+from dbnet.comm.simulated.interconnect import PACKET, Hop, Interconnect
 from dbnet.comm.window import WindowLayout
 
 _REQUEST = 32  # bytes that say what is wanted
@@ -91,26 +92,28 @@ class SimulatedWindow:
         self._memory, self._wire, self._time, self._rank = memory, wire, wire.time, rank
         self._flat, self._hollow = memory.flat, memory.hollow
         self.local = memory.local[rank]
-        # For each target: operations, bytes there and back, and what is to be done there.
+        # For each target: the way to it; operations, bytes there and back, and what is to be done there.
+        self._ways: dict[int, Hop] = {}
         self._started: dict[int, list] = {}
-        # Of what is under way: whether anything is got, how many answers have no time yet, when the last of the others is here.
-        self._gets, self._open, self._latest = False, 0, 0.0
+        # Of what is under way: answers without a time, requests that are to read; when the last answer is here; who waits for it.
+        self._open = self._unread = 0
+        self._latest = 0.0
         self._waiting: Player | None = None
 
     def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
         entry = self._started.get(rank)
         if entry is None:
-            entry = self._started[rank] = [0, _REQUEST, _REQUEST, []]
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], False]
         entry[0] += 1
         entry[2] += out.nbytes
         if field not in self._hollow:
-            self._gets = True
+            entry[4] = True
             entry[3].append((_GET_ONE if out.shape == (1,) else _GET, self._flat[rank][field], start, out))
 
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
         entry = self._started.get(rank)
         if entry is None:
-            entry = self._started[rank] = [0, _REQUEST, _REQUEST, []]
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], False]
         entry[0] += 1
         entry[1] += data.nbytes
         if field in self._hollow:
@@ -131,44 +134,57 @@ class SimulatedWindow:
     def flush(self, rank: int) -> None:
         if not self._started:
             return
-        wire, time, me, started, self._started = self._wire, self._time, self._rank, self._started, {}
-        if wire.crowded[me] and any(there > PACKET for _, there, _, _ in started.values()):
-            time.sync()
+        wire, time, me, ways, started = self._wire, self._time, self._rank, self._ways, self._started
+        self._started = {}
         overhead = wire.overhead
-        if me in time.cores:
-            moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, _) in started.items()]
-            wire.copy(me, moved, sum(count for count, *_ in started.values()))
-            overhead = 0.0
+        if wire.crowded[me]:
+            # What waits for cards, or for cores, does so in the order of its time.
+            time.sync()
+            if me in time.cores:
+                moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
+                wire.copy(me, moved, sum(count for count, *_ in started.values()))
+                overhead = 0.0
         begin = self._latest = time.now
-        for target, (count, there, back, todo) in started.items():
+        for target, (count, there, back, todo, reads) in started.items():
             wire.operations += count
             begin += overhead * count
-            self._open += 1
-            wire.carry(me, target, there, begin, self._arrives, target, todo, back)
-        gets, self._gets = self._gets, False
-        if self._open:
-            # The last `_end` wakes it.
+            way = ways.get(target)
+            if way is None:
+                way = ways[target] = wire.hop(me, target)
+            latency, bandwidth, most = way
+            if there > most:
+                self._open += 1
+                wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
+            else:
+                wire.sent += there if most == PACKET else 0
+                self._arrives(begin + latency + there / bandwidth, target, todo, reads, back, 0)
+        if self._open or self._unread:
+            # The last `_reach` or `_end` lets it go on.
             self._waiting = time.player
-            time.switch()
-        elif gets:
-            time.at(self._latest, me, time.player.go)
             time.switch()
         else:
             time.ahead(self._latest)
 
-    def _arrives(self, at: float, target: int, todo: list, back: int) -> None:
-        """It is known when a request arrives."""
-        seconds = self._wire.unqueued(target, self._rank, back)
-        if seconds is None:
-            # Its answer waits for cards, in the order of arrivals.
+    def _arrives(self, at: float, target: int, todo: list, reads: bool, back: int, opened: int = 1) -> None:
+        """It is known when a request arrives; `opened`: of those without a time."""
+        latency, bandwidth, most = self._ways[target]
+        if back > most:
+            # The answer waits for cards, in the order of arrivals.
+            self._open += 1 - opened
             self._time.at(at, self._rank, self._reach, target, todo, back)
             return
         if todo:
-            self._time.at(at, self._rank, self._reach, target, todo, 0)
-        self._end(at + seconds)
+            self._unread += reads
+            self._time.at(at, self._rank, self._reach, target, todo, -reads)
+        self._wire.sent += back if most == PACKET else 0
+        end = at + latency + back / bandwidth
+        if end > self._latest:
+            self._latest = end
+        if opened:
+            self._end(end)
 
     def _reach(self, target: int, todo: list, back: int) -> None:
-        """At the target: what is put is there, what is got is read; `back` bytes are to be sent back."""
+        """At the target: what is put is there, what is got is read; `back` bytes are to be sent; -1: nothing else was unknown."""
         changed = False
         for what, place, start, value in todo:
             if what == _GET_ONE:
@@ -185,17 +201,26 @@ class SimulatedWindow:
                         self._memory.counted[target].add(start)
         if changed:
             self._time.notify(target)
-        if back:
-            self._wire.carry(target, self._rank, back, self._time.now, self._end)
+        if back > 0:
+            self._wire.queue(target, self._rank, back, self._time.now, self._end)
+        elif back:
+            self._unread -= 1
+            if not self._open and not self._unread:
+                self._go_on()
 
     def _end(self, end: float) -> None:
         """It is known when an answer is here."""
         if end > self._latest:
             self._latest = end
         self._open -= 1
-        if self._waiting is not None and not self._open:
-            player, self._waiting = self._waiting, None
-            self._time.at(self._latest, self._rank, player.go)
+        if not self._open and not self._unread:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Nothing is unknown any more."""
+        player, self._waiting = self._waiting, None
+        self._time.ahead(self._latest)
+        player.go()
 
     def sync(self) -> None:
         """There is one memory, and everything has its moment."""
