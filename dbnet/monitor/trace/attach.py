@@ -199,17 +199,20 @@ def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
 
     def span(method: str, words: str, number: Callable[..., int], every: int) -> None:
         inner, ways = getattr(store, method), [_moved(at, words) for at in (lane, transfers) if at is not None]
-        nth = itertools.count().__next__
+        nth, way = itertools.count().__next__, ways[0]
 
         def call(*arguments: Any) -> Turns:
-            push, moves = number(*arguments), threading.get_ident() != main
-            shown = (nth() if push < 0 else push) % every == 0
-            turns = inner(*arguments)
-            return ways[moves](turns, push) if shown else transfers.watch(turns) if moves else turns
+            push = number(*arguments)
+            if (nth() if push < 0 else push) % every:
+                return inner(*arguments)
+            return way(inner(*arguments), push)
 
         def beside(*arguments: Any) -> Turns:
             # Made by one thread and run by another: which one it is shows when it runs.
-            yield from call(*arguments)
+            push, moves = number(*arguments), threading.get_ident() != main
+            shown = (nth() if push < 0 else push) % every == 0
+            turns = inner(*arguments)
+            yield from ways[moves](turns, push) if shown else transfers.watch(turns) if moves else turns
 
         setattr(store, method, call if transfers is None else beside)
 

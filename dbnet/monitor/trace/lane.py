@@ -96,6 +96,8 @@ class Lane:
                 os.ftruncate(number, self._size)
                 reserve(number, path.parent, min(self._size, HEAD + _FIRST))
                 self._memory = mmap.mmap(number, self._size)
+                # Or the first touch reads megabytes around it that hold nothing: milliseconds for each lane.
+                self._memory.madvise(mmap.MADV_RANDOM)
             finally:
                 os.close(number)
         except OSError as error:

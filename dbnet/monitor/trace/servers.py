@@ -80,7 +80,7 @@ def _saver(saver: Any, lane: Lane) -> None:
 
 
 def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
-    now, add, apply, names, every, told = lane.now, lane.add, inbox.apply, _names(lane), lane.sampling.pushes, (0, 0, 0)
+    now, add, apply, names, every, told = lane.now, lane.add, inbox.apply, _names(lane), lane.sampling.pushes, None
     # Quicker than the arrays themselves, of which every number is an object first.
     head, tail, clock = memoryview(inbox.head), memoryview(inbox.tail), memoryview(receiver.clock)
 
@@ -89,7 +89,8 @@ def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
             nonlocal told
             late = clock[push.partition]
             whole = take(push, g, pieces, first, last, sync)
-            told = (last and not whole, push.number, late - push.fetched if whole else -1)
+            refused = last and not whole
+            told = None if push.number % every and not refused else (refused, push.number, late - push.fetched if whole else -1)
             return whole
 
         return taken
@@ -98,10 +99,11 @@ def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
         entry.take = letting(entry.take)
 
     def applied(row: int, origin: int, slot: int) -> None:
-        slices, begin = head[origin] - tail[origin], now()
+        nonlocal told
+        slices, begin, told = head[origin] - tail[origin], now(), None
         apply(row, origin, slot)
-        refused, number, late = told
-        if number % every == 0 or refused:
+        if told is not None:
+            refused, number, late = told
             add(names[refused], begin, now(), number, origin, late, slices)
 
     inbox.apply = applied
