@@ -132,10 +132,16 @@ class HeartbeatWatch:
         The coordinator's window, and who is where.
     bound
         Seconds after which a rank without a sign of life is lost.
+
+    Attributes
+    ----------
+    period
+        Seconds between two looks that are often enough.
     """
 
     def __init__(self, window: Window, topology: Topology, bound: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._window, self._topology, self.bound, self._clock = window, topology, bound, clock
+        self.period = min(bound / 40, 2 * PERIOD)
         local = window.local
         self._pulse, self._waits, self._age = local["pulse"], local["waits"], local["age"]
         self._beats = np.full(topology.size, -1)

@@ -73,6 +73,7 @@ class Membership(Duty):
         self.active, self.spares = list(range(world.replicas)), list(range(world.replicas, world.copies))
         self.crashes, self.repeated = crashes or Crashes(None, world), ""
         self.lost: dict[int, float] = {}
+        self._next = -np.inf
         self._known: list[LostReplica] = []
         self._handed_on: set[int] = set()
         self._follower: dict[int, int] = {}
@@ -91,7 +92,7 @@ class Membership(Duty):
             A shard is lost, and with it parameters.
         """
         self._status = status
-        for rank in () if self._watch is None else self._watch.look():
+        for rank in self._silent():
             role = self._world.role(rank)
             if role is Role.SERVE:
                 raise Lost(
@@ -101,6 +102,13 @@ class Membership(Duty):
             if role is Role.WORK:
                 self._give_up(*self._world.place(rank))
         return False
+
+    def _silent(self) -> list[int]:
+        """Return the ranks that are lost, if it is time to look: rounds come oftener than anybody can be lost."""
+        if self._watch is None or (now := self._time.clock()) < self._next:
+            return []
+        self._next = now + self._watch.period
+        return self._watch.look()
 
     def departed(self) -> list[Departure]:
         """Return who was lost since the last call, for the method to hand on their work."""

@@ -125,10 +125,10 @@ class OrderBook:
     def ended(self) -> bool:
         return bool(self._order[0, END])
 
-    def done(self, replica: int) -> bool:
-        """Return whether a replica has reported that it is done with everything that it was given."""
-        status = self._status[replica]
-        return bool(status[_AT["done"]]) and status[_AT["taken"]] >= self._order[replica, SHARES]
+    def done(self, replicas: int | list[int]) -> bool:
+        """Return whether a replica, or each of several, has reported that it is done with everything that it was given."""
+        done, taken = self._status[replicas, _AT["done"]], self._status[replicas, _AT["taken"]]
+        return bool(np.all((done != 0) & (taken >= self._order[replicas, SHARES])))
 
     def give(self, replica: int, shares: Sequence[Share], made: int = 0) -> None:
         """Give a replica more to train on, and the steps that were made before in its place.
@@ -195,8 +195,10 @@ class OrderBook:
 
     def collect(self) -> Score | None:
         """Return the evaluation that was asked for, once, when it has been reported."""
+        if self._evaluator is None:
+            return None
         self.window.sync()
-        if self._evaluator is None or self._reported[self._evaluator] != self._wanted:
+        if self._reported[self._evaluator] != self._wanted:
             return None
         # A report may be read only after its number.
         self.window.sync()

@@ -176,16 +176,19 @@ class RunFile:
             }
         )
         self._tables = {**TABLES, "evaluation": evaluations(about.get("errors", ()))}
+        # Held open, and with their lengths: to open one and to ask it costs as much as to write a block.
+        self._data, self._rows = {}, dict.fromkeys(self._tables, 0)
         for name, dtype in self._tables.items():
             chunks = (_CHUNK if name == "events" else _CHUNK // 4,)
-            self._file.create_dataset(
+            self._data[name] = self._file.create_dataset(
                 name, (0,), dtype, maxshape=(None,), chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
             )
         shards = config.topology.shards
         self._staleness, self._late = np.zeros((shards, BINS), np.int64), 0
         self._busy = np.zeros(shards)
-        for name in ("staleness", "busy"):
-            self._file.create_dataset(name, data=getattr(self, f"_{name}"))
+        totals = {"staleness": self._staleness, "busy": self._busy}
+        self._totals = [(self._file.create_dataset(name, data=total), total) for name, total in totals.items()]
+        self._counted = False
         self._file.create_dataset("state", data=np.int8(RUNNING))
         # From here on others may read along; nothing but rows can be added any more.
         self._file.swmr_mode = True
@@ -208,13 +211,14 @@ class RunFile:
             if waiting:
                 self._write(table, np.concatenate(waiting))
                 waiting.clear()
-        for name, totals in (("staleness", self._staleness), ("busy", self._busy)):
-            self._file[name][...] = totals
-            self._file[name].flush()
+        for data, total in self._totals if self._counted else ():
+            data[...] = total
+            data.flush()
+        self._counted = False
 
     def _write_blocks(self) -> None:
         """Write the updates that fill blocks, so that memory holds a block of them."""
-        rows, stored = self._waiting["events"], len(self._file["events"])
+        rows, stored = self._waiting["events"], self._rows["events"]
         full = (stored + sum(map(len, rows))) // _CHUNK * _CHUNK - stored
         if full > 0 and self._room():
             more = np.concatenate(rows)
@@ -222,10 +226,12 @@ class RunFile:
             self._waiting["events"] = [more[full:]]
 
     def _write(self, table: str, rows: np.ndarray) -> None:
-        data = self._file[table]
-        data.resize(len(data) + len(rows), axis=0)
-        data[len(data) - len(rows) :] = rows
+        data, before = self._data[table], self._rows[table]
+        after = before + len(rows)
+        data.resize(after, axis=0)
+        data[before:after] = rows
         data.flush()
+        self._rows[table] = after
 
     def _room(self) -> bool:
         """Return whether the disk has room for the rows that wait; HDF5 must not meet a full one."""
@@ -281,7 +287,7 @@ class RunFile:
         busy
             Seconds of the run in which the shard has had something to do.
         """
-        self._busy[shard] = busy
+        self._busy[shard], self._counted = busy, True
         values, counts = late
         self._late += int(values @ counts)
         np.add.at(self._staleness[shard], np.minimum(values, BINS - 1), counts)

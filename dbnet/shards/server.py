@@ -24,7 +24,7 @@ from dbnet.core.config import RecordTable
 from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox
 
-_REPORT = 0.1
+_REPORT = 0.25
 _ALONE = 1e-3
 
 

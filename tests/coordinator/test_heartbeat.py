@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dbnet.comm.channel import Mailboxes
@@ -14,7 +15,7 @@ from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.duty import RunTime
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, heartbeat_fields
 from dbnet.coordinator.membership import LostReplica, Membership
-from dbnet.coordinator.orders import OrderBook, coordinator_fields
+from dbnet.coordinator.orders import SHARES, STATUS, OrderBook, coordinator_fields
 from dbnet.core.errors import Lost, UserError
 
 WORLD = Topology(shards=1, replicas=2, partitions=2, spares=1)
@@ -83,6 +84,44 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on() -> None:
     job.now += 100
     assert job.watch.look() == []
     assert job.live(2) == []
+
+
+def test_rounds_look_no_oftener_than_anybody_can_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 1,000 rounds of a second 40 look at all ranks' signs of life, and who is silent is found as soon."""
+    job, looks, look = Job(), [], HeartbeatWatch.look
+    monkeypatch.setattr(HeartbeatWatch, "look", lambda watch: looks.append(job.now) or look(watch))
+    said: list[str] = []
+    parts = (
+        job.replicas,
+        Mailboxes(2).at(0),
+        job.watch,
+        lambda status, replica: 0,
+        RunTime(job.clock),
+        said.append,
+        lambda loss: None,
+    )
+    members, silent = Membership(*parts), WORLD.origin_rank(1, 0)
+    while not members.lost:
+        job.now += 1e-3
+        for rank, pulse in job.pulses.items():
+            if rank != silent:
+                pulse.beat()
+        members.act(job.replicas.status())
+    assert 36 <= len(looks) <= 45 and members.active == [0, 2]
+    assert next(iter(members.lost.values())) == pytest.approx(BOUND, abs=2 * job.watch.period)
+
+
+def test_whether_all_are_done_is_one_question() -> None:
+    rng, job = np.random.default_rng(1), Job()
+    status, order = job.memory.local["status"], job.memory.local["order"]
+    for _ in range(200):
+        status[:, STATUS.index("done")] = rng.random(3) < 0.8
+        status[:, STATUS.index("taken")], order[:, SHARES] = rng.integers(1, 3, 3), rng.integers(1, 3, 3)
+        for some in ([], [0], [2, 1], [0, 1, 2]):
+            one_by_one = [
+                bool(status[r, STATUS.index("done")]) and status[r, STATUS.index("taken")] >= order[r, SHARES] for r in some
+            ]
+            assert job.replicas.done(some) == all(one_by_one) == all(job.replicas.done(r) for r in some)
 
 
 def test_one_that_was_given_up_learns_it() -> None:

@@ -93,6 +93,27 @@ def test_rows_are_written_in_blocks(tmp_path: Path) -> None:
     assert record.path.stat().st_size < 300_000
 
 
+def test_what_is_written_costs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a run goes on no table is opened or asked for its length; without updates no staleness is written."""
+    now, written = [0.0], []
+    record = RunFile(tmp_path / "r.h5", config(), {"parameters": 8}, lambda: now[0])
+    write = h5py.Dataset.__setitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.Dataset, "__setitem__", lambda data, *more: written.append(data.name) or write(data, *more))
+        for name in ("__getitem__", "__len__"):
+            patch.setattr(h5py.Group, name, None)
+        patch.setattr(h5py.Dataset, "__len__", None)
+        for second in range(4):
+            now[0] += 2
+            record.events(0, *events([0, 1], 2 * second)) if second % 2 else record.progress(np.zeros(1, PROGRESS))
+        assert written == ["/progress", "/events", "/staleness", "/busy"] * 2
+        record.events(0, *events([0], 6))
+        assert len(written) == 8
+    record.close(FINISHED)
+    run = Run(record.path)
+    assert len(run.events) == 5 and len(run.progress) == 2 and run.staleness["shard 0"].loc[[0, 1]].tolist() == [3, 2]
+
+
 @pytest.mark.parametrize(
     ("kept", "rows"),
     [({"events": "all"}, 1000), ({"events": "counts"}, 0), ({"whole": 10, "every": 7}, 10 + 142 - 1), ({}, 1000)],

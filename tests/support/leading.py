@@ -48,7 +48,7 @@ class Unwritten(Duty):
 class Losses:
     """Stands for the watch over signs of life: who is lost is what a test says."""
 
-    bound, asked, heard = 1.0, False, 0.0
+    bound, asked, heard, period = 1.0, False, 0.0, 0.0
 
     def __init__(self, topology: Topology) -> None:
         self._topology, self._lost, self._left = topology, list[int](), set[int]()
