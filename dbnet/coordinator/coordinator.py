@@ -201,7 +201,7 @@ class Coordinator:
 
     @property
     def all_done(self) -> bool:
-        return self.replicas.done(self.duties.membership.active)
+        return all(self.replicas.done(replica) for replica in self.duties.membership.active)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 

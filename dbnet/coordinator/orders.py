@@ -125,10 +125,10 @@ class OrderBook:
     def ended(self) -> bool:
         return bool(self._order[0, END])
 
-    def done(self, replicas: int | list[int]) -> bool:
-        """Return whether a replica, or each of several, has reported that it is done with everything that it was given."""
-        done, taken = self._status[replicas, _AT["done"]], self._status[replicas, _AT["taken"]]
-        return bool(np.all((done != 0) & (taken >= self._order[replicas, SHARES])))
+    def done(self, replica: int) -> bool:
+        """Return whether a replica has reported that it is done with everything that it was given."""
+        status = self._status[replica]
+        return bool(status[_AT["done"]]) and status[_AT["taken"]] >= self._order[replica, SHARES]
 
     def give(self, replica: int, shares: Sequence[Share], made: int = 0) -> None:
         """Give a replica more to train on, and the steps that were made before in its place.

@@ -79,21 +79,26 @@ class Progress(Duty):
         done = now["examples"] - then["examples"]
         # A replica that was resumed starts counting from its checkpoint, not from nought.
         fresh = (then.beats > 0) & (done > 0)
-        rows = np.zeros(len(done), PROGRESS)
-        rows["seconds"], rows["replica"] = self._time.seconds, np.arange(len(done))
-        for name in ("steps", "examples", "pushes", "fetches", "bytes_pushed", "bytes_fetched", "waited"):
-            rows[name] = now[name]
-        for name, source in (("loss", "loss"), ("accuracy", "right")):
-            rows[name] = np.where(fresh, (now[source] - then[source]) / np.maximum(done, 1), np.nan)
-        rows["throughput"] = np.where(fresh, done / max(since, 1e-9), 0)
         if fresh.any():
-            self._record.progress(rows[fresh])
+            rows = self._made(then, now, np.flatnonzero(fresh), since)
+            self._record.progress(rows)
             self._loss = float((now["loss"] - then["loss"])[fresh].sum() / done[fresh].sum())
-            self._display.report(rows[fresh], self._record.staleness)
+            self._display.report(rows, self._record.staleness)
         self._shown = now
         if self._rows:
             epochs, steps = now.epochs(self._facts.examples), self._facts.beside + now.steps
             self._display.row(self._time.seconds, epochs, steps, self._loss, self._record.mean_staleness, score)
+
+    def _made(self, then: Status, now: Status, replicas: np.ndarray, since: float) -> np.ndarray:
+        """Return the rows of these replicas, which have made something in the last `since` seconds."""
+        rows, done = np.zeros(len(replicas), PROGRESS), (now["examples"] - then["examples"])[replicas]
+        rows["seconds"], rows["replica"] = self._time.seconds, replicas
+        for name in ("steps", "examples", "pushes", "fetches", "bytes_pushed", "bytes_fetched", "waited"):
+            rows[name] = now[name][replicas]
+        for name, source in (("loss", "loss"), ("accuracy", "right")):
+            rows[name] = (now[source] - then[source])[replicas] / done
+        rows["throughput"] = done / max(since, 1e-9)
+        return rows
 
     def conclude(self, state: int) -> None:
         """End the run file in this state."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from dbnet.comm.channel import Mailboxes
@@ -15,7 +14,7 @@ from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.duty import RunTime
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, heartbeat_fields
 from dbnet.coordinator.membership import LostReplica, Membership
-from dbnet.coordinator.orders import SHARES, STATUS, OrderBook, coordinator_fields
+from dbnet.coordinator.orders import OrderBook, coordinator_fields
 from dbnet.core.errors import Lost, UserError
 
 WORLD = Topology(shards=1, replicas=2, partitions=2, spares=1)
@@ -109,19 +108,6 @@ def test_rounds_look_no_oftener_than_anybody_can_be_lost(monkeypatch: pytest.Mon
         members.act(job.replicas.status())
     assert 36 <= len(looks) <= 45 and members.active == [0, 2]
     assert next(iter(members.lost.values())) == pytest.approx(BOUND, abs=2 * job.watch.period)
-
-
-def test_whether_all_are_done_is_one_question() -> None:
-    rng, job = np.random.default_rng(1), Job()
-    status, order = job.memory.local["status"], job.memory.local["order"]
-    for _ in range(200):
-        status[:, STATUS.index("done")] = rng.random(3) < 0.8
-        status[:, STATUS.index("taken")], order[:, SHARES] = rng.integers(1, 3, 3), rng.integers(1, 3, 3)
-        for some in ([], [0], [2, 1], [0, 1, 2]):
-            one_by_one = [
-                bool(status[r, STATUS.index("done")]) and status[r, STATUS.index("taken")] >= order[r, SHARES] for r in some
-            ]
-            assert job.replicas.done(some) == all(one_by_one) == all(job.replicas.done(r) for r in some)
 
 
 def test_one_that_was_given_up_learns_it() -> None:
