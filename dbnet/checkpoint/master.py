@@ -98,10 +98,11 @@ class Checkpoints:
             return
         self.writing = True
         for shard in range(self._config.topology.shards):
-            self._channel.send(1 + shard, "checkpoint", (self._master, shard, self._id))
+            self._channel.send(1 + shard, "checkpoint", (self.master, shard, self._id))
 
     @property
-    def _master(self) -> Path:
+    def master(self) -> Path:
+        """The path of the newest generation's master."""
         return master_of(self.folder, self._number)
 
     def take(self, shard: int, saved: Saved) -> None:
@@ -123,7 +124,7 @@ class Checkpoints:
             self._fail(f"shard {shard}{f' and {len(failed) - 1} more' if len(failed) > 1 else ''}: {reason}")
             yield partial(prune, self.folder, self._config.checkpoint.keep, self._number)
         else:
-            yield from seal(self._master, self.link, self._config.checkpoint.keep, *self._content, parts)
+            yield from seal(self.master, self.link, self._config.checkpoint.keep, *self._content, parts)
 
     def advance(self) -> bool:
         """See how far the thread is; return whether there was something to do."""
@@ -133,7 +134,7 @@ class Checkpoints:
             busy = self._background.advance()
         except FAILURES as error:
             busy = True
-            if self.link.is_symlink() and self.link.readlink().name == self._master.name:
+            if self.link.is_symlink() and self.link.readlink().name == self.master.name:
                 self._warn(f"Old checkpoints could not be removed (the coordinator: {why(error)}). The run goes on.")
             elif not self.failure:
                 # What there is of it goes; where even that fails, the reason has been said.

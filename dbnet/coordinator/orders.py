@@ -172,6 +172,11 @@ class OrderBook:
         return True
 
     @property
+    def asked(self) -> int:
+        """How many evaluations have been asked for."""
+        return self._wanted
+
+    @property
     def evaluating(self) -> int | None:
         """The replica that is evaluating, or None."""
         return self._evaluator

@@ -29,8 +29,9 @@ class Method(Member):
         What a shard does with a push: here the rule, on arrival.
     coordinator
         Who is asked for what, and when it ends.
-    recordable
-        Whether its schedule can be recorded: all that decides is in orders, fetches and pushes.
+    recorder
+        Of a batch method: its coordinator where the schedule is recorded. Of others, None, all that decides is in orders, fetches
+        and pushes.
     clipping
         Bounds of a minibatch's gradient: here none.
     narrow
@@ -41,7 +42,7 @@ class Method(Member):
     worker: ClassVar[type[Worker]]
     receiver: ClassVar[type[Receiver]] = Shard
     coordinator: ClassVar[type[Coordinator]]
-    recordable: ClassVar[bool] = False
+    recorder: ClassVar[type[Coordinator] | None] = None
     clipping: ClassVar[Clipping] = Clipping()
     narrow: ClassVar[bool] = False
     minibatch: int = Field(default=32, gt=0, le=COUNT, description="examples per step")

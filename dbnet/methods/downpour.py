@@ -178,7 +178,6 @@ class Stochastic(Method):
     """
 
     coordinator: ClassVar[type[Coordinator]] = DownpourCoordinator
-    recordable: ClassVar[bool] = True
     clip_norm: float | None = Field(default=None, gt=0)
     clip_value: float | None = Field(default=None, gt=0)
 

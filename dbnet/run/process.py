@@ -31,7 +31,7 @@ from dbnet.run.setup import Setup, stopwatch
 from dbnet.run.signals import Interrupt
 from dbnet.shards.local_store import LocalStore, Store
 from dbnet.shards.push import Receiver
-from dbnet.shards.schedule.fetching import RecordingLocalStore
+from dbnet.shards.schedule.fetching import RecordingLocalStore, TakingLocalStore
 from dbnet.shards.schedule.log import PartLog
 from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.server import NoInbox
@@ -54,7 +54,7 @@ class Process:
     period, saves = 0.0, True
 
     def __init__(self, ready: Setup, interrupt: Interrupt) -> None:
-        self.logs: dict[int, PartLog] = {}
+        self.logs: dict[int, PartLog | None] = {}
         self._ready, self._interrupt, self.topology = ready, interrupt, ready.topology
         self.clock, self.due = stopwatch(), Rounds(ready.turn)
         self._cut = self.topology.partitions > 1
@@ -63,7 +63,7 @@ class Process:
         self._window, self._boxes = LocalWindow(layouts), Mailboxes(1 + self.topology.shards)
         self.flat = np.zeros(0 if self._cut else ready.model.layout.size, ready.model.dtype)
         self._clocks = [np.zeros(1, np.int64) for _ in ready.ranges]
-        self._pieces = ready.pieces(whole=not self._cut) if ready.config.record.schedule else []
+        self._pieces = ready.pieces(whole=not self._cut) if ready.versioned else []
         self._versions = [np.zeros(len(pieces), np.int64) for pieces in self._pieces]
         self._wires = [Wires(self.topology.partitions) for _ in range(self.topology.replicas)]
         self._receivers: list[Receiver] = []
@@ -112,10 +112,12 @@ class Process:
             return ready.store(self.window(rank), rank, replica.network.boxes, self.due, log)
         share = not config.method.worker.steps_locally(config)
         parts = (self.flat, self._receivers, self.topology.place(rank)[0], share, config.guard.finite, config.method.narrow)
-        if log is None:
+        if not config.record.schedule:
             return LocalStore(*parts)
-        serving = [(self.logs[self.topology.shard_rank(shard)], versions) for shard, versions in enumerate(self._versions)]
-        return RecordingLocalStore(log, serving, *parts)
+        logs = [self.logs[self.topology.shard_rank(shard)] for shard in range(self.topology.shards)]
+        if log is None:
+            return TakingLocalStore(logs, True, *parts)
+        return RecordingLocalStore(log, list(zip(logs, self._versions, strict=True)), *parts)
 
     def trace_direct(self, trace: Trace, workers: Sequence[Worker]) -> None:
         """Have the shards' lanes show what replicas apply directly, where they do."""
@@ -140,7 +142,7 @@ def train_here(ready: Setup, display: Display, marker: Marker) -> Outcome:
     roles.use(ready.config, threads)
     about = {"mpi": HERE, "hosts": [socket.gethostname()], **roles.schedule(ready)}
     ready, record = roles.open_record(ready, about)
-    for rank in range(1, topology.size) if "schedule" in about else ():
+    for rank in range(topology.size) if "schedule" in about else ():
         world.logs[rank] = roles.open_log(ready, about["schedule"]["id"], rank, threads, display.warn, here=True)
     display.say(f"One process, all roles taking turns: {topology.words()}; {threads} of {cores} cores for the kernels.")
     about = {"host": socket.gethostname(), "offset": 0, "error": 0}

@@ -23,7 +23,7 @@ from dbnet.comm.turns import Turns
 from dbnet.comm.window import Field, Window, WindowLayout
 from dbnet.coordinator.coordinator import Coordinator, Duties, Ending
 from dbnet.coordinator.crashes import Crashes
-from dbnet.coordinator.duty import Facts, RunTime
+from dbnet.coordinator.duty import RunTime
 from dbnet.coordinator.evaluation import Evaluation
 from dbnet.coordinator.guard import Guard
 from dbnet.coordinator.heartbeat import HeartbeatWatch, heartbeat_fields
@@ -46,6 +46,7 @@ from dbnet.monitor.trace import attach, servers
 from dbnet.monitor.trace.lane import Sampling, Trace, trace_of
 from dbnet.network.replica import Replica
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
+from dbnet.shards.accrual import Accrual
 from dbnet.shards.local_store import Store
 from dbnet.shards.push import Receiver, Receiving
 from dbnet.shards.schedule.log import PartLog, part_of_schedule, schedule_of
@@ -67,7 +68,7 @@ def coordinator_layout(ready: Setup) -> WindowLayout:
 def window_layouts(ready: Setup) -> list[WindowLayout]:
     """Return the window layout of every rank."""
     world = ready.topology
-    pieces = ready.pieces(whole=False) if ready.config.record.schedule else None
+    pieces = ready.pieces(whole=False) if ready.versioned else None
     versions = [[] if pieces is None else [Field("version", "int64", (len(mine),))] for mine in pieces or [()] * world.shards]
     shards = [WindowLayout([*ready.rings.fields(s, world), *versions[s]]) for s in range(world.shards)]
     return [coordinator_layout(ready), *shards, *(WindowLayout(()) for _ in range(world.origins))]
@@ -190,20 +191,27 @@ def schedule(ready: Setup) -> dict[str, Any]:
 def open_log(
     ready: Setup, identity: str, rank: int, threads: int, say: Callable[[str], None], here: bool = False
 ) -> PartLog | None:
-    """Create a rank's part of the schedule, if it has one; `here`: all roles are in this process."""
-    if not rank:
+    """Create a rank's part of the schedule; None where it writes none, as whoever decides nothing.
+
+    `here`: all roles are in this process.
+    """
+    world, limit, by_pass = ready.topology, ready.config.record.limit, not ready.versioned
+    if not rank and not by_pass:
         return None
-    world, limit = ready.topology, ready.config.record.limit
     path = part_of_schedule(ready.config, world, rank)
     about = {"run": identity, "part": path.name, "here": here, "threads": threads, "machine": runfile.machine()}
-    return PartLog(path, about, limit // (world.size - 1), say)
+    log = PartLog(path, about, limit // (world.size - 1), say)
+    if by_pass and world.role(rank) is Role.WORK:
+        log.close()
+        return None
+    return log
 
 
 def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -> Coordinator:
     """Return the method's coordinator of this run, with its duties."""
     for doubt in ready.doubts():
         display.warn(doubt)
-    config, kind, facts, watch = ready.config, ready.config.method.coordinator, beginning(ready), world.watch()
+    config, kind, facts, watch = ready.config, ready.config.method.coordinator, ready.beginning(), world.watch()
     # Read while the data file is there.
     _ = ready.variances
     channel, point = world.channel(0), ready.checkpoint
@@ -228,26 +236,16 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
         evaluation,
         Progress(facts, record, display, evaluation, time, kind.rows),
     )
-    return kind(facts, replicas, shards, duties, Ending(config, world.asked, duties, time), time)
-
-
-def beginning(ready: Setup) -> Facts:
-    """Return what is known when the run begins."""
-    point, world = ready.checkpoint, ready.topology
-    subsets = [first_shares(ready, replica) for replica in range(world.replicas)]
-    steps = np.zeros(world.copies)
-    if point is None:
-        return Facts(ready.config, ready.data.sizes["train"], subsets, {}, steps, errors=ready.errors)
-    steps[: world.replicas] = [point.replica(r, world.replicas)["steps"] for r in range(world.replicas)]
-    beside = point.steps - int(steps.sum())
-    return Facts(ready.config, ready.data.sizes["train"], subsets, point.state, steps, beside, ready.errors)
+    parts = (facts, replicas, shards, duties, Ending(config, world.asked, duties, time), time)
+    log = world.log(0) if config.record.schedule else None
+    return kind(*parts) if log is None else config.method.recorder(log, *parts)
 
 
 def receiver(ready: Setup, world: World, index: int) -> Receiver:
     """Return a shard with its initial or loaded registers, or what the method puts in front of it."""
     part, point, (params, clock, rounded) = ready.ranges[index], ready.checkpoint, world.memory(index)
     parts = (part, ready.rule[0], params, clock, world.clock, rounded)
-    shard = world.counting(index, *parts) if ready.config.record.schedule else Shard(*parts)
+    shard = world.counting(index, *parts) if ready.versioned else Shard(*parts)
     if point is not None:
         for name, register in shard.registers().items():
             point.read(name, part, register)
@@ -275,6 +273,8 @@ def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
     channel, log = world.channel(rank), world.log(rank) if ready.config.record.schedule else None
     parts = (takes, channel, world.due, world.watch() is None)
     saver = PartWriter(*parts) if log is None else RecordingWriter(log, *parts)
+    if isinstance(takes, Accrual):
+        takes.log = log
     return Server(takes, world.inbox(index, takes), channel, saver, world.due, ready.config.record)
 
 

@@ -22,6 +22,7 @@ from dbnet.checkpoint.reader import Checkpoint, alike, require_data
 from dbnet.checkpoint.weights import begun
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Window
+from dbnet.coordinator.duty import Facts
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, split
@@ -124,6 +125,20 @@ class Setup:
         """The update rule as shards apply it, and what the rate of an update is multiplied with."""
         return scheduled(self.config.rule, self.horizon)
 
+    @property
+    def versioned(self) -> bool:
+        """Whether it is recorded which version of every slice is fetched: where parameters change between two fetches."""
+        return self.config.record.schedule and self.config.method.recorder is None
+
+    def beginning(self) -> Facts:
+        """Return what is known when the run begins."""
+        point, world, examples = self.checkpoint, self.topology, self.data.sizes["train"]
+        subsets, steps = [first_shares(self, replica) for replica in range(world.replicas)], np.zeros(world.copies)
+        if point is None:
+            return Facts(self.config, examples, subsets, {}, steps, errors=self.errors)
+        steps[: world.replicas] = [point.replica(r, world.replicas)["steps"] for r in range(world.replicas)]
+        return Facts(self.config, examples, subsets, point.state, steps, point.steps - int(steps.sum()), self.errors)
+
     def pieces(self, whole: bool) -> list[list[SlicePiece]]:
         """Return of every shard the pieces of the slices in which pushes come; `whole`: each push is one."""
         longest = None if whole else self.rings.elements
@@ -140,7 +155,7 @@ class Setup:
         users = self.users[shard]
         intakes = [Intake(receiver, self.config.guard.finite) for _ in users]
         parts = (window, intakes, self.topology, users, [self.routes[origin][shard] for origin in users])
-        return Inbox(*parts) if log is None else RecordingInbox(log, *parts)
+        return Inbox(*parts) if log is None else RecordingInbox(log, self.config.method.recorder is not None, *parts)
 
     def store(
         self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None,
@@ -251,11 +266,6 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
     config.method.check(config)
     tensorboard.require(config)
     config.rule.schedule.check(out.horizon)
-    if config.record.schedule and not config.method.recordable:
-        raise UserError(
-            f"The schedule of method.kind = '{config.method.kind}' cannot be recorded yet; set record.schedule = false, or train "
-            "with downpour, sgd or synchronous."
-        )
     return out
 
 

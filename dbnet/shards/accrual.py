@@ -25,6 +25,7 @@ from dbnet.core import vector
 from dbnet.core.config import Config
 from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.base import Arrival
+from dbnet.shards.schedule.log import BEGIN, SUM, PartLog
 from dbnet.shards.shard import Front, Shard
 from dbnet.shards.space import Command, Registers, Space, perform
 
@@ -96,6 +97,8 @@ class Accrual(Front):
     ----------
     dropped
         Slices that came too late.
+    log
+        Where passes are written down, if the schedule is recorded.
     """
 
     def __init__(self, shard: Shard, receiving: Receiving) -> None:
@@ -110,6 +113,8 @@ class Accrual(Front):
         self._arrived = dict.fromkeys(receiving.origins, 0)
         self._number, self._iterate = 0, "params"
         self.dropped = 0
+        self.log: PartLog | None = None
+        self._summed = 0
         self._asked: Question | None = None
         self._left: list[Command] = []
         self._scalars: list[float] = []
@@ -171,6 +176,9 @@ class Accrual(Front):
             return False
         if asked.begin not in (None, self._number):
             self._begin(asked.begin, asked.iterate)
+        if asked.counts and self._summed != self._number:
+            self._summed = self._number
+            self._note(SUM, self._number, self.check)
         if self._left:
             self._scalars += perform(self.held, self._left.pop(0))
             return True
@@ -183,6 +191,15 @@ class Accrual(Front):
         vector.fill(self.held["gradient"], 0.0)
         self._arrived = dict.fromkeys(self._arrived, 0)
         self.clock[:] = number
+        self._note(BEGIN, number)
+
+    def _note(self, kind: int, number: int, check: Callable[[], int] = int) -> None:
+        if self.log is not None:
+            self.log.add(kind, np.array([number, check()], "<i8"))
+
+    def check(self) -> int:
+        """Return the check sum of the gradient as it is now."""
+        return int(vector.check_sum(self.held["gradient"]))
 
     # --- what a shard is asked for --------------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm.communicators import cores_for
 from dbnet.commands.base import add_force
 from dbnet.commands.evaluate import add_trust
-from dbnet.commands.replay.moment import Gradient, place_of, quotas
+from dbnet.commands.replay.moment import Gradient, iteration, place_of, quotas
 from dbnet.commands.replay.outcome import Compared, Difference
+from dbnet.commands.replay.passes import ReplayedPasses
 from dbnet.commands.replay.world import ReplayedWorld
 from dbnet.core.config import Config, fitting, override, restored, stored
 from dbnet.core.errors import UserError
@@ -35,7 +36,7 @@ NEAR = 1e-6
 def replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Play a recorded run again in this process, and compare it with the record to the bit: every gradient, every\n"
-        "evaluation, every checkpoint, the end.\n\n"
+        "evaluation, every checkpoint, the end; of a batch method every iteration.\n\n"
         "  mpirun -n 6 dbnet train jobs/digits.toml --record      records runs/digits.schedule\n"
         "  dbnet replay runs/digits.h5\n\n"
         "Exit code 0: identical; 1: something differs, and the first such thing is named."
@@ -48,7 +49,7 @@ def replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until",
         metavar="UPDATE|SECONDS",
-        help="play up to so many updates (5000) or seconds (2.5s), and write a checkpoint of that",
+        help="play up to so many updates, of a batch method iterations (5000), or seconds (2.5s), and write a checkpoint of that",
     )
     parser.add_argument(
         "--gradient", nargs=3, metavar=("REPLICA", "STEP", "OUT.h5"),
@@ -80,15 +81,21 @@ def run_replay(options: argparse.Namespace) -> int:
         print(f"different: {difference}; identical before: {compared.words()}")
         return 1
     if options.until is not None:
-        seconds = float(run.events.seconds.sort_values().iloc[: max(compared.updates, 1)].max())
-        wanted, until = sum(quotas(run, options.until)), options.until
-        if compared.updates < wanted:
-            # The name must not promise more.
-            until = str(compared.updates)
-            print(f"The moment lies within updates under way; all shards had the state after {until} of the {wanted} together.")
-        print(f"{'identical' if compared.exact else 'played'}: {compared.words()}; {world.save(until, seconds)}")
+        print(f"{'identical' if compared.exact else 'played'}: {compared.words()}; {_save(world, run, options.until)}")
         return 0
     return _verdict(world, compared, options.overrides)
+
+
+def _save(world: ReplayedWorld | ReplayedPasses, run: Run, until: str) -> Path:
+    """Write the moment as a checkpoint; return its path."""
+    if isinstance(world, ReplayedPasses):
+        return world.save(until, float(run.iterations.seconds[run.iterations.iteration == world.state.iteration].iloc[0]))
+    updates, wanted = world.compared.updates, sum(quotas(run, until))
+    if updates < wanted:
+        # The name must not promise more.
+        until = str(updates)
+        print(f"The moment lies within updates under way; all shards had the state after {until} of the {wanted} together.")
+    return world.save(until, float(run.events.seconds.sort_values().iloc[: max(updates, 1)].max()))
 
 
 def _write_gradient(world: ReplayedWorld, run: Run, options: argparse.Namespace) -> str:
@@ -111,7 +118,7 @@ def _verdict(world: ReplayedWorld, compared: Compared, overrides: list[str]) -> 
     return int(not (compared.exact or near or overrides))
 
 
-def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld, Compared]:
+def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld | ReplayedPasses, Compared]:
     """Return a recorded run, the world in which it is played again, and what counts what is compared."""
     run = Run(options.run_file)
     recorded = run.about.get("schedule")
@@ -127,14 +134,26 @@ def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld, Compared
     threads = sorted({part.about["threads"] for part in working})
     exact = _alike(parts, threads) and not options.overrides
     roles.use(ready.config, max(threads, default=cores_for(None, True)[0]))
-    compared = Compared(exact, ready.topology.shards)
-    here = any(part.about["here"] for part in parts.values())
-    stops = () if options.until is None else quotas(run, options.until)
+    batch = ready.config.method.recorder is not None
+    compared = Compared(exact, ready.topology.shards, "iteration" if batch else "update")
+    whole = any(part.about["here"] for part in parts.values()) and ready.topology.partitions == 1
     if options.until is not None:
         place_of(ready, options.until)
+    if batch:
+        _refuse(options)
+        until = None if options.until is None else iteration(run, options.until)
+        return run, ReplayedPasses(ready, parts, whole, compared, until), compared
+    stops = () if options.until is None else quotas(run, options.until)
     gradient = None if options.gradient is None else Gradient(ready, *_numbers(options))
-    world = ReplayedWorld(ready, parts, here and ready.topology.partitions == 1, compared, stops, gradient)
-    return run, world, compared
+    return run, ReplayedWorld(ready, parts, whole, compared, stops, gradient), compared
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Raise UserError where something is wanted of a batch method's run that it has not."""
+    if options.overrides:
+        raise UserError(f"'{options.overrides[0]}': a batch method goes by no rule, so nothing can be another one; train anew.")
+    if options.gradient is not None:
+        raise UserError("--gradient: a batch method's replicas make no steps, a pass has one gradient; leave it out.")
 
 
 def _numbers(options: argparse.Namespace) -> tuple[int, int]:
@@ -180,11 +199,11 @@ def _point(recorded: dict[str, Any]) -> str | None:
 
 
 def _parts(ready: Setup, run_file: str, identity: str) -> dict[int, PartOfSchedule]:
-    """Return the parts of the record by rank; a replica that never began may have none."""
+    """Return the parts of the record by rank; a replica that never began may have none, and a coordinator that decides nothing."""
     config, world, out = ready.config, ready.topology, {}
     if not schedule_of(config).is_dir():
         raise UserError(f"'{run_file}' was recorded, but its folder '{schedule_of(config)}' is not beside it.")
-    for rank in range(1, world.size):
+    for rank in range(int(config.method.recorder is None), world.size):
         path = part_of_schedule(config, world, rank)
         if path.exists() or rank <= world.shards:
             out[rank] = PartOfSchedule(path)

@@ -31,7 +31,6 @@ from dbnet.data.subsets import SHARE, Share
 from dbnet.monitor.results import Run
 from dbnet.network.model import Footprint
 from dbnet.network.replica import Replica
-from dbnet.run.roles import beginning
 from dbnet.run.setup import Setup
 from dbnet.shards.push import Receiver
 from dbnet.shards.routes import routes
@@ -67,8 +66,7 @@ def quotas(run: Run, until: str) -> list[int]:
     UserError
         `until` is neither; or not every update has a row.
     """
-    if not re.fullmatch(r"\d+|\d*\.?\d+s", until):
-        raise UserError(f"--until {until}: give a number of updates, like 5000, or seconds, like 2.5s.")
+    _require(until, "updates, like 5000")
     rows, shards = run.events.sort_values("seconds", kind="stable"), run.config.topology.shards
     if len(rows) != int(run.staleness.to_numpy().sum()):
         raise UserError(
@@ -83,6 +81,28 @@ def quotas(run: Run, until: str) -> list[int]:
     return np.bincount(rows.shard.to_numpy(np.int64), minlength=shards).tolist()
 
 
+def iteration(run: Run, until: str) -> int:
+    """Return the last iteration of a batch method up to a moment: that of this number ("20"), or at so many seconds ("2.5s").
+
+    Raises
+    ------
+    UserError
+        `until` is neither; or there is none.
+    """
+    _require(until, "iterations, like 20")
+    rows = run.iterations
+    chosen = rows.seconds <= float(until[:-1]) if until.endswith("s") else rows.iteration == int(until)
+    if not chosen.any():
+        span = f"{rows.iteration.min()} to {rows.iteration.max()}" if len(rows) else "none"
+        raise UserError(f"--until {until}: there is no such iteration; '{run.path}' has {span}.")
+    return int(rows.iteration[chosen].iloc[-1])
+
+
+def _require(until: str, units: str) -> None:
+    if not re.fullmatch(r"\d+|\d*\.?\d+s", until):
+        raise UserError(f"--until {until}: give a number of {units}, or seconds, like 2.5s.")
+
+
 def place_of(ready: Setup, until: str) -> Config:
     """Return the configuration by which the outputs of a moment are named; UserError where they are there already."""
     config = ready.config
@@ -92,7 +112,10 @@ def place_of(ready: Setup, until: str) -> Config:
     return at
 
 
-def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Sequence[Any], seconds: float) -> Path:
+def save(
+    ready: Setup, until: str, receivers: Sequence[Receiver], reached: Sequence[Any], seconds: float,
+    method: dict[str, Any] | None = None,
+) -> Path:  # fmt: skip
     """Write what the shards hold as a checkpoint NAME-at-UNTIL; return its path.
 
     Parameters
@@ -103,6 +126,8 @@ def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Seque
         Of each replica what it had noted (`Headway.at`), or nothing.
     seconds
         The run's time at that moment.
+    method
+        What a checkpoint holds of a batch method.
     """
     at = place_of(ready, until)
     folder, link = folder_of(at), link_of(at)
@@ -112,14 +137,16 @@ def save(ready: Setup, until: str, receivers: Sequence[Receiver], reached: Seque
     except OSError as error:
         raise UserError(f"Cannot write '{folder}': {why(error)}.") from None
     try:
-        _write(ready, receivers, reached, seconds, folder, link)
+        _write(ready, receivers, reached, (seconds, method or {}), folder, link)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(folder)
         raise UserError(f"Cannot write '{link}': {why(error)}.") from None
     return link
 
 
-def _write(ready: Setup, receivers: Sequence[Receiver], reached: Sequence[Any], seconds: float, folder: Path, link: Path) -> None:
+def _write(
+    ready: Setup, receivers: Sequence[Receiver], reached: Sequence[Any], when: tuple[float, dict], folder: Path, link: Path
+) -> None:
     """Write parts, master and link."""
     config, identity = ready.config, secrets.token_hex(8)
     master, parts = master_of(folder, 1), []
@@ -135,16 +162,16 @@ def _write(ready: Setup, receivers: Sequence[Receiver], reached: Sequence[Any], 
         parts.append(Saved(identity, "", True, receiver.range, receiver.clock.copy(), types, part.digests))
     rows, shares = _positions(ready, reached)
     said = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
-    steps = beginning(ready).beside + int(rows["steps"].sum())
-    about = {"id": identity, "name": said["name"], "seconds": seconds, "steps": steps, "size": said["size"], "scale": said["scale"]}
-    content = {**{name: said[name] for name in ("config", "layout", "data", "chain", "modules")}, "about": about, "method": {}}
+    steps = ready.beginning().beside + int(rows["steps"].sum())
+    about = {"id": identity, "name": said["name"], "seconds": when[0], "steps": steps, "size": said["size"], "scale": said["scale"]}
+    content = {**{name: said[name] for name in ("config", "layout", "data", "chain", "modules")}, "about": about, "method": when[1]}
     for job in seal(master, link, 1, content, {"replicas": rows, "table.shares": shares}, parts):
         job()
 
 
 def _positions(ready: Setup, reached: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the checkpoint's rows of replicas, and of what they train on."""
-    facts, shares = beginning(ready), []
+    facts, shares = ready.beginning(), []
     rows, before = np.zeros(ready.topology.replicas, REPLICA), ready.checkpoint
     for replica, (row, mark, given) in enumerate(zip(rows, reached, facts.subsets, strict=True)):
         if mark is not None:

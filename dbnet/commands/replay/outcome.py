@@ -19,13 +19,13 @@ class Compared:
     exact
         Whether bits are compared, and not only counted.
     updates, evaluations, checkpoints
-        How many there were; a checkpoint counts when all of its parts do.
+        How many there were, of a batch method iterations in place of updates; a checkpoint counts when all of its parts do.
     scores
         Of each evaluation who made it, and its numbers as recorded and now.
     """
 
-    def __init__(self, exact: bool, shards: int) -> None:
-        self.exact, self._shards = exact, shards
+    def __init__(self, exact: bool, shards: int, unit: str = "update") -> None:
+        self.exact, self._shards, self._unit = exact, shards, unit
         self.updates = 0
         self.scores: list[tuple[str, list[float], list[float]]] = []
         self._parts: dict[str, int] = {}
@@ -44,5 +44,5 @@ class Compared:
         return sum(count == self._shards for count in self._parts.values())
 
     def words(self) -> str:
-        counts = ((self.updates, "update"), (self.evaluations, "evaluation"), (self.checkpoints, "checkpoint"))
+        counts = ((self.updates, self._unit), (self.evaluations, "evaluation"), (self.checkpoints, "checkpoint"))
         return ", ".join(f"{n:,} {name}{'s' if n != 1 else ''}" for n, name in counts)

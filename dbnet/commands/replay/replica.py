@@ -16,15 +16,15 @@ from dbnet.core.vector import coarse, copy
 from dbnet.network.model import Footprint
 from dbnet.shards.push import Push
 from dbnet.shards.routes import Rings, routes
-from dbnet.shards.schedule.log import END, EVALUATED, FETCH, FULL, NAMES, ORDER, PUSH, SHARE, SNAPSHOT, LogEntry, PartOfSchedule
+from dbnet.shards.schedule.log import END, EVALUATED, FETCH, FULL, NAMES, ORDER, PUSH, SHARE, SNAPSHOT, LogEntry
 from dbnet.shards.store import Counts
 
 
 class Pages:
-    """The entries of one replica, read one after another; `turned` counts them, `looks` those at orders."""
+    """The entries of one rank, read one after another; `turned` counts them, `looks` those at orders."""
 
-    def __init__(self, part: PartOfSchedule | None, name: str) -> None:
-        self._entries, self.name, self.turned = [] if part is None else part.entries, name, 0
+    def __init__(self, entries: Sequence[LogEntry], name: str) -> None:
+        self._entries, self.name, self.turned = entries, name, 0
         self.looks = 0
 
     def peek(self) -> LogEntry:

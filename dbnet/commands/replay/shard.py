@@ -87,26 +87,78 @@ class ReplayedShard(CountingShard):
 
 @dataclass
 class Parcel:
-    """A push that is being taken: what is known of it, the gradient, and its next element for this shard."""
+    """A push that is being taken: what is known of it, the gradient, its next element for this shard; of what it is the sum."""
 
     push: Push
     g: np.ndarray
     at: int = 0
+    about: str = ""
 
 
-class Timeline:
+class Taker:
+    """One shard's end of the pushes: it takes their slices as they were taken.
+
+    Parameters
+    ----------
+    ready, index, receiver
+        The run, which shard, and what takes pushes to it.
+    compared
+        What was compared.
+    longest
+        Elements of a slice; None: a push comes whole.
+
+    Attributes
+    ----------
+    parcels
+        Of each origin that pushes here the pushes that are not taken yet.
+    """
+
+    def __init__(self, ready: Setup, index: int, receiver: Receiver, compared: Compared, longest: int | None) -> None:
+        self.index, self.receiver, self._compared = index, receiver, compared
+        self._topology, self._longest, users = ready.topology, longest, ready.users[index]
+        self._routes = {origin: ready.routes[origin][index] for origin in users}
+        self._intakes = {origin: Intake(receiver, ready.config.guard.finite) for origin in users}
+        self.parcels: dict[int, deque[Parcel]] = {origin: deque() for origin in users}
+
+    def take(self, origin: int, check: int) -> Push | None:
+        """Take the next slice of an origin, of which a push is there; return the push if with it the whole of it was applied."""
+        parcel, route = self.parcels[origin][0], self._routes[origin]
+        at, push = parcel.at, parcel.push
+        n = route.size if self._longest is None else span(route, at, self._longest)
+        g = parcel.g[route.slice(at, n)]
+        if self._compared.exact and check_sum(g) != check:
+            raise Difference(f"{self._where(parcel, at)}: another gradient was pushed")
+        whole = self._intakes[origin].take(push, g, route.segments(at, n), at == 0, at + n == route.size)
+        parcel.at += n
+        if parcel.at == route.size:
+            self.parcels[origin].popleft()
+        return push if whole else None
+
+    def _where(self, parcel: Parcel, at: int) -> str:
+        push = parcel.push
+        number, partition = self._slice(parcel, at), f" partition {push.partition}" if self._topology.partitions > 1 else ""
+        return f"shard {self.index}, slice {number}, push {push.number}, replica {push.replica}{partition}, step {push.step}"
+
+    def _slice(self, parcel: Parcel, at: int) -> int:
+        """Return the how-manieth slice of its push begins at element `at`."""
+        push, number, first = parcel.push, 0, 0
+        route = self._routes[push.replica * self._topology.partitions + push.partition]
+        while self._longest is not None and first < at:
+            first, number = first + span(route, first, self._longest), number + 1
+        return number
+
+
+class Timeline(Taker):
     """What one shard did, in order.
 
     Parameters
     ----------
-    ready, shard, receiver
-        The run, the shard, and what takes pushes to it.
-    entries, compared
-        What it has recorded; what was compared with it.
-    longest
-        Elements of a slice; None: a push comes whole.
+    entries
+        What it has recorded.
     quota
         Updates after which it stops; None: at the record's end.
+    parts
+        What takes its pushes.
 
     Attributes
     ----------
@@ -118,16 +170,9 @@ class Timeline:
         The origin of which the next slice is to be taken, while it has not been pushed.
     """
 
-    def __init__(
-        self, ready: Setup, shard: ReplayedShard, receiver: Receiver, entries: Sequence[LogEntry], compared: Compared,
-        longest: int | None, quota: int | None = None,
-    ) -> None:  # fmt: skip
-        self._quota, self._made = quota, 0
-        self.index, self.receiver, self._entries, self._compared = shard.index, receiver, entries, compared
-        self._topology, self._longest, users = ready.topology, longest, ready.users[shard.index]
-        self._routes = {origin: ready.routes[origin][shard.index] for origin in users}
-        self._intakes = {origin: Intake(receiver, ready.config.guard.finite) for origin in users}
-        self.parcels: dict[int, deque[Parcel]] = {origin: deque() for origin in users}
+    def __init__(self, entries: Sequence[LogEntry], quota: int | None, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._quota, self._made, self._entries = quota, 0, entries
         self._saving: Iterator[None] = iter(())
         self._named, self._copied = "", {}
         self.ended, self.over, self.taken = False, False, 0
@@ -150,11 +195,10 @@ class Timeline:
             elif entry.kind == COPY:
                 next(self._saving, None)
             elif entry.kind == SAVED:
-                self._compare(f"checkpoint {self._named.split('.')[0]}", entry.value, self._copied)
+                compare(self._compared, self.index, f"checkpoint {self._named.split('.')[0]}", entry.value, self._copied)
                 self._compared.part(self._named)
             elif entry.kind == END:
-                found = {"digests": digests(self.receiver), "clock": self.receiver.clock.tolist()}
-                self._compare("the end", entry.value, found)
+                compare(self._compared, self.index, "the end", entry.value, held(self.receiver))
                 self.ended = True
         self.over = True
 
@@ -176,28 +220,11 @@ class Timeline:
             who = self._topology.name(self._topology.origin_rank(*divmod(origin, self._topology.partitions)))
             yield Wait(f"shard {self.index} waits for a push of {who}")
         self.awaited = None
-        parcel, route = parcels[0], self._routes[origin]
-        at = parcel.at
-        n = route.size if self._longest is None else span(route, at, self._longest)
-        place = route.slice(at, n)
-        g = parcel.g[place]
-        if self._compared.exact and check_sum(g) != check:
-            raise Difference(f"{self._where(parcel, at)}: another gradient was pushed")
-        if self._intakes[origin].take(parcel.push, g, route.segments(at, n), at == 0, at + n == route.size):
-            self._made += parcel.push.steps > 0
-            self._compared.updates += parcel.push.steps > 0
+        push = self.take(origin, check)
+        if push is not None and push.steps > 0:
+            self._made += 1
+            self._compared.updates += 1
         self.taken += 1
-        parcel.at += n
-        if parcel.at == route.size:
-            parcels.popleft()
-
-    def _where(self, parcel: Parcel, at: int) -> str:
-        push, route = parcel.push, self._routes[parcel.push.replica * self._topology.partitions + parcel.push.partition]
-        number = first = 0
-        while self._longest is not None and first < at:
-            first, number = first + span(route, first, self._longest), number + 1
-        partition = f" partition {push.partition}" if self._topology.partitions > 1 else ""
-        return f"shard {self.index}, slice {number}, push {push.number}, replica {push.replica}{partition}, step {push.step}"
 
     def _close(self, replica: int) -> None:
         for origin, parcels in self.parcels.items():
@@ -221,11 +248,18 @@ class Timeline:
         }  # fmt: skip
         yield
 
-    def _compare(self, when: str, recorded: dict[str, Any], found: dict[str, Any]) -> None:
-        if not self._compared.exact:
-            return
-        for name, digest in recorded["digests"].items():
-            if found["digests"].get(name) != digest:
-                raise Difference(f"{when}: '{name}' of shard {self.index} is another")
-        if recorded["clock"] != found["clock"]:
-            raise Difference(f"{when}: the clock of shard {self.index} is {found['clock']}, recorded was {recorded['clock']}")
+
+def held(receiver: Receiver) -> dict[str, Any]:
+    """Return what is compared of what a shard holds now: SHA-256 of its registers, and its clock."""
+    return {"digests": digests(receiver), "clock": receiver.clock.tolist()}
+
+
+def compare(compared: Compared, shard: int, when: str, recorded: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise Difference where a shard holds something else than was recorded, and bits are compared."""
+    if not compared.exact:
+        return
+    for name, digest in recorded["digests"].items():
+        if found["digests"].get(name) != digest:
+            raise Difference(f"{when}: '{name}' of shard {shard} is another")
+    if recorded["clock"] != found["clock"]:
+        raise Difference(f"{when}: the clock of shard {shard} is {found['clock']}, recorded was {recorded['clock']}")

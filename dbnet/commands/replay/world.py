@@ -54,7 +54,7 @@ class ReplayedWorld:
     ) -> None:  # fmt: skip
         self._stops, self.gradient = bool(quotas), gradient
         self._quotas = quotas or [None] * ready.topology.shards
-        self._ready, self.parts, self._compared, self.topology = ready, parts, compared, ready.topology
+        self._ready, self.parts, self.compared, self.topology = ready, parts, compared, ready.topology
         self.clock: Callable[[], float] = lambda: 0.0
         self.due = self.clock
         world = self.topology
@@ -65,7 +65,7 @@ class ReplayedWorld:
         ]
         self._wires = [Wires(world.partitions) for _ in range(world.copies)]
         self._working = [rank for rank in range(world.size) if rank > world.shards]
-        self._pages = {rank: Pages(parts.get(rank), world.name(rank)) for rank in self._working}
+        self._pages = {rank: Pages(parts[rank].entries if rank in parts else [], world.name(rank)) for rank in self._working}
         self._shards: list[ReplayedShard] = []
         self.timelines: list[Timeline] = []
         self._stores: dict[int, ReplayedStore] = {}
@@ -87,7 +87,7 @@ class ReplayedWorld:
         """Nothing is recorded again."""
 
     def window(self, rank: int) -> ReplayedWindow:
-        return ReplayedWindow(self._pages[rank], self._compared)
+        return ReplayedWindow(self._pages[rank], self.compared)
 
     def beat(self, rank: int) -> Callable[[], None]:
         return lambda: None
@@ -146,8 +146,8 @@ class ReplayedWorld:
             receiver = roles.receiver(ready, self, shard)
             part = self.parts.get(world.shard_rank(shard))
             entries = [] if part is None else part.entries
-            parts = (ready, self._shards[shard], receiver, entries, self._compared, self._longest, self._quotas[shard])
-            self.timelines.append(Timeline(*parts))
+            parts = (ready, shard, receiver, self.compared, self._longest)
+            self.timelines.append(Timeline(entries, self._quotas[shard], *parts))
         players = [timeline.run() for timeline in self.timelines]
         players += [self._recorded(both[0], roles.worker(ready, self, *both).run()) for both in self._replicas.items()]
         players.append(self._patience())

@@ -1,5 +1,5 @@
 """Sandblaster: a batch method over many replicas (section 4.2, algorithm 7.2).
 
-method: the options and what it is made of. coordinator: makes the batch method's passes. work_queue: portions, handed out and
-offered, both halves. worker: the replica.
+method: the options and what it is made of. coordinator: makes the batch method's passes; recording: writes down what decides
+them. work_queue: portions, handed out and offered, both halves. worker: the replica.
 """

@@ -18,14 +18,28 @@ from dbnet.comm.window import Field
 from dbnet.coordinator.coordinator import Coordinator
 from dbnet.coordinator.duty import Facts
 from dbnet.coordinator.orders import Status
+from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.data.portions import Blocks
-from dbnet.methods.descent.base import NOT_FINITE, resumed
+from dbnet.methods.descent.base import NOT_FINITE, Descent, resumed
 from dbnet.methods.descent.history import State
 from dbnet.methods.descent.problem import Halted
 from dbnet.methods.sandblaster.work_queue import WorkQueue, task_fields
 from dbnet.shards.accrual import ShardSpace
 from dbnet.shards.space import Command, Copy, Decay, Scale
+
+
+def batch_method(config: Config) -> Descent:
+    """Return the batch method, which makes no more iterations than the run is to have."""
+    options, limit = config.method.descent, config.stop.iterations
+    return options if limit is None else options.model_copy(update={"iterations": limit})
+
+
+def closing(config: Config, blocks: Blocks, span: Range) -> list[Command]:
+    """Return what makes the gradient of the loss of a pass's bundles; the shards return the decay's part of the loss."""
+    minibatch = min(config.method.minibatch, blocks.size, blocks.examples)
+    decay = [Decay(config.model.decay, "params", "gradient", "weights")] if config.model.decay else []
+    return [Scale("gradient", minibatch / span.size), *decay]
 
 
 class SandblasterCoordinator(Coordinator):
@@ -36,8 +50,7 @@ class SandblasterCoordinator(Coordinator):
 
     def __init__(self, facts: Facts, *parts: Any) -> None:
         config = facts.config
-        options, limit = config.method.descent, config.stop.iterations
-        self.options = options if limit is None else options.model_copy(update={"iterations": limit})
+        self.options = batch_method(config)
         self.descent = resumed(facts.state, self.options)
         super().__init__(facts, *parts)
         method = config.method
@@ -45,7 +58,6 @@ class SandblasterCoordinator(Coordinator):
         copies, window = self.replicas.topology.copies, self.replicas.window
         self.queue = WorkQueue(window, copies, method.push_every, method.backups, method.patience, self.time.due)
         self.queue.absent = set(self.duties.membership.spares)
-        self._end = [Decay(config.model.decay, "params", "gradient", "weights")] if config.model.decay else []
         self._before, self._owed, self._ending = self._counts(), False, False
         self.duties.evaluation.counts(self.descent.examples)
 
@@ -101,9 +113,7 @@ class SandblasterCoordinator(Coordinator):
         """Algorithm 7.2, the coordinator: hand out the batch until it is covered; its mean loss."""
         span = examples or Range(0, self.blocks.examples)
         queue, config = self.queue, self.facts.config
-        patience, scalars = config.method.patience, None
-        minibatch = min(config.method.minibatch, self.blocks.size, self.blocks.examples)
-        end: list[Command] = [Scale("gradient", minibatch / span.size), *self._end]
+        patience, scalars, end = config.method.patience, None, closing(config, self.blocks, span)
 
         def lost() -> bool:
             queue.hear(self.beats)

@@ -21,6 +21,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.registry import Family, member
 from dbnet.methods.base import Method
 from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
+from dbnet.methods.sandblaster.recording import RecordingCoordinator
 from dbnet.methods.sandblaster.worker import SandblasterWorker
 from dbnet.methods.worker import Worker
 from dbnet.shards.accrual import Accrual
@@ -36,6 +37,7 @@ class Sandblaster(Method):
     worker: ClassVar[type[Worker]] = SandblasterWorker
     receiver: ClassVar[type[Receiver]] = Accrual
     coordinator: ClassVar[type[Coordinator]] = SandblasterCoordinator
+    recorder: ClassVar[type[Coordinator] | None] = RecordingCoordinator
     portion: int = Field(default=512, gt=0, le=COUNT, description="examples of a portion; best a multiple of method.minibatch")
     push_every: int = Field(default=4, gt=0, le=COUNT, description="portions whose gradients are summed before they are pushed")
     backups: bool = Field(default=True, description="hand portions that are late at the end of a batch to free replicas, too")

@@ -107,6 +107,8 @@ class WorkQueue:
     ----------
     absent
         Replicas that get no portions: lost ones, and spare ones that wait.
+    accepted
+        The bundles of this pass in the order in which they were accepted: replica, loss, portions.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class WorkQueue:
         self._given: list[list[int]] = [[] for _ in range(self.replicas)]
         self._holders: list[list[int]] = [[] for _ in range(n)]
         self._accepted = np.zeros(n, bool)
+        self.accepted: list[tuple[int, float, list[int]]] = []
         self.bundles = [0] * self.replicas
         self.loss, self.right = 0.0, 0
 
@@ -202,6 +205,7 @@ class WorkQueue:
 
     def _accept(self, replica: int, mine: list[int], loss: float, right: int) -> None:
         self._accepted[mine] = True
+        self.accepted.append((replica, loss, mine))
         self.bundles[replica] += 1
         self.tally.accepted += len(mine)
         self.loss, self.right = self.loss + loss, self.right + right

@@ -150,8 +150,28 @@ class RecordingStore(WindowStore):
             clocks[shard] = max(self._before[shard], self._base[shard] + seen[own].min() // 2)
 
 
-class RecordingLocalStore(LocalStore):
-    """The replica's end in the process of the shards: each takes a push as one slice.
+class TakingLocalStore(LocalStore):
+    """The replica's end in the process of the shards: it writes down for each that it takes a push, as one slice.
+
+    Parameters
+    ----------
+    logs, by_pass
+        Every shard's part of the record; whether what was not computed in the present pass is dropped, and need not be known.
+    """
+
+    def __init__(self, logs: Sequence[PartLog], by_pass: bool, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._by_pass = by_pass
+        self._logs = [log for log, shard in zip(logs, parts[1], strict=True) if shard.range.size]
+
+    def give(self, index: int, push: Push, g: np.ndarray) -> None:
+        if not self._by_pass or push.fetched == self._shards[index].clock[0]:
+            self._logs[index].take(self._replica, check_sum(g))
+        super().give(index, push, g)
+
+
+class RecordingLocalStore(TakingLocalStore):
+    """The same where parameters change between a fetch and the next.
 
     Parameters
     ----------
@@ -162,9 +182,8 @@ class RecordingLocalStore(LocalStore):
     """
 
     def __init__(self, log: PartLog, serving: Sequence[tuple[PartLog, np.ndarray]], *parts: Any) -> None:
-        super().__init__(*parts)
+        super().__init__([mine for mine, _ in serving], False, *parts)
         self._log, self._serving = log, serving
-        self._takers = [taker for taker, versions in serving if versions.size]
         self._versions = Versions(log, sum(versions.size for _, versions in serving))
 
     def _note(self, kind: int) -> None:
@@ -182,10 +201,6 @@ class RecordingLocalStore(LocalStore):
         self._log.add(PUSH, np.array([self.number, steps, step], "<i8"))
         self._log.flush()
         yield from super().push(steps, step)
-
-    def give(self, index: int, push: Push, g: np.ndarray) -> None:
-        self._takers[index].take(self._replica, check_sum(g))
-        super().give(index, push, g)
 
     def close(self) -> None:
         super().close()

@@ -1,4 +1,4 @@
-"""One rank's part of a recorded schedule: NAME.schedule/shard-0, NAME.schedule/replica-1.0 (replica and partition).
+"""One rank's part of a recorded schedule: NAME.schedule/shard-0, replica-1.0 (replica and partition), and coordinator.
 
 A part is a line that names the format, and a stream (zlib) of entries: kind, length, content. Each flush ends on a whole entry, in
 the system's hands, so whoever is killed leaves a part that can be read up to its last flush. The first entry says whose part it is.
@@ -8,6 +8,8 @@ Of a shard, in the order of what it did:
     CLOSE     nothing more is taken of this replica, which is lost
     SAVE      a checkpoint is begun;  COPY  the next piece of it has been copied;  SAVED  SHA-256 of its registers
     END       the run is over; SHA-256 of what the shard holds
+    BEGIN     of a batch method: a pass is begun, its number; what is taken until the next one is of this pass, what comes too late
+              is not written down;  SUM  number of a pass all of whose bundles have come, and check sum of the gradient
 Of a replica, in the order of its program:
     FETCH, SNAPSHOT   how often each slice had been changed in what was read, as differences from the entry before
     PUSH              number, gradients, newest step; stands before anything of the push can be applied
@@ -15,6 +17,13 @@ Of a replica, in the order of its program:
     SHARE             number of a share and its row
     EVALUATED         the numbers of an evaluation
     END               the replica has left
+A batch method's replicas decide nothing: theirs is empty, and the coordinator has one, in the order of its program:
+    PASS              number, and of each bundle in the order in which it was accepted: replica, loss, portions
+    ITERATION         number, loss, norm of the gradient, step;  STOP  why the method ends there, where the caller ended it
+    EVALUATE          who is asked to evaluate what the shards hold;  EVALUATED  what came of it, which may be much later
+    CHECKPOINT        name of one that is begun, number of the pass
+    HALT              the run is to stop: number of the pass that is broken off, 0 between passes
+    END               the run is over
 FULL ends a part that has become too long, or could not be written.
 """
 
@@ -35,14 +44,18 @@ from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import why
 
-ABOUT, TAKES, CLOSE, SAVE, COPY, SAVED, END, FETCH, SNAPSHOT, PUSH, ORDER, SHARE, EVALUATED, FULL = range(14)
+(
+    ABOUT, TAKES, CLOSE, SAVE, COPY, SAVED, END, FETCH, SNAPSHOT, PUSH, ORDER, SHARE, EVALUATED,
+    BEGIN, SUM, PASS, ITERATION, STOP, EVALUATE, CHECKPOINT, HALT, FULL,
+) = range(22)  # fmt: skip
 NAMES = (
     "its beginning", "slices taken", "the loss of a replica", "a checkpoint's beginning", "a checkpoint's piece",
     "a checkpoint's end", "the end", "a fetch", "a fetch to evaluate", "a push", "an order", "a share", "an evaluation",
-    "the end of the record",
+    "a pass's beginning", "a pass's sum", "a pass", "an iteration", "a reason to end", "an order to evaluate", "a checkpoint",
+    "a halt", "the end of the record",
 )  # fmt: skip
 TAKE = np.dtype([("origin", "<u2"), ("check", "<u4")])
-_FORMAT = b"dbnet schedule 1\n"
+_FORMAT = b"dbnet schedule 2\n"
 _HEAD = struct.Struct("<BI")
 _TAKES = 4096
 
@@ -53,7 +66,9 @@ def schedule_of(config: Config) -> Path:
 
 
 def part_of_schedule(config: Config, world: Topology, rank: int) -> Path:
-    """Return the path of the part of a shard's or a replica's rank."""
+    """Return the path of a rank's part."""
+    if world.role(rank) is Role.COORDINATE:
+        return schedule_of(config) / "coordinator"
     if world.role(rank) is Role.SERVE:
         return schedule_of(config) / f"shard-{world.shard_of(rank)}"
     replica, partition = world.place(rank)
