@@ -22,7 +22,7 @@ from dbnet.comm.topology import Role
 from dbnet.comm.turns import drive
 from dbnet.comm.window import MpiWindow, Window
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog
-from dbnet.coordinator.orders import POLL
+from dbnet.coordinator.orders import POLL, polling
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile
@@ -143,7 +143,7 @@ class Rank:
         Its part of the schedule, if that is recorded; its lanes, if the run is traced.
     """
 
-    period, saves = POLL, True
+    saves = True
 
     def __init__(
         self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting,
@@ -154,6 +154,7 @@ class Rank:
         self.clock = self.due = clock
         self.rank, self._watch = comms.world.rank, None
         topology, bound = ready.topology, ready.config.run.bound
+        self.period = polling(topology)
         if topology.role(self.rank) is Role.COORDINATE:
             self._watch = HeartbeatWatch(window, topology, bound)
         else:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -74,8 +74,8 @@ def launch(ranks: int) -> list[str] | None:
     return [launcher, *crowd, "-n", str(ranks)]
 
 
-def on_ranks(part: str, ranks: int, module: str, repeat: int) -> list[Row]:
-    """Run a module under mpirun and return its rows; none, with a word of it, where there is no mpirun.
+def on_ranks(part: str, ranks: int, module: str, *words: object, environment: Mapping[str, str] | None = None) -> list[Row]:
+    """Run a module, with `words`, under mpirun and return its rows; none, with a word of it, where there is no mpirun.
 
     It prints lines of tab-separated columns: "row", name, unit, scale, what it is compared with, bar, both lists of seconds.
     """
@@ -83,8 +83,8 @@ def on_ranks(part: str, ranks: int, module: str, repeat: int) -> list[Row]:
     if start is None:
         print(f"{part}: left out, there is no mpirun on this machine")
         return []
-    command = [*start, sys.executable, "-m", module, str(repeat)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    command = [*start, sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env={**os.environ, **(environment or {})})
     if done.returncode:
         raise UserError(f"'{' '.join(command)}' failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
     rows = []

@@ -55,7 +55,8 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help="any of apply, layers, overhead, partitions, predict, record, run, simulate, space, step, wire (default: all)",
+        help="any of apply, layers, many_replicas, overhead, partitions, predict, record, run, simulate, space, step, wire "
+        "(default: all)",
     )
     parser.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")

@@ -7,6 +7,7 @@ from typing import Any
 
 from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import PROCESS, RankPlan
+from dbnet.coordinator.orders import polling
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
 from dbnet.core.toml import written
@@ -80,6 +81,8 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
         f"Memory in all: {size(sum(r.memory for r in rows))}, of which {size(python)} are Python and its libraries",
         f"A checkpoint takes at most {size(vectors * model.layout.size * item)} of disk, in one part per shard; "
         f"{ready.config.checkpoint.keep} are kept, and one more while it is written",
+        f"Each replica reports to the coordinator every {1e3 * polling(ready.topology):.0f} ms: "
+        f"{ready.topology.copies / polling(ready.topology):,.0f} reports a second",
         f"The run file grows by at most {size(recorded(ready))} in a day of {UPDATES:,} updates a second "
         f"(record.events = '{ready.config.record.events}')",
         f"Start it with: mpirun -n {ready.topology.size} dbnet train RUN.toml",

@@ -14,7 +14,7 @@ from dbnet.core.ranges import Range
 from dbnet.data.file import DataFile, Examples
 from dbnet.data.portions import Blocks, Portion, Reader
 from dbnet.data.subsets import Share
-from dbnet.methods.sandblaster.work_queue import LIMIT, Task, Tasks
+from dbnet.methods.sandblaster.work_queue import LIMIT, POLL, Task, Tasks
 from dbnet.methods.worker import Worker
 
 
@@ -46,7 +46,8 @@ class SandblasterWorker(Worker):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         store, orders = self.store, self.orders
-        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, orders.period)
+        # However many replicas there are: only one that has nothing to do asks, and a pass waits for it.
+        self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, min(orders.period, POLL))
         self._spare = np.zeros_like(store.g)
         self._batch: list[Portion] = []
         self._bundle, self._offered = Bundle(), Bundle()

@@ -15,7 +15,7 @@ from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
-from dbnet.coordinator.orders import POLL
+from dbnet.coordinator.orders import polling
 from dbnet.network.cost import Noise, Profile, WayTable
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
@@ -39,11 +39,9 @@ class Simulation:
         Signals.
     """
 
-    period = POLL
-
     def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
-        self.topology, self.saves = ready.topology, not dry
+        self.topology, self.saves, self.period = ready.topology, not dry, polling(ready.topology)
         host = profile.host
         self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline, host.late)
         self.clock = self.due = self.time
