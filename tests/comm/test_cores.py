@@ -129,3 +129,24 @@ def test_pauses_are_too_long_by_what_the_system_adds() -> None:
     time.play({0: polls(), 1: serves(), 2: wakes()}, {1: 10.0})
     # 20, 40 and 80 us, each too long by 100; the server looks after 120 and 260 us, and finds then what came at 200.
     assert found == pytest.approx({"polls": 4.4e-4, "serves": 2.6e-4})
+
+
+def test_a_look_for_work_takes_a_core_that_is_shared() -> None:
+    """Of a server, too, whose looks in vain are left out where it has a core of its own."""
+    time, found = VirtualTime(pause=1e-3, turn=1e-4), {}
+    time.cores = dict.fromkeys(range(2), Cores(time, 1))
+
+    def looks() -> Turns:
+        for _ in range(2):
+            yield IDLE
+        found[0] = time.now
+
+    def computes() -> Turns:
+        time.compute(1e-3)
+        found[1] = time.now
+        return
+        yield
+
+    time.play({0: looks(), 1: computes()}, {0: 10.0})
+    # Pauses of 20 and 40 us; each look of 100 us goes at half its speed, and holds up the other one.
+    assert found == pytest.approx({0: 4.6e-4, 1: 1.2e-3})

@@ -189,7 +189,11 @@ class Player:
                 f"{self._name} waited {time.deadline:g} virtual seconds in vain: {wait.reason}. Raise run.deadline, or take a "
                 "faster machine."
             )
-        if not self._longest:
+        if self.rank in time.cores:
+            # A look takes some of the cores that others wait for.
+            time.elapse(self._longer())
+            time.compute(time.turn)
+        elif not self._longest:
             time.elapse(self._longer())
         elif self._news:
             self._news, self._looks = False, _LOOKS
