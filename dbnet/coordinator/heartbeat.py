@@ -21,10 +21,12 @@ import numpy as np
 from dbnet.comm.patience import Patience
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Field, Window
-from dbnet.coordinator.orders import LOST, ORDER
+from dbnet.coordinator.orders import LOST, ORDER, POLL
 from dbnet.core.errors import Lost
 
 PERIOD = 0.05
+# Replicas up to which each polls its orders that often: more take turns, so that there are 2,500 polls a second at most.
+_POLLING = 50
 _TEXT = 96
 BEAT, ASKED, LEFT = range(3)
 ROW = 3
@@ -32,6 +34,11 @@ ROW = 3
 
 class GivenUp(Exception):
     """The coordinator has given up this rank's replica: it must leave."""
+
+
+def polling(topology: Topology) -> float:
+    """Return the seconds between two polls of a replica's orders."""
+    return POLL * max(1.0, topology.copies / _POLLING)
 
 
 def heartbeat_fields(topology: Topology) -> list[Field]:

@@ -51,8 +51,6 @@ STATUS = (
 )
 _AT = {name: i for i, name in enumerate(STATUS)}
 POLL = 0.02
-# Replicas up to which each polls that often: more take turns, so that the coordinator's host has 2,500 polls a second at most.
-_POLLING = 50
 
 
 class Status:
@@ -95,11 +93,6 @@ def coordinator_fields(topology: Topology) -> list[Field]:
         Field("report", "float64", (n, 1 + len(Score._fields))),
         Field("reported", "int64", (n,)),
     ]
-
-
-def polling(topology: Topology) -> float:
-    """Return the seconds between two polls of a replica."""
-    return POLL * max(1.0, topology.copies / _POLLING)
 
 
 def most_shares(topology: Topology) -> int:

@@ -21,8 +21,8 @@ from dbnet.comm.link import Gone, MpiLink
 from dbnet.comm.topology import Role
 from dbnet.comm.turns import drive
 from dbnet.comm.window import MpiWindow, Window
-from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog
-from dbnet.coordinator.orders import POLL, polling
+from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, polling
+from dbnet.coordinator.orders import POLL
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.monitor.runfile import RunFile

@@ -12,7 +12,7 @@ from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait, drive
 from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.duty import RunTime
-from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, heartbeat_fields
+from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, heartbeat_fields, polling
 from dbnet.coordinator.membership import LostReplica, Membership
 from dbnet.coordinator.orders import OrderBook, coordinator_fields
 from dbnet.core.errors import Lost, UserError
@@ -240,3 +240,9 @@ def test_gradients_that_some_shard_did_not_apply_went_with_the_replica() -> None
     for shard, applied in ((0, (9, 9)), (1, None), (2, (7, 11))):
         job.members.closed(shard, (1, applied))
     assert job.recorded == [LostReplica(1, job.members.lost[1], 11, 7)]
+
+
+def test_hundreds_of_replicas_poll_so_seldom_that_their_number_does_not_matter() -> None:
+    assert polling(Topology(1, 2)) == polling(Topology(4, 50)) == 0.02
+    for replicas in (100, 500, 5000):
+        assert replicas / polling(Topology(1, replicas)) == pytest.approx(2500)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import PROCESS, RankPlan
-from dbnet.coordinator.orders import polling
+from dbnet.coordinator.heartbeat import polling
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
 from dbnet.core.toml import written

@@ -15,7 +15,7 @@ from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
-from dbnet.coordinator.orders import polling
+from dbnet.coordinator.heartbeat import polling
 from dbnet.network.cost import Noise, Profile, WayTable
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares

@@ -19,8 +19,8 @@ from dbnet.comm.topology import Topology
 from dbnet.comm.turns import IDLE, Turns, drive
 from dbnet.comm.window import MpiWindow, WindowLayout
 from dbnet.commands.bench.base import Bench, Row, on_ranks
-from dbnet.coordinator.heartbeat import Heartbeat, HeartbeatWatch, heartbeat_fields
-from dbnet.coordinator.orders import MADE, POLL, OrderBook, Orders, coordinator_fields, polling
+from dbnet.coordinator.heartbeat import Heartbeat, HeartbeatWatch, heartbeat_fields, polling
+from dbnet.coordinator.orders import MADE, POLL, OrderBook, Orders, coordinator_fields
 
 _SECONDS, _BOUND, _ORDERS = 4.0, 20.0, 0.5
 # So many processes that a replica's turn comes before its next report is due, also over TCP.
