@@ -21,6 +21,7 @@ from dbnet.comm.simulated.messages import SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
+from dbnet.comm.window import Field as WindowField
 from dbnet.comm.window import WindowLayout
 from dbnet.core.config import RecordTable, build
 from dbnet.core.errors import Lost, UserError
@@ -261,6 +262,37 @@ def test_cards_of_hosts_are_shared() -> None:
 
     time.play({0: role()}, {})
     assert found == pytest.approx({"a": 1.25, "b": 2.25, "c": 0.251, "d": 1.0})
+
+
+def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
+    """One puts 7, which lands at 1.0 and is known to at 2.0; another, on the target's host, reads at 0.9 and at 1.1."""
+    time, found = VirtualTime(), []
+    wire = Interconnect(time, [0, 1, 0], Way(0.0, 1e15), Way(1.0, 1e15))
+    memory = SimulatedMemory([WindowLayout([WindowField("value", "int64", (1,))]), WindowLayout([]), WindowLayout([])])
+
+    def putting() -> Turns:
+        window, values = SimulatedWindow(memory, wire, 1), np.full(1, 7)
+        window.put(0, "value", values)
+        window.flush(0)
+        # It goes on at once, and what it does now to what it has put changes nothing.
+        found.append((time.now, memory.local[0]["value"].tolist()))
+        values[:] = 8
+        time.sync()
+        found.append((time.now, memory.local[0]["value"].tolist()))
+        yield None
+
+    def getting() -> Turns:
+        window, out = SimulatedWindow(memory, wire, 2), np.zeros(1, np.int64)
+        for moment in (0.9, 1.1):
+            time.elapse(moment - time.now)
+            window.get(0, "value", out)
+            window.flush(0)
+            found.append((time.now, out.tolist()))
+        yield None
+
+    time.play({1: putting(), 2: getting()}, {})
+    assert [values for _, values in found] == [[0], [0], [7], [7]]
+    assert [moment for moment, _ in found] == pytest.approx([2.0, 0.9, 1.1, 2.0])
 
 
 def test_partitions_meet() -> None:
