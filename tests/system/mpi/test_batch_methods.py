@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dbnet.__main__ import main
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.core.ranges import Range
 from dbnet.data.file import write
@@ -76,10 +79,22 @@ def same_iterates(folder: Path, name: str, wanted: outcome.Outcome) -> None:
     assert (found.iterations.rounds[1:] <= 4).all()
 
 
+def replayed(folder: Path, name: str) -> None:
+    """What was recorded of a run replays to the bit."""
+    run, out = Run(folder / "out" / f"{name}.h5"), io.StringIO()
+    with redirect_stdout(out):
+        code = main(["replay", str(run.path)])
+    said = out.getvalue().splitlines()[-1]
+    assert code == 0 and said.startswith(f"identical: {len(run.iterations)} iterations, {len(run.evaluation)} evaluations, "), said
+
+
 def test_iterates_are_those_of_one_process_whatever_a_replica_does(in_turn, path, alone, tmp_path) -> None:
-    """On one start of the ranks: as it should be; a replica that is silent for long and returns; one that holds up a pass."""
-    train = ["train", path, "topology={shards=3, replicas=2}"]
-    slow = ["train", path, "topology={shards=2, replicas=3}", "stop.iterations=8"]
+    """On one start of the ranks: as it should be; a replica that is silent for long and returns; one that holds up a pass.
+
+    What was recorded of each replays to the bit.
+    """
+    train = ["train", path, "topology={shards=3, replicas=2}", "record.schedule=true"]
+    slow = ["train", path, "topology={shards=2, replicas=3}", "stop.iterations=8", "record.schedule=true"]
     silent = [*slow, "method.patience=0.3"]
     in_turn(
         6,
@@ -98,12 +113,16 @@ def test_iterates_are_those_of_one_process_whatever_a_replica_does(in_turn, path
     for run in runs.values():
         same_losses(run, wanted)
     assert runs["held"].iterations.backups.sum() >= 1
+    for name in ("plain", *runs):
+        replayed(tmp_path, name)
 
 
 @pytest.mark.long
 def test_iterates_of_cut_replicas_are_those_of_one_process(mpirun, path, alone, tmp_path) -> None:
-    mpirun(7, "-m", "dbnet", "train", path, "topology={shards=2, replicas=2, partitions=2}", cwd=tmp_path).good()
+    words = ["topology={shards=2, replicas=2, partitions=2}", "record.schedule=true", "checkpoint.seconds=0.1"]
+    mpirun(7, "-m", "dbnet", "train", path, *words, cwd=tmp_path).good()
     same_iterates(tmp_path, "run", alone())
+    replayed(tmp_path, "run")
 
 
 def test_interrupted_and_resumed_on_another_topology(in_turn, path, alone, tmp_path) -> None:

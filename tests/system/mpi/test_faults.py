@@ -160,8 +160,9 @@ def test_a_spare_replica_takes_the_place_of_one_that_lost_a_partition(folder: Pa
     assert said.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, ") and code == 0, said
 
 
-def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits: Path) -> None:
-    job = Hurt(folder, *BATCH).training()
+def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was recorded of this replays to the bit: a pass that was begun again left nothing."""
+    job = Hurt(folder, *BATCH, "record.schedule=true").training()
     killed(job, 1 + SHARDS + 2, "replicas killed", within=0.4)
     job.end().good()
     run = opened(folder)
@@ -170,6 +171,8 @@ def test_a_batch_method_comes_to_the_same_without_a_replica(folder: Path, digits
     np.testing.assert_allclose(run.iterations.loss[:25], wanted[:25], rtol=1e-10)
     # Sums in another order are rounded otherwise, and iterations amplify that.
     np.testing.assert_allclose(run.iterations.loss, wanted, rtol=1e-7)
+    code, said = main(["replay", str(run.path)]), capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"identical: {len(run.iterations)} iterations, {len(run.evaluation)} evaluations, ") and code == 0, said
 
 
 def test_a_replica_that_only_slept_is_told_and_leaves(folder: Path) -> None:
