@@ -19,7 +19,7 @@ from dbnet.run import signals
 
 # Command -> what it does, in a line; its file in dbnet/commands, which holds COMMAND_arguments(parser) and run_COMMAND(options).
 COMMANDS = {
-    "train": ("train as a run file says", "training.train"),
+    "train": ("train as a configuration says", "training.train"),
     "sweep": ("train every combination of values that is not there yet, and compare what came out", "training.sweep"),
     "replay": ("play a recorded run again in one process, and compare it to the bit", "replay.command"),
     "simulate": ("train in simulated time, on a machine that a file describes", "training.simulate"),

@@ -195,7 +195,7 @@ class Checkpoint:
             )
         mine = [[e.name, e.offset, list(e.shape)] for e in model.layout.entries]
         if mine != self.layout:
-            raise UserError(f"'{self.path}' holds another network than the run file describes; use the run file it came from.")
+            raise UserError(f"'{self.path}' holds another network than the configuration describes; use the one it came from.")
 
 
 def require_data(point: Checkpoint, data: DataFile) -> None:

@@ -43,7 +43,7 @@ def launched_rank() -> int:
 
 
 def started() -> str:
-    """Return how a run was started, up to the run file: by a script (jobs/launch says which), a launcher, or alone."""
+    """Return how a run was started, up to the configuration: by a script (jobs/launch says which), a launcher, or alone."""
     ranks = launched_size()
     return os.environ.get("DBNET_STARTED", "dbnet train" if ranks == 1 else f"mpirun -n {ranks} dbnet train")
 

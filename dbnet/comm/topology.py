@@ -40,7 +40,7 @@ class Topology:
 
     @classmethod
     def of(cls, shape: Any) -> Topology:
-        """Return the world that a run file's table asks for."""
+        """Return the world that a configuration's table asks for."""
         return cls(shape.shards, shape.replicas, shape.partitions, shape.spares)
 
     @property
@@ -97,10 +97,10 @@ class Topology:
             raise UserError(f"{self.wanted()}, but {size} were started. Start it with: mpirun -n {self.size} {launch}")
 
     def wanted(self) -> str:
-        """Say how many ranks the run file asks for."""
+        """Say how many ranks the configuration asks for."""
         copies = f"({self.replicas} replicas + {self.spares} spare)" if self.spares else f"{self.replicas} replicas"
         parts = f"1 coordinator + {self.shards} shards + {copies} x {self.partitions} partitions"
-        return f"The run file asks for {parts} = {self.size} ranks"
+        return f"The configuration asks for {parts} = {self.size} ranks"
 
     def words(self) -> str:
         """Say who takes part."""

@@ -1,4 +1,4 @@
-"""A command line that answers a wrong word in one sentence, as `core.registry` does for a run file's keys."""
+"""A command line that answers a wrong word in one sentence, as `core.registry` does for a configuration's keys."""
 
 from __future__ import annotations
 

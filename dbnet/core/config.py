@@ -1,6 +1,6 @@
 """A run as one typed, complete, frozen value: read from TOML, changed by `table.key=value`, stored in every output.
 
-The tables of a run file are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
+The tables of a configuration are [run], [data], [model], [[model.layers]], [method], [rule], [topology], [stop], [warmstart],
 [evaluate], [checkpoint], [guard] and [record]; every key has a default but the data's path and the layers. Layers, loss, method
 and rule are members of families: their options are whatever the member's class says. Relative paths start at the present folder.
 """
@@ -211,9 +211,9 @@ def load(
     Parameters
     ----------
     source
-        Path of a run file, nested tables like those of one, or a configuration.
+        Path of a configuration file, nested tables like those in it, or a configuration.
     say
-        Is told what an override makes superfluous in the run file.
+        Is told what an override makes superfluous in the configuration.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def described(tree: dict[str, Any], keys: Sequence[str]) -> type[BaseModel] | No
 
 
 def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
-    """Where a change gives a member another kind, take out, in place, what the run file says and that kind does not know.
+    """Where a change gives a member another kind, take out, in place, what the configuration says and that kind does not know.
 
     Returns
     -------
@@ -272,7 +272,7 @@ def fitting(tree: dict[str, Any], changes: Sequence[str]) -> list[str]:
             del entry[key]
         if strange:
             out.append(
-                f"{table}.kind = '{member.kind}' has no {' and no '.join(strange)}; what the run file says there is left out."
+                f"{table}.kind = '{member.kind}' has no {' and no '.join(strange)}; what the configuration says there is left out."
             )
     return out
 
@@ -318,11 +318,11 @@ def override(tree: dict[str, Any], text: str) -> None:
         table = described(tree, keys[:-1])
         known = place if table is None else table.model_fields
         if keys[-1] not in known:
-            raise UserError(f"'{text}' takes a key out of the run file, but '{path}' is not in it{nearest(keys[-1], known)}.")
+            raise UserError(f"'{text}' takes a key out of the configuration, but '{path}' is not in it{nearest(keys[-1], known)}.")
 
 
 def to_toml(config: Config) -> str:
-    """Return the configuration as a run file that `load` accepts; beside each key its meaning, keys without a value as comments."""
+    """Return the configuration as TOML that `load` accepts; beside each key its meaning, keys without a value as comments."""
     lines: list[str] = []
     for table, content in json.loads(config.text()).items():
         lines += _written(f"[{table}]", content, described({table: content}, [table]))

@@ -1,8 +1,8 @@
 """kind -> class, for every family of interchangeable members; and what is wrong with a table of options, in a sentence (`explain`).
 
 A family is a folder inside the room that uses it (``network.layers``, ``shards.rules``, ...). Its modules define members: frozen
-pydantic models whose fields are the options of a run file and whose ``kind`` is the name it is chosen by. Loading a family imports
-all its modules, so a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
+pydantic models whose fields are the options of a configuration and whose ``kind`` chooses it. Loading a family imports
+its modules, so a new member is one new file. A member from a user's own file is registered in the same way, by being defined.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Member(BaseModel):
             FAMILIES.setdefault(cls.family, {})[cls.kind] = cls
 
     def options(self) -> dict[str, Any]:
-        """Return what a run file would say: the kind and every option."""
+        """Return what a configuration would say: the kind and every option."""
         return {"kind": self.kind, **self.model_dump()}
 
 
@@ -53,7 +53,7 @@ class Stored(BaseModel):
     kind: str
 
     def options(self) -> dict[str, Any]:
-        """Return what a run file would say: the kind and every option."""
+        """Return what a configuration would say: the kind and every option."""
         return self.model_dump()
 
 
@@ -70,7 +70,7 @@ class Family(NamedTuple):
         return None if field is None else next((mark for mark in field.metadata if isinstance(mark, cls)), None)
 
     def member(self, entry: Any) -> type[Member] | None:
-        """Return the class that a run file's entry asks for; nothing if none is at hand."""
+        """Return the class that a configuration's entry asks for; nothing if none is at hand."""
         kind = entry.get("kind", self.default) if isinstance(entry, Mapping) else entry
         return family(self.name).get(kind) if isinstance(kind, str) else None
 
@@ -81,7 +81,7 @@ def member(name: str, where: str, default: str | None = None, short: bool = Fals
     Parameters
     ----------
     where
-        The field's name in a run file, for messages.
+        The field's name in a configuration, for messages.
     default
         The kind if none is given.
     short
@@ -99,7 +99,7 @@ def member(name: str, where: str, default: str | None = None, short: bool = Fals
 
 
 def shown(chosen: Any) -> Any:
-    """Return what a run file says of a member; of one that `model_copy` put in as tables or text these themselves."""
+    """Return what a configuration says of a member; of one that `model_copy` put in as tables or text these themselves."""
     return chosen.options() if isinstance(chosen, Member | Stored) else chosen
 
 
@@ -217,7 +217,7 @@ def _name(entry: dict[str, str]) -> str:
 
 
 def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
-    """Build the member of family `name` that the run file's table `entry` asks for; `key` names its kind if `where`.kind does not.
+    """Build the member of family `name` that a configuration's table asks for; `key` names its kind if `where`.kind does not.
 
     Raises
     ------
@@ -297,7 +297,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
         fields = _fields_at(model, path[:-1])
         return f"Unknown key '{key}'{nearest(path[-1], fields)}; known here: {', '.join(fields)}."
     if first["type"] == "missing":
-        return f"The key '{key}' is missing; add it to the run file."
+        return f"The key '{key}' is missing; add it to the configuration."
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else f"{first['ctx']['error']}"
     return f"{key} = {_shown(first['input'])} is not allowed: {_rule(first)}."
@@ -335,7 +335,7 @@ def _rule(complaint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a run file writes it, shortened."""
+    """Return a value as a configuration writes it, shortened."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:70]} ..."
 

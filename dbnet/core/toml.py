@@ -13,13 +13,13 @@ from dbnet.core.errors import UserError
 
 
 def tables(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables as a run file has them, free to be changed; UserError where there is no such file, or it is no TOML."""
+    """Return nested tables as a configuration has them, free to be changed; UserError where there is no such file, or no TOML."""
     if isinstance(source, Mapping):
         return plain(source)
     try:
         return tomllib.loads(Path(source).read_text())
     except FileNotFoundError:
-        raise UserError(f"No run file '{source}'; the ones that come with dbnet are in jobs/.") from None
+        raise UserError(f"No configuration file '{source}'; the ones that come with dbnet are in jobs/.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         said = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise UserError(f"'{source}' is not a readable TOML file: {said}.") from None

@@ -69,7 +69,7 @@ class Method(Member):
         return min(slot, longest), slots
 
     def check(self, config: Config) -> None:
-        """Raise UserError where the run file asks for what the method cannot do."""
+        """Raise UserError where the configuration asks for what the method cannot do."""
 
     def updates(self, config: Config) -> float:
         """Return how many updates each shard makes while every replica makes one step."""

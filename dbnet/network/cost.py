@@ -217,7 +217,11 @@ def load_profile(path: str | Path) -> Profile:
     try:
         return valid(Profile, tables(path))
     except UserError as error:
-        said = str(error).replace("the run file", f"the machine file '{path}'").replace("No run file", "No machine file")
+        said = (
+            str(error)
+            .replace("the configuration", f"the machine file '{path}'")
+            .replace("No configuration file", "No machine file")
+        )
         raise UserError(said.replace("are in jobs/", "are in jobs/machines/")) from None
 
 

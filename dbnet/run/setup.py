@@ -1,6 +1,6 @@
 """What every rank knows before roles part: configuration, data, model, topology, and the checkpoint that it goes on from.
 
-All of it is a function of the run file and of files on disk, so each rank computes it alone and all come to the same: ranges of
+All of it is a function of the configuration and of files on disk, so each rank computes it and all come to the same: ranges of
 shards, the cut of a replica, who pushes where by which route, and what each replica trains on at first. What does not fit together
 is refused here, before anything is written and before other ranks wait.
 """

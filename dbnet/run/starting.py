@@ -82,12 +82,12 @@ class Guardian:
             self._end = -1
 
 
-def guard(run_file: str | Path, overrides: Iterable[str]) -> Guardian | None:
+def guard(source: str | Path, overrides: Iterable[str]) -> Guardian | None:
     """Bound the start of MPI by the run's deadline; nothing where no launcher started this process."""
     if mpi.launched_size() == 1:
         return None
     try:
-        deadline = configuration.load(run_file, overrides, lambda sentence: None).run.deadline
+        deadline = configuration.load(source, overrides, lambda sentence: None).run.deadline
     except UserError:
         # All ranks say it together, later.
         deadline = RunTable().deadline

@@ -1,4 +1,4 @@
-"""train(): load a run file, choose the checkpoint to go on from, prepare, play the roles, say what came of it.
+"""train(): load a configuration, choose the checkpoint to go on from, prepare, play the roles, say what came of it.
 
 Under MPI every stage is done together: either all ranks have come through it, or all leave with the sentence of the one that
 failed. From the first collective call on, ranks give signs of life (`starting`), so that one that dies meanwhile hangs nobody.
@@ -41,7 +41,7 @@ def train(
     Parameters
     ----------
     source
-        Path of a run file (TOML); nested tables like those of one, {"data": {"path": ...}, "model": {"layers": [...]}, ...};
+        Path of a configuration file (TOML); tables like those in it, {"data": {"path": ...}, "model": {"layers": [...]}, ...};
         or a configuration, such as `dbnet.open_run(...).config`.
     overrides
         Changes like "topology.replicas=4", in a list.
@@ -58,7 +58,7 @@ def train(
     Raises
     ------
     UserError
-        Something in the run file or the data is to be mended: one sentence that says what. Nothing has been written.
+        Something in the configuration or the data is to be mended: one sentence that says what. Nothing has been written.
     Stopped
         Too many gradients were not finite; the message is the diagnosis.
     """
@@ -80,7 +80,7 @@ def execute(
     guardian: Guardian | None = None,
     conclude: Callable[[Outcome], int] = lambda done: 0,
 ) -> Outcome | None:
-    """Train as the run file says, on the ranks of `comm` or in this process.
+    """Train as the configuration says, on the ranks of `comm` or in this process.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def execute(
     if comm is None:
         done = train_here(_prepare(config, choose(config, resume, display.warn), display), display, marker)
     else:
-        run_file = source if isinstance(source, str | Path) else "RUN.toml"
-        launch = f"dbnet train {run_file} {' '.join(overrides)}".strip()
+        words = source if isinstance(source, str | Path) else "RUN.toml"
+        launch = f"dbnet train {words} {' '.join(overrides)}".strip()
         mpi.together(comm, lambda: Topology.of(config.topology).check(comm.size, launch))
         starting = mpi.together(comm, lambda: Starting(comm, Topology.of(config.topology), config.run))
         with starting.after(guardian):

@@ -24,7 +24,7 @@ if not Path("digits.h5").exists():
     subprocess.run([sys.executable, "-m", "dbnet", "data", "digits", "digits.h5"], check=True)
 
 # %% [markdown]
-# A run is a run file and changes of it. Everything a run says of itself is in one HDF5 file, which opens as pandas
+# A run is a configuration and changes of it. Everything a run says of itself is in one HDF5 file, which opens as pandas
 # frames.
 
 # %%

@@ -2,7 +2,7 @@
 # # A layer, an update rule and a method of one's own
 #
 # In a notebook defining the class is enough: its `kind` is found, its fields are options of the run. For runs over
-# MPI the same text stands in a file that the run file names (`[model] modules`).
+# MPI the same text stands in a file that the configuration names (`[model] modules`).
 
 # %%
 import subprocess

@@ -44,7 +44,7 @@ def refused(dbnet: Command) -> Callable[..., str]:
 
 
 def test_missing_files(run_file: Path, refused: Callable[..., str]) -> None:
-    assert "No run file 'none.toml'" in refused("train", "none.toml")
+    assert "No configuration file 'none.toml'" in refused("train", "none.toml")
     said = refused("train", run_file, "data.path=none.h5")
     assert "No data file 'none.h5'; 'dbnet data --help' says how to make it" in said and "digits" not in said
     Path("README.md").write_text("how")

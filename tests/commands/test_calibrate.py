@@ -23,7 +23,7 @@ def known(trial: kernels.TrialNetwork, data: Path, profile: Profile) -> kernels.
     """Return a network whose times are what a machine says."""
     shape = [int(n) for n in trial.shape.split(",")]
     kernels.file.write(data, kernels.Random(shape=trial.shape, classes=trial.classes, train=4, test=0).read(), True)
-    model = setup(configuration.load(kernels.run_file(data, trial))).model
+    model = setup(configuration.load(kernels.tables_of(data, trial))).model
     assert math.prod(model.shapes[0]) == math.prod(shape)
     step, passed = profile.step_seconds(model, model.boxes(), trial.minibatch), profile.forward_seconds(
         model, model.boxes(), EVALUATION_BATCH

@@ -422,7 +422,7 @@ def test_local_shows_its_own_usage(words: list[str], place: Path) -> None:
             done.returncode == 0 and done.stdout.startswith(f"usage: {usage}\n") and "Ctrl-C" in done.stdout and done.stderr == ""
         )
     else:
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"dbnet: name a run file: {usage}.\n")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"dbnet: name a configuration file: {usage}.\n")
     assert list(place.iterdir()) == []
 
 
@@ -446,7 +446,9 @@ def test_as_a_module_from_anywhere(place: Path) -> None:
         timeout=60,
         env={"PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 2 and done.stderr.startswith("dbnet: No run file 'none.toml'") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and done.stderr.startswith("dbnet: No configuration file 'none.toml'") and done.stderr.count("\n") == 1
+    )
 
 
 def test_main_takes_its_words_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,13 +103,13 @@ def test_another_kind_leaves_out_what_it_does_not_know(tmp_path: Path, capsys: p
     config = load(path, words, said.append)
     assert config.rule == Sgd(rate=0.3) and config.method.descent.kind == "gradient_descent"
     assert said == [
-        "method.descent.kind = 'gradient_descent' has no history and no curvature; what the run file says there is left out.",
-        "rule.kind = 'sgd' has no initial_sum; what the run file says there is left out.",
+        "method.descent.kind = 'gradient_descent' has no history and no curvature; what the configuration says there is left out.",
+        "rule.kind = 'sgd' has no initial_sum; what the configuration says there is left out.",
     ]
     more: list[str] = []
     assert load(path, ["method.kind=downpour"], more.append).method == Downpour()
     left = "portion and no push_every and no backups and no patience and no descent"
-    assert more == [f"method.kind = 'downpour' has no {left}; what the run file says there is left out."]
+    assert more == [f"method.kind = 'downpour' has no {left}; what the configuration says there is left out."]
     assert load(path, ["rule.kind=sgd"]) and capsys.readouterr() == ("", f"dbnet: {said[1]}\n")
     for wrong in (["rule.kind=sgd", "rule.initial_sum=1"], ["rule.kind=sgd", "rule.initial_sum.x=1"]):
         with pytest.raises(UserError, match=r"Unknown key 'rule.initial_sum'|'initial_sum' is a value"):
@@ -117,7 +117,7 @@ def test_another_kind_leaves_out_what_it_does_not_know(tmp_path: Path, capsys: p
 
 
 def test_members_of_ones_own_have_options_in_their_tables(tmp_path: Path) -> None:
-    """They are made from the run file's tables and texts; what an output says of them is read without them."""
+    """They are made from the configuration's tables and texts; what an output says of them is read without them."""
     own = tmp_path / "own.py"
     own.write_text(
         "from typing import ClassVar\nfrom dbnet import Loss\nfrom dbnet.methods.downpour import Downpour\n\n\n"
@@ -152,7 +152,7 @@ def test_a_kind_is_taken_out() -> None:
     said: list[str] = []
     adam = minimal(rule={"kind": "adam", "rate": 0.5, "beta1": 0.5})
     assert load(adam, ["rule.kind="], said.append).rule == Adagrad(rate=0.5)
-    assert said == ["rule.kind = 'adagrad' has no beta1; what the run file says there is left out."]
+    assert said == ["rule.kind = 'adagrad' has no beta1; what the configuration says there is left out."]
 
 
 def test_a_run_is_frozen() -> None:
@@ -213,7 +213,10 @@ def test_overrides_reach_layers_and_come_in_order() -> None:
         ("rule.lr=1", "Unknown key 'rule.lr' (did you mean 'rate'?)"),
         ("method.batch_size=1", "Unknown key 'method.batch_size' (did you mean 'minibatch'?)"),
         ("model.layers.0.neurons=1", "(did you mean 'units'?)"),
-        ("stop.epoch=", "'stop.epoch=' takes a key out of the run file, but 'stop.epoch' is not in it (did you mean 'epochs'?)."),
+        (
+            "stop.epoch=",
+            "'stop.epoch=' takes a key out of the configuration, but 'stop.epoch' is not in it (did you mean 'epochs'?).",
+        ),
         ("rule.rat=", "'rule.rat' is not in it"),
         ("stop.steps=", "the table [stop] is empty"),
         ("rule.kind=adagrat", "(did you mean 'adagrad'?)"),

@@ -289,7 +289,7 @@ def test_what_is_wrong_is_said(digits, tmp_path, changes, said) -> None:
 
 def test_another_history_is_refused(digits, tmp_path) -> None:
     done = train.execute(cfg(digits, tmp_path, DENSE, "stop.iterations=2"), quiet=True)
-    with pytest.raises(UserError, match=r"method.descent.history = 10, the run file says 3"):
+    with pytest.raises(UserError, match=r"method.descent.history = 10, now it is 3"):
         train.execute(
             cfg(digits, tmp_path, DENSE, "method.descent.history=3", "run.name=other"), resume=str(done.checkpoint), quiet=True
         )

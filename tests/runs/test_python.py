@@ -59,7 +59,7 @@ def test_tables_and_configurations_train_like_the_file(run_file: Path, capsys: p
 @pytest.mark.parametrize(
     ("changes", "words", "said"),
     [
-        ({"data": {}}, [], "The key 'data.path' is missing; add it to the run file."),
+        ({"data": {}}, [], "The key 'data.path' is missing; add it to the configuration."),
         ({"rule": {"kind": "adagard"}}, [], "rule.kind = 'adagard' is not one of "),
         ({3: 4}, [], "Unknown key '3'"),
         ({"model": 3}, [], "model = 3 is not allowed: it must be a table"),

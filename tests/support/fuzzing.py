@@ -1,4 +1,4 @@
-"""Commands under guard and ways to damage what they read: run files as trees and as bytes, HDF5 files in structure and as bytes."""
+"""Commands under guard and ways to damage what they read: configurations as trees and as bytes, HDF5 files likewise."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def sound(done: Finished, *context: object) -> None:
     assert len(lines) >= (done.code != 0) and all(line.startswith("dbnet: ") for line in lines), (done, *context)
 
 
-# --- run files ----------------------------------------------------------------------------------------------------------------
+# --- configurations -------------------------------------------------------------------------------------------------------------
 
 FAMILIES = ("network.layers", "network.losses", "shards.rules", "methods", "methods.descent")
 WORDS = st.one_of(
@@ -113,7 +113,7 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def spoiled_trees(draw: Callable[..., Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """Draw a run file's tables with one to three things that are wrong, or only strange."""
+    """Draw a configuration's tables with one to three things that are wrong, or only strange."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(tree) or [("run",)]))

@@ -56,7 +56,7 @@ class Geometry:
         return self.used == self.shape[:2]
 
     def words(self) -> str:
-        """Return the network as a change of a run file."""
+        """Return the network as a change of a configuration."""
         entries = ("{" + ", ".join(f"{key} = {value!r}" for key, value in entry.items()) + "}" for entry in self.layers)
         return f"model.layers=[{', '.join(entries)}]"
 

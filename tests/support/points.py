@@ -32,7 +32,7 @@ ROWS = np.array([(3, 0.5), (4, 0.25)], [("piece", "i4"), ("share", "f8")])
 
 
 def tree(shards: int = 3) -> dict[str, Any]:
-    """Return the run file, as nested tables, of what is written here."""
+    """Return the configuration, as nested tables, of what is written here."""
     return {**TREE, "topology": {"shards": shards, "replicas": len(REPLICAS), "partitions": 2}}
 
 

@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 
 def tables(network: Training, data: Path, folder: Path, replicas: int, every: int, evaluate: bool = False) -> dict[str, Any]:
-    """Return the run file of a network as nested tables."""
+    """Return the configuration of a network as nested tables."""
     layers = [{"kind": "dense", "units": n, "activation": "sigmoid"} for n in network.sizes[1:-1]]
     return {
         "run": {"name": network.name, "folder": str(folder), "picture": False},

@@ -135,10 +135,10 @@ def trials(chosen: Iterable[TrialNetwork] = TRIALS, budget: float = 0.7) -> Iter
             path = Path(folder, "data.h5")
             options = {"shape": trial.shape, "classes": trial.classes, "train": 4 * trial.minibatch, "test": 0}
             file.write(path, Random(**options).read(), False)
-            yield timed(setup(configuration.load(run_file(path, trial))), budget)
+            yield timed(setup(configuration.load(tables_of(path, trial))), budget)
 
 
-def run_file(data: Path, trial: TrialNetwork) -> Mapping[str, Any]:
+def tables_of(data: Path, trial: TrialNetwork) -> Mapping[str, Any]:
     """Return a run of a network as nested tables."""
     return {
         "data": {"path": str(data)},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbnet.comm.topology import Role
-from dbnet.commands.base import add_run_file
+from dbnet.commands.base import add_configuration
 from dbnet.commands.plan import predict
 from dbnet.commands.plan.ranks import RankPlan, ranks
 from dbnet.commands.plan.slurm import script
@@ -25,7 +25,7 @@ from dbnet.run.setup import Setup, setup
 
 
 def check_size(ready: Setup, n: int) -> None:
-    """Raise UserError, with a topology that would fit, where the run file does not make a world of `n` ranks."""
+    """Raise UserError, with a topology that would fit, where the configuration does not make a world of `n` ranks."""
     world = ready.topology
     if n == world.size:
         return
@@ -70,7 +70,7 @@ def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[st
     Parameters
     ----------
     source
-        Path of a run file (TOML), nested tables like those of one, or a configuration.
+        Path of a configuration file (TOML), nested tables like those in it, or a configuration.
     overrides
         Changes like "topology.replicas=4".
 
@@ -81,7 +81,7 @@ def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[st
     Raises
     ------
     UserError
-        The run file, the data or the network do not fit each other; one sentence says what to mend.
+        The configuration, the data or the network do not fit each other; one sentence says what to mend.
     """
     overrides = overrides if isinstance(overrides, str) else list(overrides)
     ready = setup(configuration.load(source, overrides))
@@ -89,7 +89,7 @@ def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[st
 
 
 def planned(ready: Setup, words: Sequence[str]) -> Plan:
-    """Return the plan of a run that `words` start: its run file and the changes."""
+    """Return the plan of a run that `words` start: its configuration and the changes."""
     rows, world = ranks(ready), ready.topology
     moved = sum(row.per_step for row in rows if world.role(row.rank) is Role.SERVE)
     text = describe(ready, rows).replace("RUN.toml", " ".join(words))
@@ -116,11 +116,11 @@ def facts(ready: Setup, made: Plan) -> dict[str, Any]:
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_file(parser, optional=True)
+    add_configuration(parser, optional=True)
     parser.add_argument("--machine", metavar="MACHINE.toml", help="predict times, waiting and staleness there (dbnet calibrate)")
     parser.add_argument("--check", metavar="RUN.h5", help="print what --machine predicts of a run beside what it was")
-    parser.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the run file")
-    parser.add_argument("--config", action="store_true", help="print the effective configuration as a run file instead")
+    parser.add_argument("-n", type=int, metavar="N", help="number of ranks that will be started; checked against the configuration")
+    parser.add_argument("--config", action="store_true", help="print the effective configuration as TOML instead")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, for scripts")
     parser.add_argument("--ranks", action="store_true", help="print just the number of ranks, for scripts")
     parser.add_argument("--slurm", action="store_true", help="print a batch script for Slurm instead")
@@ -133,17 +133,17 @@ def run_plan(options: argparse.Namespace) -> None:
     if options.check:
         print("\n".join(check(options)))
         return
-    if options.run_file is None:
+    if options.configuration is None:
         raise UserError("'dbnet plan' needs RUN.toml; 'dbnet plan --help' explains it.")
     # Scripts count the ranks; the run itself says the rest.
-    config = configuration.load(options.run_file, options.overrides, *([lambda _: None] if options.ranks else []))
+    config = configuration.load(options.configuration, options.overrides, *([lambda _: None] if options.ranks else []))
     if options.config:
         print(configuration.to_toml(config))
         return
     if options.ranks:
         print(config.topology.world)
         return
-    ready, words = setup(config), [options.run_file, *options.overrides]
+    ready, words = setup(config), [options.configuration, *options.overrides]
     if options.n is not None:
         check_size(ready, options.n)
     if options.slurm:
@@ -161,7 +161,7 @@ def run_plan(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> list[str]:
     """Return what a machine file predicts of a run beside what the run was, as lines."""
-    if options.machine is None or options.run_file is not None:
+    if options.machine is None or options.configuration is not None:
         raise UserError("--check goes by what the run was made with: dbnet plan --check RUN.h5 --machine MACHINE.toml.")
     run, profile = Run(options.check), load_profile(options.machine)
     unlike, measured = predict.comparable(run), predict.figures(run)

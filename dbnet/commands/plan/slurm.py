@@ -1,4 +1,4 @@
-"""A batch script of Slurm for a run file and the shape of a cluster: resources in the script, science in the run file.
+"""A batch script of Slurm for a configuration and the shape of a cluster: resources in the script, science in the configuration.
 
 Ranks fill the nodes in their order, as many on each as its cores or an even spread allow. A node's memory is what the plan says of
 the ranks that are together there, and what compiling the kernels takes besides, which one of them does.
@@ -73,7 +73,7 @@ def script(
     config: Config, needs: Sequence[int], words: Sequence[str], *, nodes: int | None = None, cores: int | None = None,
     time: str = "01:00:00",
 ) -> str:  # fmt: skip
-    """Return the batch script for the run file and its changes in `words`, whose ranks need so much memory each, in bytes."""
+    """Return the batch script for the configuration and its changes in `words`, whose ranks need so much memory each, in bytes."""
     world = Topology.of(config.topology)
     about = f"{world.words()}; memory as 'dbnet plan {words[0]}' says."
     start = f"--requeue {shlex.join(words)} --resume auto"

@@ -1,6 +1,6 @@
 """`dbnet help`: every table, family and member with its options, formula and source, as the code itself states them.
 
-A member's description is its class's docstring and that of its module; types, defaults and ranges are those that a run file is
+A member's description is its class's docstring and that of its module; types, defaults and ranges are those that a configuration is
 checked against. The same as one page is jobs/REFERENCE.md (`dbnet help --page`).
 """
 
@@ -20,7 +20,7 @@ from dbnet.core.errors import UserError, nearest
 from dbnet.core.registry import Family, Member, family, meaning
 from dbnet.core.toml import written
 
-# What a member is called by in front of its kind -> its family, where a run file chooses it, and what one is.
+# What a member is called by in front of its kind -> its family, where a configuration chooses it, and what one is.
 FAMILIES = {
     "layers": ("network.layers", "[[model.layers]] kind", "layers of a network"),
     "loss": ("network.losses", "model.loss", "losses"),
@@ -47,7 +47,7 @@ class Option(NamedTuple):
 
 
 def tables() -> dict[str, type[BaseModel]]:
-    """Return the run file's tables that are no members, by name."""
+    """Return the configuration's tables that are no members, by name."""
     found = {name: field.annotation for name, field in Config.model_fields.items()}
     return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
@@ -76,7 +76,7 @@ def _value(value: Any) -> str:
 
 
 def _type(kind: Any) -> str:
-    """Return a type as a run file's author knows it."""
+    """Return a type as a configuration's author knows it."""
     if get_origin(kind) is Literal:
         return " or ".join(written(word) for word in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
@@ -150,7 +150,7 @@ def _family(name: str) -> str:
 
 def overview() -> str:
     """Return all tables and families, a line for each member."""
-    out = ["Tables of a run file:", ""]
+    out = ["Tables of a configuration:", ""]
     out += [f"  {name:<28} {', '.join(model.model_fields)}" for name, model in tables().items()]
     for name in FAMILIES:
         out += ["", _family(name)]
@@ -162,7 +162,7 @@ def page() -> str:
     out = [
         "# Reference",
         "",
-        "Every table of a run file, every layer, loss, method, rule and data format, with its options. Made from the code by",
+        "Every table of a configuration, every layer, loss, method, rule and data format, with its options. Made from the code by",
         "`dbnet help --page > jobs/REFERENCE.md`; `dbnet help layers.conv` prints a part.",
         "",
         "## Tables",
@@ -197,7 +197,7 @@ def _rows(model: type[BaseModel]) -> list[str]:
 
 def help_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Explain a run file's tables, and layers, losses, methods, rules and data formats.\n\n"
+        "Explain a configuration's tables, and layers, losses, methods, rules and data formats.\n\n"
         "  dbnet help                      what there is\n  dbnet help layers.conv          one of them\n"
         "  dbnet help topology rule        a table; a family\n  dbnet help adam                 whatever has that name"
     )

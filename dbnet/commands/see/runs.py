@@ -22,7 +22,7 @@ from dbnet.monitor.tables import TABLES
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.h5", help="the file to describe")
-    parser.add_argument("--config", action="store_true", help="print the stored configuration as a run file that 'train' accepts")
+    parser.add_argument("--config", action="store_true", help="print the stored configuration as TOML that 'train' accepts")
     parser.add_argument("--modules", action="store_true", help="print the own modules that are stored; nothing of them is run")
     parser.add_argument("--verify", action="store_true", help="read all of a checkpoint and name what is damaged")
     parser.add_argument("--json", action="store_true", help="print what is in the file as JSON, for scripts")

@@ -1,8 +1,8 @@
 """A grid of runs: every combination of the values that are given, each with a name that says what is its own.
 
 ``rule.rate=0.01,0.1`` gives two values, ``run.seed=1..3`` three, ``topology.replicas=2..8..2`` four; commas in quotes, brackets and
-braces belong to a value. A run's name is that of the run file and, for every key with several values, the key's last part and the
-value: ``digits_rate-0.01_seed-1``.
+braces belong to a value. A run's name is that of the configuration and, for every key with several values, the key's last part and
+the value: ``digits_rate-0.01_seed-1``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLAIN, _LONG, _LONGEST = re.compile(r"[\w.+-]{1,32}", re.ASCII), 24, 150
 
 
 class GridAxis(NamedTuple):
-    """A key of the run file and the values that it takes in turn, as they are written in a change."""
+    """A key of the configuration and the values that it takes in turn, as they are written in a change."""
 
     key: str
     values: list[str]
@@ -42,11 +42,11 @@ class GridPoint(NamedTuple):
     Attributes
     ----------
     base, name
-        The run file's name for it; what its outputs are called.
+        The configuration's name for it; what its outputs are called.
     values
-        Its value of each key that has several, as the run file holds it.
+        Its value of each key that has several, as the configuration holds it.
     words
-        Its changes of the run file, the name among them.
+        Its changes of the configuration, the name among them.
     config
         The run.
     """

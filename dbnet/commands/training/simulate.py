@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dbnet.commands.base import add_run_file
+from dbnet.commands.base import add_configuration
 from dbnet.monitor.pictures.figure import drawn
 from dbnet.run import signals
 from dbnet.run.simulated.simulate import Simulated, simulate
@@ -17,7 +17,7 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
         "  dbnet simulate jobs/digits.toml --machine jobs/machines/present.toml topology.replicas=16\n\n"
         "Outputs are those of 'dbnet train'; their seconds are virtual ones. The same seed gives the same run file."
     )
-    add_run_file(parser)
+    add_configuration(parser)
     parser.add_argument("--machine", required=True, metavar="MACHINE.toml", help="the machine; examples are in jobs/machines/")
     parser.add_argument("--dry", action="store_true", help="compute no gradients: times, bytes and staleness alone")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -25,7 +25,7 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
 
 @signals.at_once()
 def run_simulate(options: argparse.Namespace) -> int:
-    done = simulate(options.run_file, options.machine, options.overrides, dry=options.dry, quiet=options.quiet)
+    done = simulate(options.configuration, options.machine, options.overrides, dry=options.dry, quiet=options.quiet)
     if not options.quiet:
         print("\n".join(_said(done, options.dry)), flush=True)
     if done.outcome.unsaved:

@@ -1,7 +1,7 @@
 """Which runs of a grid are there already, and which of the others have a checkpoint to go on from.
 
 A run is told by its whole configuration (all but names and what only concerns its output), by the text of its own modules, and by
-whether it ran on ranks or in one process; never by its name alone: what another run file has left under the same name is not taken.
+whether it ran on ranks or in one process; never by its name alone: what another one has left under that name is not taken.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PointState(NamedTuple):
 def states(points: Sequence[GridPoint], mpi: bool, say: Callable[[str], None] = warn, start: str | None = None) -> list[PointState]:
     """Return what there is of every point; a damaged checkpoint is passed over with a sentence.
 
-    Looked at are the run files in the outputs' folder whose names begin with `start`; default: with the run file's name.
+    Looked at are the run files in the outputs' folder whose names begin with `start`; default: with the configuration's name.
     """
     base, folder = points[0].base if start is None else start, Path(points[0].config.run.folder)
     paths = [path for path in folder.glob("*.h5") if path.name.startswith(base) and not path.name.endswith(".checkpoint.h5")]

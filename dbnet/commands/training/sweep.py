@@ -38,7 +38,7 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "what is their own: digits_rate-0.01_seed-1.h5. What is done is not done again, however the sweep ended: the same command\n"
         "trains what is left, from its checkpoint where there is one. A run that fails is named; the others go on (exit code 1)."
     )
-    parser.add_argument("run_file", metavar="RUN.toml", help="the run file; examples are in jobs/")
+    parser.add_argument("configuration", metavar="RUN.toml", help="the configuration; examples are in jobs/")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="table.key=value,...", help="changes, with one value or several"
     )
@@ -69,7 +69,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     ranked = options.mpi or options.slurm or options.words is not None
     if ranked and not LAUNCH.exists():
         raise UserError(f"There is no {LAUNCH}, which starts the ranks; use dbnet from its source folder (jobs/install).")
-    points = grid(options.run_file, options.overrides, not ranked)
+    points = grid(options.configuration, options.overrides, not ranked)
     if options.slurm:
         print(_script(options, points), end="")
         return 0
@@ -112,7 +112,7 @@ def _script(options: argparse.Namespace, points: Sequence[GridPoint]) -> str:
     for point in points:
         ready = setup(point.config, None, False)
         needs.append((ready.topology, [rank.memory for rank in ranks(ready)]))
-    grid_words = [options.run_file, *options.overrides]
+    grid_words = [options.configuration, *options.overrides]
     return array(points[0].base, needs, grid_words, nodes=options.nodes, cores=options.cores, time=options.time)
 
 
@@ -124,7 +124,7 @@ def _words(options: argparse.Namespace, points: Sequence[GridPoint]) -> list[str
     (state,) = states([point], True)
     if state.run_file is not None:
         return []
-    return [options.run_file, *point.words, *(["--resume", str(state.checkpoint)] if state.checkpoint else [])]
+    return [options.configuration, *point.words, *(["--resume", str(state.checkpoint)] if state.checkpoint else [])]
 
 
 def _conclude(
@@ -189,11 +189,11 @@ class Sweep:
 
     def _player(self, options: argparse.Namespace, number: int) -> WorkerProcess | Launch:
         if options.mpi:
-            return Launch(options.run_file, self._said)
+            return Launch(options.configuration, self._said)
         cores = sorted(os.sched_getaffinity(0))
         each = max(1, len(cores) // self._count)
         mine = [cores[(number * each + i) % len(cores)] for i in range(each)]
-        return WorkerProcess(options.run_file, [] if self._count == 1 else mine, self._said)
+        return WorkerProcess(options.configuration, [] if self._count == 1 else mine, self._said)
 
     def _said(self, name: str, line: str) -> None:
         self._events.put(("said", (name, line)))

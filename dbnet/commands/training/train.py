@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from dbnet.comm import mpi
-from dbnet.commands.base import add_run_file
+from dbnet.commands.base import add_configuration
 from dbnet.monitor.pictures.figure import drawn
 from dbnet.run import signals, train
 from dbnet.run.outcome import Marker, Outcome
@@ -18,12 +18,12 @@ STOPPED = 85
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Train as a run file says.\n\n  mpirun -n 5 dbnet train jobs/digits.toml      one rank per role\n"
+        "Train as a configuration says.\n\n  mpirun -n 5 dbnet train jobs/digits.toml      one rank per role\n"
         "  dbnet train jobs/digits.toml                  all roles in this process, taking turns\n\n"
         "Outputs go to run.folder: NAME.h5 (the run file), NAME.checkpoint.h5 (a link into NAME.checkpoints), NAME.png.\n"
         "A name that is taken gets a number."
     )
-    add_run_file(parser)
+    add_configuration(parser)
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT",
         help="go on from a checkpoint; without a path from the newest whole one of this name; auto: that, or begin afresh",
@@ -59,13 +59,13 @@ def run_train(options: argparse.Namespace) -> int:
     if options.trace:
         options.overrides = [*options.overrides, "record.trace=true"]
     signals.leave_group()
-    guardian = guard(options.run_file, options.overrides)
+    guardian = guard(options.configuration, options.overrides)
     comm = mpi.world()
     with mpi.abort_on_error(comm):
         marker = Marker(options.marker if comm is None or comm.rank == 0 else None)
         ways = {"comm": comm, "quiet": options.quiet, "marker": marker, "guardian": guardian, "conclude": conclude}
         with marker.failing():
-            done = train.execute(options.run_file, options.overrides, resume=options.resume, **ways)
+            done = train.execute(options.configuration, options.overrides, resume=options.resume, **ways)
     if done is not None and done.lost:
         mpi.leave(code)
     if code and comm is not None:
@@ -81,7 +81,7 @@ def _stopped(options: argparse.Namespace, done: Outcome) -> int:
     if done.unsaved:
         print(f"dbnet: {why}, but no checkpoint could be written ({done.unsaved}).", file=sys.stderr, flush=True)
         return 1
-    again = f"{mpi.started()} {shlex.join([options.run_file, *options.overrides])}"
+    again = f"{mpi.started()} {shlex.join([options.configuration, *options.overrides])}"
     print(f"dbnet: {why}; checkpoint {done.checkpoint}. Go on with: {again} --resume auto", file=sys.stderr, flush=True)
     return STOPPED if done.stopped and not done.repeated else 1
 

@@ -210,7 +210,7 @@ def resumed(saved: dict[str, Any], options: Descent) -> State:
     for name in ("kind", "history"):
         if mine.get(name) != old.get(name):
             raise UserError(
-                f"The checkpoint was made with method.descent.{name} = {old.get(name)!r}, the run file says {mine.get(name)!r}; "
+                f"The checkpoint was made with method.descent.{name} = {old.get(name)!r}, now it is {mine.get(name)!r}; "
                 "resume with the former, or start a new run from its parameters with run.start."
             )
     return State(**saved["state"])

@@ -88,7 +88,7 @@ def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 
 def together(trees: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the keys of all, table by table as in a run file, kinds first."""
+    """Return the keys of all, table by table as in a configuration, kinds first."""
     order = list(Config.model_fields)
     keys = dict.fromkeys(key for tree in trees for key in tree)
     return sorted(keys, key=lambda key: (order.index(key.partition(".")[0]), not key.endswith(".kind")))

@@ -1,4 +1,4 @@
-"""simulate(): load a run file and a machine, prepare, play all roles in virtual seconds, say what came of it."""
+"""simulate(): load a configuration and a machine, prepare, play all roles in virtual seconds, say what came of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def simulate(
     Parameters
     ----------
     source
-        Path of a run file (TOML), nested tables like those of one, or a configuration.
+        Path of a configuration file (TOML), nested tables like those of one, or a configuration.
     machine
         Path of a machine file (TOML), or a profile.
     overrides
@@ -71,7 +71,7 @@ def simulate(
     Raises
     ------
     UserError
-        Something in the run file, the machine file or the data is to be mended, or is not simulated; nothing has been written.
+        Something in the configuration, the machine file or the data is to be mended, or is not simulated; nothing has been written.
     Lost
         A rank waited in vain for longer than the run's deadline.
     """

@@ -50,7 +50,7 @@ def test_the_doctor_starts_two_ranks(place: Path) -> None:
 
 UNFIT = ["model.layers=[{kind='dense', units=10, cut=[3]}]", "topology={shards=1, replicas=1, partitions=2}"]
 REFUSED = [
-    (["no.toml"], ["No run file 'no.toml'"]),
+    (["no.toml"], ["No configuration file 'no.toml'"]),
     (["run.toml", "rule.rat=1"], ["did you mean 'rate'"]),
     (["run.toml", "data.path=no.h5"], ["No data file 'no.h5'"]),
     (["run.toml", "run.folder=run.toml"], ["Cannot make the output folder"]),

@@ -44,13 +44,13 @@ def main(repeat: int) -> None:
             if comm.rank == 0:
                 about = {"kind": "random", "shape": str(units[0]), "classes": units[-1], "train": 4000, "test": 10}
                 write(data, make("data.formats", about, "data").read())
-            measure(comm, name, run_file(folder, data, units, steps, method), steps * method["minibatch"] * REPLICAS, bars, repeat)
+            measure(comm, name, tables_of(folder, data, units, steps, method), steps * method["minibatch"] * REPLICAS, bars, repeat)
         comm.Barrier()
         if comm.rank == 0:
             shutil.rmtree(folder)
 
 
-def run_file(folder: Path, data: Path, units: tuple[int, ...], steps: int, method: dict[str, Any]) -> dict[str, Any]:
+def tables_of(folder: Path, data: Path, units: tuple[int, ...], steps: int, method: dict[str, Any]) -> dict[str, Any]:
     """Return the tables of a run that trains a dense network and does little else."""
     layers: list[dict[str, Any]] = [{"kind": "dense", "units": n, "activation": "sigmoid"} for n in units[1:-1]]
     return {

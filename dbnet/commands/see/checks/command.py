@@ -79,7 +79,9 @@ def _own(path: str) -> list[type[Member]]:
     ]
     for one in classes:
         if not one.kind:
-            configuration.warn(f'The class {one.__name__} has no kind, so no run file can choose it: kind: ClassVar[str] = "...".')
+            configuration.warn(
+                f'The class {one.__name__} has no kind, so no configuration can choose it: kind: ClassVar[str] = "...".'
+            )
     found = list(dict.fromkeys(one for one in classes if one.kind))
     if not found:
         raise UserError(

@@ -20,7 +20,7 @@ from dbnet.run.train import train
 
 _CLASSES, _EXAMPLES = 3, 96
 _DENSE = {"kind": "dense", "units": _CLASSES}
-# Family -> the part of a run file that a member, said as a table, takes.
+# Family -> the part of a configuration that a member, said as a table, takes.
 _TABLES = {
     "network.layers": lambda said: {"model": {"layers": [said, _DENSE]}},
     "network.losses": lambda said: {"model": {"layers": [{**_DENSE, "units": 4, "activation": "tanh"}, _DENSE], "loss": said}},
