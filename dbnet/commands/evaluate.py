@@ -83,6 +83,9 @@ def run_export(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     comm = mpi.world()
     with mpi.abort_on_error(comm):
+        if options.by_class:
+            # Before anything is printed.
+            mpi.together(comm, lambda: _classes(options.checkpoint))
         score, n, errors = inference.evaluate(options.checkpoint, options.data, options.part, comm, options.trust_modules)
         if comm is None or comm.rank == 0:
             accuracy = "" if score.accuracy != score.accuracy else f", accuracy {score.accuracy:.4f}"
@@ -92,14 +95,18 @@ def run_evaluate(options: argparse.Namespace) -> None:
             _by_class(options, comm)
 
 
+def _classes(checkpoint: str) -> None:
+    """Raise UserError where a checkpoint's network tells no classes."""
+    if Checkpoint(checkpoint).data["vectors"]:
+        raise UserError(f"'{checkpoint}' was trained on vectors, which are no classes; leave --by-class out.")
+
+
 def _by_class(options: argparse.Namespace, comm: Any) -> None:
     """Print how the network does class by class."""
     ways = (options.checkpoint, comm, cores_for(node_of(comm), True)[0], options.trust_modules)
 
     def prepare() -> tuple[inference.Judge, Batches]:
         judge = inference.Judge(*ways)
-        if judge.checkpoint.data["vectors"]:
-            raise UserError(f"'{options.checkpoint}' was trained on vectors, which are no classes; leave --by-class out.")
         return judge, judge.labelled(options.data or judge.checkpoint.config.data.path, options.part)
 
     judge, batches = mpi.together(comm, prepare)

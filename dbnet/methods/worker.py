@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dbnet.comm.turns import IDLE, Turns
-from dbnet.coordinator.orders import END, GO, Orders
+from dbnet.coordinator.orders import END, GO, POLL, Orders
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
 from dbnet.data.batches import Batches
@@ -132,5 +132,6 @@ class Worker:
             if not orders.stop and more():
                 orders.note(done=0)
                 return
-            yield from self.report(now=True)
+            # Hundreds that wait must not keep the coordinator busy.
+            yield from self.report(now=orders.period <= POLL)
             yield IDLE

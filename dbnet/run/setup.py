@@ -29,6 +29,7 @@ from dbnet.core.ranges import Range, split
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import Share
 from dbnet.monitor import tensorboard
+from dbnet.monitor.tables import EVALUATION, column
 from dbnet.network.model import Model, footprint
 from dbnet.network.partition import Boxes, Cut
 from dbnet.network.replica import Score
@@ -115,6 +116,8 @@ class Setup:
     def errors(self, score: Score) -> list[float]:
         """Return these numbers for what is evaluated, then for the watched training examples; NaN where there is no loss."""
         out: list[float] = []
+        if not self.error_names:
+            return out
         for loss, variance in zip((score.loss, score.train_loss), self.variances, strict=True):
             found = self.config.model.loss.errors(loss, self.data.targets, variance) if isfinite(loss) else {}
             out += [found.get(name, nan) for name in self.error_names]
@@ -264,6 +267,14 @@ def setup(config: Config, resume: str | None = None, labels: bool = True) -> Set
         raise UserError(f"stop.accuracy needs labelled test examples, which '{data.path}' does not have; give stop.epochs too.")
     out = Setup(config, data, model, Topology.of(config.topology), checkpoint, config.run.name)
     config.method.check(config)
+    if config.record.schedule and config.method.recorder and not issubclass(config.method.recorder, config.method.coordinator):
+        raise UserError(
+            f"method.kind = '{config.method.kind}' has a coordinator of its own, which is not recorded; leave record.schedule out."
+        )
+    if taken := set(map(column, out.error_names)) & set(EVALUATION.names):
+        raise UserError(
+            f"The {config.model.loss.kind} loss calls an error '{min(taken)}', as a column of the run file is; rename it."
+        )
     tensorboard.require(config)
     config.rule.schedule.check(out.horizon)
     return out

@@ -52,7 +52,7 @@ def train(
 
     Returns
     -------
-    Paths of the run file and the checkpoint, the last test accuracy (0 .. 1; NaN without a test set), the parameters
+    Paths of the run file and the checkpoint, the last accuracy on `evaluate.part` (0 .. 1; NaN without one), the parameters
     [parameters].
 
     Raises

@@ -78,7 +78,7 @@ class WindowStore:
         self._origin = self._replica * topology.partitions + self._partition
         self._row = [rings.users[route.shard].index(self._origin) for route in self.routes]
         self._slot, self._slots = rings.elements, rings.slots
-        self._moves = self._plan_moves(max(1, PIECE // max(1, len(self.sources)) // self._item))
+        self._moves = self._plan_moves(max(1, PIECE // max(1, len(self.sources)) // dtype.itemsize))
         # What is narrow lies here on its way: all that is fetched, a slice of what is pushed.
         self._narrow = (np.zeros(size, rings.wire), np.zeros(self._slot, rings.wire)) if rings.narrow else None
         self.w, self.g = np.zeros(size, dtype), np.zeros(size, dtype)

@@ -294,3 +294,20 @@ def test_idx_files_that_are_cut_off(cut: str, place: Path, refused: Callable[...
     words = [word for part in ("train", "test") for name in ("images", "labels") for word in (f"--{part}-{name}", f"{part}-{name}")]
     assert f"'{cut}' has" in refused("data", "idx", *words, "d.h5")
     assert "No file 'none'" in refused("data", "idx", *words, "--train-images", "none", "d.h5")
+
+
+def test_own_members_that_do_not_fit_a_run(refused: Callable[..., str], run_file: Path, make_data: Callable[..., Path]) -> None:
+    """An error with the name of a column; a coordinator that a record would not be of."""
+    make_data(train__y=np.zeros((8, 2), np.float32), test__y=np.zeros((4, 2), np.float32), classes=None)
+    Path("own.py").write_text(
+        "from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator\n"
+        "from dbnet.methods.sandblaster.method import Sandblaster\n"
+        "from dbnet.network.losses.squared import Squared\n"
+        "class Other(SandblasterCoordinator):\n    pass\n"
+        "class Mine(Sandblaster):\n    kind = 'mine'\n    coordinator = Other\n"
+        "class Named(Squared):\n    kind = 'named'\n    def errors(self, *_):\n        return {'train loss': 1.0}\n"
+    )
+    own = ("train", run_file, "model.modules=['own.py']", "data.path=small.h5", "model.layers=[{kind='dense', units=2}]")
+    assert "calls an error 'train_loss'" in refused(*own, "model.loss=named")
+    batch = ("model.loss=squared", "method={kind='mine'}", "stop={iterations=1}", "record.schedule=true")
+    assert "a coordinator of its own, which is not recorded" in refused(*own, *batch)

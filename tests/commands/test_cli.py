@@ -197,6 +197,11 @@ def test_without_labelled_test_set(run_file: Path, make_data: Callable[..., Path
     assert wrong.code == 2 and wrong.err == "dbnet: The squared loss has no probabilities; leave out --probabilities.\n"
 
 
+def test_squared_loss_of_labels_has_an_accuracy_and_no_errors(run_file: Path, dbnet: Command) -> None:
+    said = dbnet("train", run_file, "model.loss=squared", "stop.epochs=", "stop.steps=1")
+    assert said.code == 0 and "Test accuracy" in said.out and "R2" not in said.out, said
+
+
 def test_what_is_seldom_meant_is_said(run_file: Path, make_data: Callable[..., Path], dbnet: Command) -> None:
     labels = np.arange(8) % 2
     make_data("first.h5", train__x=np.zeros((8, 3, 9, 9), np.float32), train__y=labels, test__x=None, test__y=None)

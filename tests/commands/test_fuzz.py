@@ -1,4 +1,4 @@
-"""Whatever stands in run files and data files: success, or one sentence; no traceback, no hang, no memory without bound."""
+"""Whatever stands in configurations and data files: success, or one sentence; no traceback, no hang, no memory without bound."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ COMMON = {"data": {"path": "data.h5"}, "stop": {"steps": 3}, "run": {"folder": "
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Go to a folder with a data file, and of each run its run file as TOML, its checkpoint and its record."""
+    """Go to a folder with a data file, and of each run its configuration as TOML, its checkpoint and its record."""
     before, folder = Path.cwd(), tmp_path_factory.mktemp("fuzz")
     os.chdir(folder)
     rng = np.random.default_rng(1)
@@ -66,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def full(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return a run file with all tables and all options of all members."""
+    """Return a configuration with all tables and all options of all members."""
     # More examples per step or portion than a replica has would be doubted.
     more = {"method": {"minibatch": 4, **tables.get("method", {})}}
     return json.loads(build(json.loads(json.dumps({**COMMON, **tables, **more}))).text())
@@ -100,7 +100,7 @@ def in_empty_folder(test: Callable[..., None], *drawn: Any) -> None:
 
 
 def try_run_file() -> None:
-    """Give run.toml to all commands that take one; training stops soon, if only the run file is read that far."""
+    """Give run.toml to all commands that take one; training stops soon, if only the configuration is read that far."""
     for words in (["plan"], ["plan", "--config"], ["plan", "--ranks"], ["train", "--quiet"]):
         last = ["stop.seconds=0.2"] if words[0] == "train" else []
         done = run(words[0], "run.toml", *words[1:], *last)

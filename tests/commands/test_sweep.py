@@ -139,7 +139,7 @@ def test_runs_are_trained_once_and_compared(run_file: Path, dbnet: Command, monk
         values = [package.open_run(files[rate, seed]).accuracy for seed in (1, 2)]
         line = next(line for line in done.out.split("\n") if line.startswith(f"{rate} "))
         assert f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" in line and line.split()[1] == "2"
-    # The same command trains nothing, a larger grid what is new, another run file under the same names all.
+    # The same command trains nothing, a larger grid what is new, another configuration under the same names all.
     before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     again = dbnet(*words)
     assert again.code == 0 and again.out.startswith("4 of 4 runs are done already.\n\n")

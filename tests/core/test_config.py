@@ -1,4 +1,4 @@
-"""A run file becomes one complete value or one clear sentence, whatever stands in it."""
+"""A configuration becomes one complete value or one clear sentence, whatever stands in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer in a user's own file: found through the run file, cut, checked, trained like any other."""
+"""A layer in a user's own file: found through the configuration, cut, checked, trained like any other."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from dbnet.run.train import execute
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 SMALL = [f"model.layers.{i}.units=24" for i in range(4)]
 THIN = [f"model.layers.{i}.field=3" for i in (0, 1, 3, 6)]
-# What shortens each run file, and the shape and number of classes of its data.
+# What shortens each configuration, and the shape and number of classes of its data.
 SHIPPED: dict[str, tuple[str, int, list[str]]] = {
     "digits": ("64", 10, ["stop.epochs=4", "evaluate.epochs=1", "checkpoint.steps=90"]),
     "fashion": ("28,28,1", 10, ["stop.epochs=6", "evaluate.epochs=1", "model.layers.0.units=32", "warmstart.steps=7"]),

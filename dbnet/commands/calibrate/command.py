@@ -26,6 +26,7 @@ from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken, writing
 from dbnet.network.cost import Profile
 from dbnet.run.setup import setup
+from dbnet.shards.shard import Shard
 
 # Seconds that three ranks may take to start and to be measured.
 _PATIENCE = 300
@@ -84,6 +85,11 @@ def _say(words: str, comm: Any) -> None:
 def _kernels(files: list[str]) -> KernelCosts:
     """Measure steps of networks: [compute], what it was fitted to, and the runs' own."""
     ready = [setup(configuration.load(path, ["topology.partitions=1"])) for path in files]
+    for path, one in zip(files, ready, strict=True):
+        if one.config.method.receiver is not Shard:
+            raise UserError(
+                f"'{path}' is of a batch method, whose passes have no steps; add --run with method.kind = 'downpour' in it."
+            )
     threadpool_limits(limits=1, user_api="blas")
     jit.set_threads(1)
     for dtype in dict.fromkeys(["float32", *(one.config.model.dtype for one in ready)]):

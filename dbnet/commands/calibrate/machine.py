@@ -54,13 +54,16 @@ def costs(runs: Sequence[dict[str, Any]], alone: float, flush: float) -> Costs:
     size = work.max(axis=0)
     call, copied = nnls(work / size, np.ones(len(rows)))[0] / size
     (few, short, small), (many, long, large) = applied
-    a_slice = max(0.0, (small * long - large * short) / (few * long - many * short))
+    work = np.array([(few, short), (many, long)]) / np.maximum([[small], [large]], 1e-9)
+    size = work.max(axis=0)
+    a_slice, a_byte = nnls(work / size, np.ones(2))[0] / size
     small_run = runs[0]["ranks"]
     turn = small_run[1]["spent"]["poll"] / max(1, small_run[1]["turns"])
     replica, steps = small_run[2]["spent"], runs[0]["steps"]
     # The simulation has a turn for the fetch and one for the step.
     step = replica["poll"] / steps - 2 * turn + replica["gradient"] / steps - alone
-    return Costs(call, copied, a_slice, (large - many * a_slice) / long, turn, step)
+    # Not less than memory can ever take: all of it may have gone to slices where the machine was busy.
+    return Costs(call, copied, a_slice, max(a_byte, 1e-12), turn, step)
 
 
 class Host(NamedTuple):
@@ -93,7 +96,7 @@ def profile(
     compute, host_table = dict(rates), {"cores": host.cores, "ranks": host.ranks, "late": host.late}
     way, beside = _way(inside) if inside else dict(_ASSUMED), 0.0
     if runs:
-        cost = costs(runs, found[0].step, 2 * inside["latency"])
+        cost = costs(runs, found[0].step, 2 * inside["latency"] if inside else 0.0)
         compute |= {"apply": 1e-9 / cost.applied, "slice": cost.slice, "step": max(0.0, rates["step"] + cost.step)}
         beside = cost.step
         host_table |= {"call": cost.call, "turn": max(cost.turn, 1e-7)}

@@ -130,6 +130,12 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> None:
+    others = [f"--{name}" for name in ("slurm", "ranks", "config") if getattr(options, name)]
+    others += ["-n"] if options.n is not None else []
+    if options.check and others:
+        raise UserError(f"--check is of a run that was made; leave {' and '.join(others)} out.")
+    if options.machine and (without := [word for word in others if word != "-n"]):
+        raise UserError(f"{' and '.join(without)} prints no prediction; leave --machine out.")
     if options.check:
         print("\n".join(check(options)))
         return
@@ -165,6 +171,8 @@ def check(options: argparse.Namespace) -> list[str]:
         raise UserError("--check goes by what the run was made with: dbnet plan --check RUN.h5 --machine MACHINE.toml.")
     run, profile = Run(options.check), load_profile(options.machine)
     unlike, measured = predict.comparable(run), predict.figures(run)
+    if run.config.model.modules:
+        raise UserError(f"'{options.check}' has members of its own; take its configuration: dbnet plan RUN.toml --machine FILE.")
     found, steps = predict.predicted(setup(configuration.restored(run.config)), profile, whole=True)
     if options.json:
         return [json.dumps({"predicted": found._asdict(), "measured": measured._asdict()}, indent=1)]

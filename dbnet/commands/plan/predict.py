@@ -18,7 +18,8 @@ from dbnet.monitor.display import Display
 from dbnet.monitor.results import Run, lateness
 from dbnet.network.cost import Profile
 from dbnet.run.setup import Setup
-from dbnet.run.simulated.simulate import play, refuse
+from dbnet.run.simulated.simulate import play
+from dbnet.shards.shard import Shard
 
 # One-sided operations that a prediction may simulate: some seconds.
 _OPERATIONS, _FEWEST, _MOST = 120_000, 20, 1000
@@ -90,16 +91,17 @@ def predicted(ready: Setup, profile: Profile, whole: bool = False) -> tuple[Figu
     ready, profile
         The run and the machine.
     whole
-        Whether evaluations and warmstart are part of it, and its end, as for a comparison with a run that was made.
+        Whether evaluations are part of it, and its end, as for a comparison with a run that was made.
 
     Raises
     ------
     UserError
-        The run asks for what is not simulated.
+        The run asks for what is not simulated, or makes too few steps.
     """
+    _refuse(ready)
     world, config = ready.topology, ready.config
     each = 5 * world.replicas * world.partitions * world.shards
-    steps = max(_FEWEST, min(_MOST, _OPERATIONS // each))
+    steps = max(_FEWEST, 3 * getattr(config.method, "n_push", 1), min(_MOST, _OPERATIONS // each))
     if config.stop.steps is not None:
         steps = min(steps, config.stop.steps)
     if config.stop.epochs is not None and whole:
@@ -107,16 +109,26 @@ def predicted(ready: Setup, profile: Profile, whole: bool = False) -> tuple[Figu
         per_epoch = -(-ready.data.sizes["train"] // (batch * world.replicas))
         steps = min(steps, max(1, int(config.stop.epochs * per_epoch)))
     stop = config.stop.model_copy(update={"steps": steps, "epochs": None, "seconds": None, "accuracy": None})
-    changes = {"stop": stop, "record": config.record.model_copy(update={"trace": False, "tensorboard": False})}
+    record = {"trace": False, "tensorboard": False, "schedule": False, "events": "all"}
+    changes = {"stop": stop, "record": config.record.model_copy(update=record)}
+    # Alone a replica meets nobody, and that would be a large part of so few steps.
+    changes["warmstart"] = config.warmstart.model_copy(update={"steps": 0, "accuracy": None})
     if not whole:
         changes["evaluate"] = config.evaluate.model_copy(update={"epochs": 1e9, "train": 0})
-        changes["warmstart"] = config.warmstart.model_copy(update={"steps": 0, "accuracy": None})
     with tempfile.TemporaryDirectory() as folder:
-        changes["run"] = config.run.model_copy(update={"folder": folder, "picture": False, "name": "predicted"})
+        changes["run"] = config.run.model_copy(update={"folder": folder, "picture": False, "name": "predicted", "threads": None})
         dry = replace(ready, config=config.model_copy(update=changes), topology=replace(world, spares=0), checkpoint=None)
-        refuse(dry, True)
         done = play(dry, profile, Display(True), True)
         return figures(Run(done.outcome.run_file)), steps
+
+
+def _refuse(ready: Setup) -> None:
+    """Raise UserError where a dry simulation would not be of this run."""
+    config = ready.config
+    if config.method.receiver is not Shard:
+        raise UserError(f"A prediction computes nothing, and method.kind = '{config.method.kind}' goes by what it computes.")
+    if config.method.overlap:
+        raise UserError("A prediction does not know method.overlap yet: no run with it can be predicted.")
 
 
 # --- words --------------------------------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ def run_replay(options: argparse.Namespace) -> int:
         if options.gradient is not None:
             print(_write_gradient(world, run, options))
             return 0
+    except (KeyError, ValueError, IndexError, StopIteration) as error:
+        raise UserError(f"The schedule of '{options.run_file}' is damaged ({type(error).__name__}: {error}).") from error
     except Difference as difference:
         if options.overrides:
             print(

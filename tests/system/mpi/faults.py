@@ -70,14 +70,14 @@ def trains(folder: Path, seconds: float = 0.0) -> bool:
 
 
 class Hurt:
-    """One run of jobs/local.sh in a folder with a run file.
+    """One run of jobs/local.sh in a folder with a configuration.
 
     Parameters
     ----------
     folder
         Where it runs.
     overrides
-        Changes of the run file, and options.
+        Changes of the configuration, and options.
     """
 
     def __init__(self, folder: Path, *overrides: str) -> None:
@@ -140,6 +140,6 @@ def with_no_mercy(pid: int) -> None:
 
 
 def prepare(folder: Path, data: Path, bound: float = BOUND) -> Path:
-    """Write the run file; return the folder."""
+    """Write the configuration; return the folder."""
     (folder / "run.toml").write_text(RUN_FILE.format(data=data, bound=bound))
     return folder

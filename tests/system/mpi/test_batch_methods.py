@@ -56,7 +56,7 @@ def params(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def path(digits: Path, tmp_path: Path) -> Path:
-    """Return a run file."""
+    """Return a configuration."""
     (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
     return tmp_path / "run.toml"
 

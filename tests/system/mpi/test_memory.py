@@ -32,7 +32,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run file on 300 images of 40 x 40, in a type that is not the network's."""
+    """Return a configuration on 300 images of 40 x 40, in a type that is not the network's."""
     folder = tmp_path_factory.mktemp("memory")
     rng = np.random.default_rng(1)
     contents = {f"{part}/x": rng.random((n, 40, 40, 1)) for part, n in (("train", 300), ("test", 60))}

@@ -42,7 +42,7 @@ BATCH = "{kind='sandblaster', descent={gradient_norm=0, loss_change=0}}"
 
 @pytest.fixture
 def folder(tmp_path: Path, digits: Path) -> Path:
-    """Return a folder with a run file."""
+    """Return a folder with a configuration."""
     (tmp_path / "run.toml").write_text(
         f"""
 run = {{folder = "out", picture = false}}

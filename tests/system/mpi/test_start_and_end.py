@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture
 def folder(tmp_path: Path, digits: Path) -> Path:
-    """Return a folder with a run file."""
+    """Return a folder with a configuration."""
     (tmp_path / "run.toml").write_text(
         f"""
 run.folder = "out"

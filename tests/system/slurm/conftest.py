@@ -68,6 +68,6 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def folder(tmp_path: Path, digits: Path) -> Path:
-    """Return a folder with a run file."""
+    """Return a folder with a configuration."""
     (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
     return tmp_path

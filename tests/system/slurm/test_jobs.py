@@ -49,7 +49,7 @@ def ended(cluster: Cluster, job: str, folder: Path, state: str = "COMPLETED") ->
 
 @pytest.fixture
 def folders(folder: Path) -> Sequence[Path]:
-    """Return two folders with a run file."""
+    """Return two folders with a configuration."""
     out = []
     for name in ("downpour", "sandblaster"):
         (folder / name).mkdir()
