@@ -1,4 +1,4 @@
-"""What several test files use: a small data set, a run file, the command line called in this process."""
+"""What several test files use: a small data set, a configuration, the command line called in this process."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run_file(place: Path, digits: Path) -> Path:
-    """Return a run file in the present folder."""
+    """Return a configuration in the present folder."""
     path = place / "run.toml"
     path.write_text(RUN_FILE.format(data=digits))
     return path
