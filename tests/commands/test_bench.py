@@ -81,8 +81,10 @@ def test_predictions_are_judged_by_their_median_and_worst_errors() -> None:
 
 @pytest.mark.long
 @pytest.mark.mpi
-def test_a_real_run_stands_beside_what_is_predicted_of_it(tmp_path: Path) -> None:
+def test_a_real_run_stands_beside_what_is_predicted_of_it(tmp_path: Path, soak: bool) -> None:
     """What moves is known to the byte, whatever the machine; times are the machine's."""
+    if not soak:
+        pytest.skip("a real run beside its prediction: tests/run --soak")
     profile = load_profile(Path(__file__).parents[2] / "jobs" / "machines" / "local.toml")
     made, measured = Predict.compare(Case("digits", 2), tmp_path, profile, 0.02)
     assert made.moved == measured.moved > 0 and measured.step > 0 and measured.staleness >= 0
