@@ -126,9 +126,12 @@ def _refuse(ready: Setup) -> None:
     """Raise UserError where a dry simulation would not be of this run."""
     config = ready.config
     if config.method.receiver is not Shard:
-        raise UserError(f"A prediction computes nothing, and method.kind = '{config.method.kind}' goes by what it computes.")
+        raise UserError(
+            f"A prediction computes nothing, and method.kind = '{config.method.kind}' goes by what it computes; predict a run of "
+            "method.kind = 'downpour'."
+        )
     if config.method.overlap:
-        raise UserError("A prediction does not know method.overlap yet: no run with it can be predicted.")
+        raise UserError("A prediction does not know method.overlap yet: leave it out to predict the rest.")
 
 
 # --- words --------------------------------------------------------------------------------------------------------------------
