@@ -95,12 +95,15 @@ def test_a_canceled_job_ends_with_a_checkpoint_and_stays_away(cluster: Cluster, 
 def test_a_sweep(cluster: Cluster, folder: Path) -> None:
     """Tasks 0 and 5 of the array: two and four replicas, another rate; the smaller run leaves tasks of its job idle."""
     grid = ["run.toml", "rule.rate=0.03,0.1,0.3", "topology.replicas=2,4", "topology.shards=2", "stop.seconds=1"]
-    job = submit(cluster, folder, "--array=0,5", ROOT / "jobs" / "array.sbatch", *grid)
+    words = [sys.executable, "-m", "dbnet", "sweep", *grid, "--slurm", "--cores", "8"]
+    (folder / "sweep.sbatch").write_text(subprocess.check_output(words, cwd=folder, env=cluster.env, text=True, timeout=60))
+    job = submit(cluster, folder, "--array=0,5", "sweep.sbatch")
     for task in (0, 5):
         ended(cluster, f"{job}_{task}", folder)
     runs = [Run(folder / "out" / f"run_rate-{rate}_replicas-{replicas}.h5").config for rate, replicas in ((0.03, 2), (0.3, 4))]
-    assert [(c.rule["rate"], c.topology.replicas) for c in runs] == [(0.03, 2), (0.3, 4)]
+    assert [(c.rule.rate, c.topology.replicas) for c in runs] == [(0.03, 2), (0.3, 4)]
     assert "2 of the job's 7 tasks stay idle" in said(folder)
+    # The script for any grid knows what the one for this grid has done.
     again = submit(cluster, folder, "--array=5", ROOT / "jobs" / "array.sbatch", *grid)
     ended(cluster, f"{again}_5", folder)
     assert "run 5 of the grid is done already" in said(folder) and not (folder / "out" / "run_rate-0.3_replicas-4-2.h5").exists()
