@@ -6,7 +6,7 @@ A new one is a file in this room, a field of `coordinator.Duties` (whose order i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
     beside
         Steps made by then that are nobody's: replicas of another number have the mean steps of the old ones, which do not add up.
     errors
-        What the loss says besides of a score, as columns of the run file.
+        What the loss says besides of a score, by name in the order of the run file's columns.
     """
 
     config: Config
@@ -42,7 +42,7 @@ class Facts(NamedTuple):
     state: dict[str, Any]
     steps: np.ndarray
     beside: int = 0
-    errors: Callable[[Score], Sequence[float]] = lambda score: ()
+    errors: Callable[[Score], Mapping[str, float]] = lambda score: {}
 
 
 class RunTime:

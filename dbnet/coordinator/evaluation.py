@@ -46,7 +46,7 @@ class Evaluation(Duty):
         if self.fresh is not None:
             self.last, self._at, self._epochs = self.fresh, self._time.seconds, self._passed
             steps = self._facts.beside + status.steps
-            self._record.evaluation(self._at, self.turn, steps, self._passed, *self.fresh, *self._facts.errors(self.fresh))
+            self._record.evaluation(self._at, self.turn, steps, self._passed, *self.fresh, *self._facts.errors(self.fresh).values())
         return False
 
     @property

@@ -39,7 +39,7 @@ class Progress(Duty):
         self._next = self._shown_at = 0.0
         self._loss = float("nan")
         self._trouble = ""
-        display.begin(facts.config, record.path.stem)
+        display.begin(facts.config, record.path.stem, facts.errors)
 
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
         return {"events": lambda shard, content: self._record.events(shard, *content)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ _ITERATIONS = "  seconds  iteration          loss  gradient      step  passes  r
 
 # A rate that is shown is a mean over the last seconds: what falls into one report varies.
 RECENT = 5.0
+
+# What the loss says of a score besides, by name.
+Errors = Callable[[Score], Mapping[str, float]]
 
 
 class Speed(NamedTuple):
@@ -53,8 +56,8 @@ class Display:
         self._shown: Score | None = None
         self._rows = np.zeros(0, PROGRESS)
 
-    def begin(self, config: Config, name: str) -> None:
-        """A run of this name begins."""
+    def begin(self, config: Config, name: str, errors: Errors = lambda score: {}) -> None:
+        """A run of this name begins; `errors` is what its loss says besides of a score, by name."""
         self._part = config.evaluate.part
 
     def end(self, state: str = "broken off") -> None:

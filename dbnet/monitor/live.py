@@ -10,7 +10,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.monitor.display import Display, Speed, recent
+from dbnet.monitor.display import Display, Errors, Speed, recent
 from dbnet.monitor.results import Run, bar, bulk, lateness
 from dbnet.monitor.tables import PROGRESS
 from dbnet.network.replica import Score
@@ -47,6 +47,8 @@ class Snapshot(NamedTuple):
         How fast each replica was in the last seconds.
     counts
         How many updates had which staleness [shards, bins].
+    errors
+        What the loss says besides of the last evaluation, by name, such as R2.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Snapshot(NamedTuple):
     score: Score | None
     speeds: Sequence[Speed]
     counts: np.ndarray
+    errors: Mapping[str, float] = {}
 
     def goal(self) -> tuple[float, str]:
         """Return the share of the way to the stop criterion that is reached first (NaN: none is known), and it in words."""
@@ -127,6 +130,7 @@ def scores(shot: Snapshot) -> str:
         part, score = shot.config.evaluate.part, shot.score
         numbers = ((f"{part} loss", score.loss), (f"{part} accuracy", score.accuracy), ("train accuracy", score.train_accuracy))
         out += [f"{name} {value:.4f}" for name, value in numbers if value == value]
+        out += [f"{name} {value:.4g}" for name, value in shot.errors.items() if value == value and not name.startswith("train ")]
     return "   ".join(out)
 
 
@@ -189,13 +193,14 @@ class LiveDisplay(Display):
         self._live: Any = None
         self._config: Config | None = None
         self._shot: Snapshot | None = None
+        self._errors: Errors = lambda score: {}
         self._name, self._counts, self._score, self._iterations, self._drawn = "", np.zeros((1, 1), np.int64), None, 0, 0.0
 
-    def begin(self, config: Config, name: str) -> None:
+    def begin(self, config: Config, name: str, errors: Errors = lambda score: {}) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._config, self._name = config, name
+        self._config, self._name, self._errors = config, name, errors
         # What goes to a file there stays there.
         self._live = Live(console=Console(), auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stderr.isatty())
         atexit.register(self.end)
@@ -234,7 +239,7 @@ class LiveDisplay(Display):
         if self._live is None or self._config is None:
             return
         self._shot = Snapshot(self._name, self._config, "running", seconds, epochs, steps, self._iterations, loss, self._score,
-                              recent(self._rows), self._counts)  # fmt: skip
+                              recent(self._rows), self._counts, self._errors(self._score) if self._score else {})  # fmt: skip
         if time.monotonic() - self._drawn < _REFRESH and self._live.is_started:
             return
         self._drawn = time.monotonic()
@@ -274,10 +279,11 @@ def snapshot(run: Run) -> Snapshot:
     rows, points = run.progress, run.evaluation
     seconds = max((float(frame.seconds.iloc[-1]) for frame in (rows, points, run.iterations) if len(frame)), default=0.0)
     steps = int(rows.groupby("replica").steps.last().sum()) if len(rows) else 0
-    score, epochs, known = None, 0.0, 0
+    score, epochs, known, besides = None, 0.0, 0, {}
     if len(points):
         last = points.iloc[-1]
         score, known, epochs = Score(*(float(last[name]) for name in Score._fields)), int(last.steps), float(last.epochs)
+        besides = {name.replace("_", " "): float(last[name]) for name in run.errors}
     if known and steps > known:
         # Since the last evaluation.
         epochs *= steps / known
@@ -287,7 +293,7 @@ def snapshot(run: Run) -> Snapshot:
     done = int(run.iterations.iteration.iloc[-1]) if len(run.iterations) else 0
     name = run.path.name.removesuffix(".h5")
     counts = run.staleness.to_numpy().T
-    return Snapshot(name, run.config, run.ended, seconds, epochs, max(steps, known), done, loss, score, speeds, counts)
+    return Snapshot(name, run.config, run.ended, seconds, epochs, max(steps, known), done, loss, score, speeds, counts, besides)
 
 
 def watch(path: str | Path, once: bool = False, every: float = 1.0) -> None:

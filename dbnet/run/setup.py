@@ -113,14 +113,14 @@ class Setup:
         """What the loss says of vectors besides; nothing of labels."""
         return list(self.config.model.loss.errors(1.0, self.data.targets, 1.0)) if self.data.targets else []
 
-    def errors(self, score: Score) -> list[float]:
-        """Return these numbers for what is evaluated, then for the watched training examples; NaN where there is no loss."""
-        out: list[float] = []
+    def errors(self, score: Score) -> dict[str, float]:
+        """Return these numbers for what is evaluated, then for the watched training examples (`train ...`); NaN without a loss."""
+        out: dict[str, float] = {}
         if not self.error_names:
             return out
-        for loss, variance in zip((score.loss, score.train_loss), self.variances, strict=True):
+        for part, loss, variance in zip(("", "train "), (score.loss, score.train_loss), self.variances, strict=True):
             found = self.config.model.loss.errors(loss, self.data.targets, variance) if isfinite(loss) else {}
-            out += [found.get(name, nan) for name in self.error_names]
+            out |= {f"{part}{name}": found.get(name, nan) for name in self.error_names}
         return out
 
     @cached_property

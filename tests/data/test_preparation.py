@@ -392,6 +392,7 @@ def test_values_have_errors_in_place_of_an_accuracy(run_toml: Path, dbnet: Comma
     page = Path("out/run.html").read_text()
     assert f">{last.R2:.4g}</td>" in page and "accuracy" not in page.split("<h2>Settings")[0]
     assert "there are loss," in dbnet("plot", "out/run.h5", "--what", "R3", "--out", "b.svg").err
+    assert f"R2 {last.R2:.4g}" in dbnet("watch", "out/run.h5").out
     assert dbnet("plot", "out/run.h5", "--what", "mean_squared_error,R2", "--out", "b.svg").code == 0
     assert ">mean squared error<" in Path("b.svg").read_text()
     assert "test loss train loss" in done.out and f"Test error     {wanted}" in done.out and loss > 0.01 * y.var()

@@ -85,6 +85,9 @@ def test_what_is_shown() -> None:
     wide, narrow = text(view(shot(), 120)), text(view(shot(), 80), 80)
     assert "mine  downpour, 2 shards, 4 replicas  running  10 s" in wide and "25 %  2.0 of 8 epochs, 30 s left" in wide
     assert "test accuracy 0.9000" in wide
+    vectors = shot(score=Score(0.1, np.nan, 0.2, np.nan), errors={"R2": 0.75, "train R2": 0.8})
+    assert "test loss 0.1000   R2 0.75 " in text(view(vectors, 120)).replace("\n", " ")
+    assert "train R2" not in text(view(vectors, 120))
     for said in (wide, narrow):
         # Examples a second, waiting, and a bar in proportion; staleness with its quantiles.
         assert re.search(r"^3 +400 +25.0 % +█{12}( |$)", said, re.MULTILINE) and re.search(r"all 4 +1,000 +25.0 %", said)
