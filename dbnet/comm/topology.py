@@ -104,10 +104,14 @@ class Topology:
 
     def words(self) -> str:
         """Say who takes part."""
+        return f"1 coordinator, {self.workers()}"
+
+    def workers(self) -> str:
+        """Say who takes part besides the coordinator."""
 
         def some(n: int, name: str) -> str:
             return f"{n} {name}{'s' if n != 1 else ''}"
 
         cut = f" of {some(self.partitions, 'partition')}" if self.partitions > 1 else ""
         spare = f", {some(self.spares, 'spare replica')}" if self.spares else ""
-        return f"1 coordinator, {some(self.shards, 'shard')}, {some(self.replicas, 'replica')}{cut}{spare}"
+        return f"{some(self.shards, 'shard')}, {some(self.replicas, 'replica')}{cut}{spare}"

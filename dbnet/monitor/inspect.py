@@ -13,6 +13,7 @@ import numpy as np
 from dbnet.checkpoint.format import part_of
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.verify import damage
+from dbnet.comm.topology import Topology
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import UNREADABLE, reading
@@ -141,11 +142,10 @@ def verify(path: str) -> tuple[bool, str]:
 
 def _run(path: str) -> str:
     run = Run(path)
-    world = run.config.topology
     state = "finished" if run.finished else "stopped by a signal" if run.stopped else "not finished"
     lines = [
         f"run file, {state}, started {run.about['started']}",
-        f"  topology     1 coordinator + {world.shards} shards + {world.replicas} replicas x {world.partitions} partitions",
+        f"  topology     {Topology.of(run.config.topology).words()}",
         f"  network      {run.about['parameters']:,} parameters, {', '.join(layer.kind for layer in run.config.model.layers)}",
         f"  method       {run.config.method.kind}, {_how(run)}",
         f"  source       revision {run.about['revision']}; {run.about['mpi']}; hosts {', '.join(sorted(set(run.about['hosts'])))}",

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from dbnet.comm.topology import Topology
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.monitor.display import Display, Errors, Speed, recent
@@ -118,9 +119,7 @@ def view(shot: Snapshot, width: int) -> Any:
 
 def method(config: Config) -> str:
     """Return in words what runs on what."""
-    world = config.topology
-    cut = f" x {world.partitions}" if world.partitions > 1 else ""
-    return f"{config.method.kind}, {world.shards} shards, {world.replicas}{cut} replicas"
+    return f"{config.method.kind}, {Topology.of(config.topology).workers()}"
 
 
 def scores(shot: Snapshot) -> str:

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from dbnet.comm.topology import Topology
 from dbnet.core.config import Config, described
 from dbnet.core.files import writing
 from dbnet.core.registry import Family
@@ -315,10 +316,10 @@ def _where(names: Sequence[str], runs: Sequence[Run]) -> str:
     """Return what ran where."""
     rows = []
     for name, run in zip(names, runs, strict=True):
-        world, about = run.config.topology, run.about
+        about = run.about
         hosts = ", ".join(f"{host} ({n})" for host, n in Counter(about.get("hosts", [])).items())
         versions = ", ".join(f"{what} {version}" for what, version in about.get("versions", {}).items())
-        ranks = f"1 coordinator, {world.shards} shards, {world.replicas} x {world.partitions} ranks of replicas"
+        ranks = Topology.of(run.config.topology).words()
         rows.append((name, about.get("started", ""), ranks, hosts, about.get("mpi", ""), about.get("revision", ""), versions))
     head = ["run", "started", "roles", "hosts (ranks)", "MPI", "revision", "versions"]
     return "<h2>What ran where</h2>" + _cells(rows, head)
