@@ -56,15 +56,25 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the absolute name of everything a module imports, wherever in it; not what is for type checkers alone."""
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Return the absolute name of everything a module imports, wherever in it; not what is for type checkers alone."""
+    return frozenset(imported(path))
+
+
+def imported(path: Path) -> Iterator[str]:
     hidden = {
         inner
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for node in nodes(path)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if node in hidden:
             continue
         if isinstance(node, ast.Import):
@@ -107,7 +117,7 @@ def test_imports_go_downward(path: Path) -> None:
     me = name(path)
     assert [other for other in within(path) if floor(other) > floor(me)] == []
     # Nobody takes something from the door, and the rooms of methods and runs meet through the registry alone.
-    assert "dbnet" not in set(imports(path))
+    assert "dbnet" not in imports(path)
     assert not (room(me) == "run" and any(room(other) == "methods" for other in within(path)))
 
 
@@ -137,7 +147,7 @@ def test_only_the_door_and_the_registry_import_late() -> None:
     """An import within a function hides a dependency; libraries that are slow to load, and starting MPI, are the exceptions."""
     late = set()
     for path in MODULES:
-        for function in ast.walk(tree(path)):
+        for function in nodes(path):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 for node in ast.walk(function):
                     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dbnet"):
@@ -154,7 +164,7 @@ def test_only_a_few_modules_know(library: str) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_files_and_functions_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
-    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     assert {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > 60} == {}
 
 
