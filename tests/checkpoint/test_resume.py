@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +16,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from finished import Finished
+from finished import ROOT, Finished
 from leading import Led, Losses
 from points import MODEL, TREE, write
 
@@ -19,6 +24,7 @@ from dbnet import open_run
 from dbnet.checkpoint.format import part_of
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.resume import candidates, choose
+from dbnet.checkpoint.verify import damage
 from dbnet.comm import mpi
 from dbnet.comm.channel import Mailboxes
 from dbnet.comm.topology import Topology
@@ -246,3 +252,24 @@ def test_how_to_go_on_is_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> 
     assert mpi.started() == "mpirun -n 5 dbnet train"
     monkeypatch.setenv("DBNET_STARTED", "jobs/local.sh")
     assert mpi.started() == "jobs/local.sh"
+
+
+@pytest.mark.long
+def test_whenever_it_is_killed_the_newest_is_whole(run_file: Path, place: Path) -> None:
+    """One process, all roles, killed at random moments of its writing; each time the next one goes on from what is there."""
+    words = [sys.executable, "-m", "dbnet", "train", str(run_file), "--quiet", "stop={steps=1000000}", "checkpoint.steps=1"]
+    env, chance, reached = {**os.environ, "PYTHONPATH": str(ROOT)}, random.Random(5), 0
+    for kill in range(3):
+        link = place / "out" / ("run.checkpoint.h5" if kill == 0 else f"run-{kill + 1}.checkpoint.h5")
+        job = subprocess.Popen([*words, "--resume", "auto"], env=env, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not link.exists() and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 0.7))
+        job.send_signal(signal.SIGKILL)
+        said = job.communicate(timeout=30)[1]
+        assert link.exists() and said == "", said
+        assert damage(link) == []
+        steps = int(Checkpoint(link).replicas["steps"].sum())
+        assert steps >= reached
+        reached = steps

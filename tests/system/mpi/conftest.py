@@ -238,14 +238,17 @@ def trainings(digits: Path, in_turn: Callable[..., Job], tmp_path_factory: pytes
     """Return a function that makes several runs on `n` ranks in one start of mpirun, and returns the folder of their outputs.
 
     Each run is a name with its overrides; without `data.path` among these it learns the digits. With `start=hosts.launch` the
-    ranks lie on several hosts.
+    ranks lie on several hosts. Commands `then` follow on the same ranks; what all have printed is in `said` there.
     """
 
-    def make(n: int, runs: dict[str, Sequence[str]], start: Callable[..., Job] = launch, **options: object) -> Path:
+    def make(
+        n: int, runs: dict[str, Sequence[str]], start: Callable[..., Job] = launch, then: Sequence[Command] = (), **options: object
+    ) -> Path:
         folder = tmp_path_factory.mktemp("trainings")
         (folder / "run.toml").write_text(_RUN_FILE.format(data=digits))
         commands = [["train", folder / "run.toml", f"run.name={name}", *changes] for name, changes in runs.items()]
-        in_turn(n, *commands, how=start, cwd=folder, **options).good()
+        job = in_turn(n, *commands, *then, how=start, cwd=folder, **options).good()
+        (folder / "out" / "said").write_text(job.out)
         return folder / "out"
 
     return make

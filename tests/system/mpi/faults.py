@@ -54,7 +54,7 @@ def until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def trains(folder: Path, seconds: float = 0.0) -> bool:

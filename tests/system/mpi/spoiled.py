@@ -1,9 +1,14 @@
-"""One example is read as NaN, which no check of the file can see; called by `several.py`."""
+"""One example is read as NaN, which no check of the file can see; a checkpoint is damaged; called by `several.py`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import h5py
 import numpy as np
 
+from dbnet.checkpoint.format import part_of
+from dbnet.comm import mpi
 from dbnet.data.batches import Batches
 from dbnet.data.portions import Reader
 
@@ -24,3 +29,17 @@ def spoil(example: int) -> None:
 
     spoil_kind(Batches)
     spoil_kind(Reader)
+
+
+def hurt(link: str, shard: int, name: str) -> None:
+    """Flip one bit of a dataset in a shard's part of the checkpoint behind a link."""
+    from mpi4py import MPI
+
+    if mpi.launched_rank() == 0:
+        path = part_of(Path(link).resolve(), shard)
+        with h5py.File(path) as file:
+            at = file[name].id.get_chunk_info(0).byte_offset
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+    MPI.COMM_WORLD.Barrier()

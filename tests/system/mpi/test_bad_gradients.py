@@ -74,5 +74,5 @@ def test_a_bad_example_or_a_rate_too_high_ends_the_run_and_is_named(several: Cal
 
 def test_a_bad_example_of_a_cut_network_is_the_exit_code_of_the_job(in_turn: Callable, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE.format(data=digits))
-    done = in_turn(7, SPOILED, ["train", "run.toml", "topology.partitions=2"], cwd=tmp_path)
+    done = in_turn(4, SPOILED, ["train", "run.toml", "topology={shards=1, replicas=1, partitions=2}"], cwd=tmp_path)
     the_example_is_named(done, tmp_path / "out" / "run.h5")

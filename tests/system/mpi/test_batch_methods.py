@@ -89,16 +89,22 @@ def replayed(folder: Path, name: str) -> None:
 
 
 def test_iterates_are_those_of_one_process_whatever_a_replica_does(in_turn, path, alone, tmp_path) -> None:
-    """On one start of the ranks: as it should be; a replica that is silent for long and returns; one that holds up a pass.
+    """On one start of the ranks: as it should be; cut; resumed on another topology; a replica that is silent for long and returns;
+    one that holds up a pass.
 
     What was recorded of each replays to the bit.
     """
     train = ["train", path, "topology={shards=3, replicas=2}", "record.schedule=true"]
-    slow = ["train", path, "topology={shards=2, replicas=3}", "stop.iterations=8", "record.schedule=true"]
+    other = ["train", path, "topology={shards=2, replicas=3}"]
+    cut = ["train", path, "topology={shards=1, replicas=2, partitions=2}", "record.schedule=true", "checkpoint.seconds=0.1"]
+    slow = [*other, "stop.iterations=8", "record.schedule=true"]
     silent = [*slow, "method.patience=0.3"]
     in_turn(
         6,
         [*train, "run.name=plain"],
+        [*cut, "run.name=cut"],
+        [*train, "run.name=part", "stop.iterations=5", "checkpoint.seconds=0.01"],
+        [*other, "run.name=rest", f"--resume={tmp_path}/out/part.checkpoint.h5"],
         {"call": "slowed.slow", "with": [0.001, 1.5]},
         *([*silent, f"run.name=silent-{backups}", f"method.backups={backups}"] for backups in ("true", "false")),
         {"call": "slowed.slow", "with": [0.001, "hold"]},
@@ -107,33 +113,17 @@ def test_iterates_are_those_of_one_process_whatever_a_replica_does(in_turn, path
         cwd=tmp_path,
         timeout=100,
     ).good()
-    same_iterates(tmp_path, "plain", alone())
+    whole = alone()
+    for name in ("plain", "cut"):
+        same_iterates(tmp_path, name, whole)
+    same_losses(Run(tmp_path / "out" / "rest.h5"), whole, 5)
     wanted = alone("stop.iterations=8")
     runs = {name: Run(tmp_path / "out" / f"{name}.h5") for name in ("silent-true", "silent-false", "held")}
     for run in runs.values():
         same_losses(run, wanted)
     assert runs["held"].iterations.backups.sum() >= 1
-    for name in ("plain", *runs):
+    for name in ("plain", "cut", *runs):
         replayed(tmp_path, name)
-
-
-@pytest.mark.long
-def test_iterates_of_cut_replicas_are_those_of_one_process(mpirun, path, alone, tmp_path) -> None:
-    words = ["topology={shards=2, replicas=2, partitions=2}", "record.schedule=true", "checkpoint.seconds=0.1"]
-    mpirun(7, "-m", "dbnet", "train", path, *words, cwd=tmp_path).good()
-    same_iterates(tmp_path, "run", alone())
-    replayed(tmp_path, "run")
-
-
-def test_interrupted_and_resumed_on_another_topology(in_turn, path, alone, tmp_path) -> None:
-    point = tmp_path / "out" / "run.checkpoint.h5"
-    in_turn(
-        5,
-        ["train", path, "topology={shards=2, replicas=2}", "stop.iterations=5", "checkpoint.seconds=0.01"],
-        ["train", path, "topology={shards=1, replicas=3}", "run.name=more", f"--resume={point}"],
-        cwd=tmp_path,
-    ).good()
-    same_losses(Run(tmp_path / "out" / "more.h5"), alone(), 5)
 
 
 @pytest.mark.long

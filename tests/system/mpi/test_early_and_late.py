@@ -17,16 +17,17 @@ from dbnet.monitor.results import Run
 
 pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
-DEADLINE = 10.0
+# Ranks that cannot come together end the same way however short their deadline is; MPICH's burn a core each until then.
+DEADLINES = {"before MPI is up": 5.0, "compiling": 10.0, "having ended": 10.0}
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
 
 
-def dying(folder: Path, digits: Path, rank: int, place: str, *overrides: str) -> Hurt:
+def dying(folder: Path, digits: Path, rank: int, place: str) -> Hurt:
     """Run with a rank that kills itself, to the end; nothing may be left."""
     prepare(folder, digits, bound=4)
     command = programs(folder / "bin") / "dbnet"
     command.write_text(f"#!/bin/sh\nexec {sys.executable} {HERE / 'dying.py'} {rank} '{place}' \"$@\"\n")
-    job = Hurt(folder, f"run.deadline={DEADLINE}", "stop.epochs=2", *overrides)
+    job = Hurt(folder, "topology={shards=1, replicas=2}", f"run.deadline={DEADLINES[place]}", "stop.epochs=2")
     try:
         job.out, job.err = job.job.communicate(timeout=150)
     finally:
@@ -41,7 +42,7 @@ def dying(folder: Path, digits: Path, rank: int, place: str, *overrides: str) ->
     ("rank", "place", "who"),
     [
         (2, "before MPI is up", "the ranks did not come together within"),
-        (4, "compiling", "replica 1 gave no sign of life"),
+        (3, "compiling", "replica 1 gave no sign of life"),
         (0, "compiling", "the coordinator is lost"),
     ],
 )
@@ -53,23 +54,20 @@ def test_a_rank_killed_while_the_run_starts_ends_it(rank: int, place: str, who: 
     assert not list(tmp_path.glob("out/*.checkpoint*"))
 
 
-@pytest.mark.parametrize("rank", [4])
-def test_a_rank_killed_when_all_is_done_costs_nothing(rank: int, tmp_path: Path, digits: Path) -> None:
-    job = dying(tmp_path, digits, rank, "having ended").good()
+def test_a_rank_killed_when_all_is_done_costs_nothing(tmp_path: Path, digits: Path) -> None:
+    job = dying(tmp_path, digits, 3, "having ended").good()
     assert not [line for line in job.err.splitlines() if line.startswith("dbnet:")], job.err
     assert "Test accuracy" in job.out and Run(tmp_path / "out" / "run.h5").finished
 
 
 def test_a_job_that_is_stopped_and_continued_as_a_whole_goes_on(tmp_path: Path, digits: Path) -> None:
-    """Twice, each longer than the deadline, with transfers, cuts and pushes under way."""
+    """Twice, each longer than the deadline, with transfers, cuts and pushes under way; a replica is asked to end it."""
     prepare(tmp_path, digits, bound=1.5)
-    job = Hurt(
-        tmp_path, "topology.partitions=2", "topology.replicas=2", "run.deadline=4", "stop.epochs=1000000", "method.overlap=true"
-    )
-    job.training()
-    pids = [job.pid(rank) for rank in range(1 + 2 + 4)]
-    # The shards are stopped first and continued last: whoever pushes waits for them before and after, and is seen to wait on.
-    shards, others = pids[1:3], [pids[0], *pids[3:]]
+    shape = "topology={shards=1, replicas=2, partitions=2}"
+    job = Hurt(tmp_path, shape, "run.deadline=4", "stop.epochs=1000000", "method.overlap=true").training()
+    pids = [job.pid(rank) for rank in range(1 + 1 + 4)]
+    # The shard is stopped first and continued last: whoever pushes waits for it before and after, and is seen to wait on.
+    shards, others = pids[1:2], [pids[0], *pids[2:]]
     for _ in range(2):
         seen = progress(tmp_path)
         for group, number, seconds in (
@@ -83,7 +81,7 @@ def test_a_job_that_is_stopped_and_continued_as_a_whole_goes_on(tmp_path: Path, 
             # Time that passes is what is tested, not what is waited for.
             time.sleep(seconds)
         until(lambda seen=seen: job.job.poll() is not None or progress(tmp_path) > seen + 2, "it trains again", 60)
-    job.hurt(0, signal.SIGTERM)
+    job.hurt(2, signal.SIGTERM)
     COUNTS["jobs stopped and continued as a whole"] += 1
     job.end()
     assert job.code == 85 and Run(tmp_path / "out" / "run.h5").stopped, job.err

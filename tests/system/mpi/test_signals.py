@@ -54,7 +54,7 @@ layers = [{{kind = "dense", units = 10}}]
 dtype = "float64"
 [topology]
 shards = 1
-replicas = 2
+replicas = 1
 """
     )
     return tmp_path
@@ -62,7 +62,7 @@ replicas = 2
 
 @pytest.mark.parametrize(("method", "number"), [("{}", signal.SIGTERM), (BATCH, signal.SIGUSR1)], ids=["downpour", "sandblaster"])
 def test_the_coordinator_is_asked_to_stop(method: str, number: signal.Signals, folder: Path, mpirun: Callable) -> None:
-    words = ["-m", "dbnet", "train", "run.toml", f"method={method}", "--marker", "marker"]
+    words = ["-m", "dbnet", "train", "run.toml", f"method={method}", "topology.replicas=2", "--marker", "marker"]
 
     def ask(_: subprocess.Popen[str]) -> None:
         pid = int(running(folder)[1])
@@ -74,9 +74,6 @@ def test_the_coordinator_is_asked_to_stop(method: str, number: signal.Signals, f
     assert job.code == 85 and (folder / "marker").read_text() == "ended 85\n", job.err
     assert job.err.count("checkpoint out/run.checkpoint.h5") == 1 and "--resume auto" in job.err
     assert Run(folder / "out" / "run.h5").stopped
-    again = mpirun(4, *words, "stop.seconds=1", "--resume", "out/run.checkpoint.h5", cwd=folder).good()
-    assert Run(folder / "out" / "run-2.h5").finished and "Test accuracy" in again.out
-    assert (folder / "marker").read_text() == "ended 0\n"
 
 
 def test_a_second_signal_stops_at_once(folder: Path, mpirun: Callable) -> None:
@@ -92,7 +89,7 @@ def test_a_second_signal_stops_at_once(folder: Path, mpirun: Callable) -> None:
         os.kill(pid, signal.SIGTERM)
 
     job = mpirun(
-        4, "-m", "dbnet", "train", "run.toml", "--marker", "marker", cwd=folder, meanwhile=ask, timeout=120, DBNET_TEST=str(folder)
+        3, "-m", "dbnet", "train", "run.toml", "--marker", "marker", cwd=folder, meanwhile=ask, timeout=120, DBNET_TEST=str(folder)
     )
     assert job.code != 0 and (folder / "marker").read_text() == "ended 130\n"
     assert "interrupted" in job.err and "Traceback" not in job.err
@@ -143,8 +140,9 @@ def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
     assert code == 2 and err.count("No data file 'none.h5'") == 1 and "did not come to its own end" not in err
 
 
+@pytest.mark.skipif(not MPICH, reason="a sweep starts jobs/local.sh, which is tested with both")
 def test_a_sweep_starts_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = ["topology={shards=1, replicas=1}", "stop={steps=5}", "run.seed=1"]
+    changes = ["stop={steps=5}", "run.seed=1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DBNET_BIN": str(programs(folder / "bin"))}
     words = [sys.executable, "-m", "dbnet", "sweep", "run.toml", *changes, "--mpi"]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=150)

@@ -83,7 +83,7 @@ def on4(trainings: Callable[..., Path], small: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on6(trainings: Callable[..., Path], small: Path) -> Path:
+def on6(trainings: Callable[..., Path], small: Path, on3: Path) -> Path:
     shape, tall = ["topology.shards=2", "topology.replicas=3"], ["topology.shards=3", "topology.replicas=2"]
     halves = ["topology.shards=1", "topology.replicas=2", "topology.partitions=2"]
     falls = ["rule.schedule={kind='linear', warmup=0.5}", "method.clip_norm=1", "run.threads=1"]
@@ -107,6 +107,7 @@ def on6(trainings: Callable[..., Path], small: Path) -> Path:
             "empty-shard": [f"data.path={small / 'line-40.h5'}", *TINY, "method.minibatch=4", "stop.epochs=40", *tall],
             "idle-replica": [f"data.path={small / 'line-1.h5'}", *TINY, "stop.epochs=20", *tall],
             "together": [f"data.path={small / 'line-40.h5'}", *TINY, *TOGETHER, "method.minibatch=20", *tall],
+            "more": [*shape, "stop.epochs=8", f"--resume={on3 / 'plain.checkpoint.h5'}"],
             "cut-together": [*TOGETHER, "rule.rate=0.3", "method.minibatch=999", "record.schedule=true", *halves],
         },
         timeout=110,
@@ -266,12 +267,10 @@ def test_more_shards_than_parameters(run: Run) -> None:
         assert set(run.events.replica) == {0}
 
 
-def test_checkpoint_continues_on_another_topology(trainings: Callable[..., Path], on3: Path, opened: Callable[[Path], Run]) -> None:
-    """A checkpoint of 1 + 1 + 1 goes on as 1 + 2 + 2, counting on."""
-    point = on3 / "plain.checkpoint.h5"
-    changes = ["topology.shards=2", "topology.replicas=2", "stop.epochs=8", f"--resume={point}"]
-    run = opened(trainings(5, {"more": changes}) / "more.h5")
-    with h5py.File(point) as file:
+def test_checkpoint_continues_on_another_topology(on6: Path, on3: Path, opened: Callable[[Path], Run]) -> None:
+    """A checkpoint of 1 + 1 + 1 goes on as 1 + 2 + 3, counting on."""
+    run = opened(on6 / "more.h5")
+    with h5py.File(on3 / "plain.checkpoint.h5") as file:
         clock, pushes = int(file["clock"][0, 0]), int(file["replicas"]["pushes"][0])
     assert run.evaluation.accuracy.iloc[0] > 0.85
     assert ((run.busy > 0) & (run.occupancy <= 1)).all()
