@@ -123,6 +123,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("source", "change", "check", "said"), WRONG, ids=[f"{i}-{row[2]}" for i, row in enumerate(WRONG)])
 def test_what_is_wrong_is_found(
     source: object, change: tuple[str, str], check: str, said: str, place: Path, dbnet: Callable

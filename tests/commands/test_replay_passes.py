@@ -170,6 +170,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_event_is_found_and_named(name: str, once: Path, place: Path, dbnet: Callable[..., Finished]) -> None:
     part, kind, number, change, named = CHANGES[name]

@@ -250,6 +250,7 @@ def test_masters_that_map_other_files(tmp_path: Path) -> None:
     both(master, "/params does not map the parts")
 
 
+@pytest.mark.long
 def test_any_flipped_byte_of_the_mappings(tmp_path: Path) -> None:
     """HDF5 decodes them before it looks at their checksum, and crashes: in a process of its own."""
     master = write(tmp_path).resolve()

@@ -388,6 +388,7 @@ def proximal(f: Loss, x0: np.ndarray, strength: np.ndarray, lipschitz: float) ->
     return x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("problem, strength", [("logistic", 0.01), ("logistic", 0.05), ("adult", 1e-3)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_owlqn_optimum(problem: str, strength: float, masked: bool) -> None:

@@ -27,6 +27,7 @@ from dbnet.methods.sandblaster.work_queue import Task, WorkQueue, pack, task_fie
 from dbnet.shards.space import Fill
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(
     examples=st.integers(1, 24),
