@@ -41,15 +41,18 @@ class Blocks(NamedTuple):
 
     def portions(self, span: Range) -> list[Portion]:
         """Cut the stream's positions `span` at the bounds of the blocks."""
-        out, at = [], span.lo
-        while at < span.hi:
-            row = at % self.examples
-            block = row // self.size
-            start, end = self(block)
-            n = min(end - row, span.hi - at)
-            out.append(Portion(block, row - start, row - start + n))
-            at += n
-        return out
+        return [self.portion(span, i) for i in range(self._number(span.hi - 1) - self._number(span.lo) + 1)] if span.size else []
+
+    def portion(self, span: Range, index: int) -> Portion:
+        """Return one portion of `portions`, whatever their number."""
+        turn, block = divmod(self._number(span.lo) + index, -(-self.examples // self.size))
+        (start, end), at = self(block), turn * self.examples
+        return Portion(block, max(start, span.lo - at) - start, min(end, span.hi - at) - start)
+
+    def _number(self, position: int) -> int:
+        """Return the number of the block at a position of the stream, in which the file's blocks come again and again."""
+        turn, row = divmod(position, self.examples)
+        return turn * -(-self.examples // self.size) + row // self.size
 
 
 class Reader:

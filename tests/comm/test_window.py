@@ -22,7 +22,8 @@ from dbnet.core.ranges import Range
 from dbnet.data.batches import Cursor
 from dbnet.data.portions import Blocks
 from dbnet.data.subsets import Share
-from dbnet.methods.sandblaster.work_queue import Tasks, WorkQueue, task_fields
+from dbnet.methods.sandblaster.tasks import Tasks, task_fields
+from dbnet.methods.sandblaster.work_queue import WorkQueue
 from dbnet.network.model import Footprint, Piece
 from dbnet.network.replica import Score
 from dbnet.shards import store

@@ -23,7 +23,8 @@ from dbnet.core.errors import Lost
 from dbnet.core.ranges import Range
 from dbnet.data.file import Examples
 from dbnet.data.portions import Blocks, Portion, Reader
-from dbnet.methods.sandblaster.work_queue import Task, WorkQueue, pack, task_fields, unpack
+from dbnet.methods.sandblaster.tasks import Task, pack, task_fields, unpack
+from dbnet.methods.sandblaster.work_queue import WorkQueue
 from dbnet.shards.space import Fill
 
 
@@ -548,7 +549,7 @@ def test_signs_of_life_are_given_while_a_portion_is_read() -> None:
     # The replica gives its own signs of life.
     worker, beats[0] = BatchWorld(8, 4, 1, 1, [Range(0, 8)]).workers[0], 0
     worker.orders.beat, worker.replica.open = beat, lambda portion, alive: alive()
-    worker._batch = [Portion(0, 0, 1)]
+    worker._batch = Range(0, 8)
     next(worker._compute(Task(1, 0, 0, False)), None)
     assert beats[0] > 0
 

@@ -21,7 +21,7 @@ from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.data.portions import Blocks, Portion
 from dbnet.methods.sandblaster.coordinator import SandblasterCoordinator
-from dbnet.methods.sandblaster.work_queue import task_fields
+from dbnet.methods.sandblaster.tasks import task_fields
 from dbnet.methods.sandblaster.worker import SandblasterWorker
 from dbnet.network.model import Footprint, Piece
 from dbnet.network.parameters.layout import Drawn, FlatLayout

@@ -24,7 +24,8 @@ from dbnet.data.portions import Blocks
 from dbnet.methods.descent.base import NOT_FINITE, Descent, resumed
 from dbnet.methods.descent.history import State
 from dbnet.methods.descent.problem import Halted
-from dbnet.methods.sandblaster.work_queue import WorkQueue, task_fields
+from dbnet.methods.sandblaster.tasks import task_fields
+from dbnet.methods.sandblaster.work_queue import WorkQueue
 from dbnet.shards.accrual import ShardSpace
 from dbnet.shards.space import Command, Copy, Decay, Scale
 

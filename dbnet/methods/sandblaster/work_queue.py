@@ -1,18 +1,4 @@
-"""Who computes which portion of a pass, and whose result counts: both halves over the coordinator's window.
-
-A pass has a number. Each replica r has a row, written by one side alone:
-
-    task[r]      coordinator: the last two tasks given to r in this pass, each one word (pass, index, portion, whether a bundle
-                 ends here); task i of a pass stands at i mod 2, so the next one is known while the present one is computed
-    finished[r]  replica: one word (pass, tasks computed), so the coordinator knows when to give another
-    offer[r]     replica: a bundle it has computed: pass, first task, number of tasks, loss, right answers
-    offered[r]   replica: number of the offer, written when the offer stands; no new one before the verdict
-    verdict[r]   coordinator: one word (number of the offer, accepted or not)
-    span         coordinator: where the examples of the present pass begin and end, each one word (position, pass)
-
-A word says everything about its matter, so nothing can be read half. A task of another pass than both words of `span` say is none:
-that pass is over. A replica sums the gradients of the tasks of a bundle and offers it; only when it was accepted the bundle is
-pushed to the shards.
+"""Who computes which portion of a pass, and whose result counts: the coordinator's half (the replica's: `tasks`).
 
 Each example counts once. A bundle is accepted if it is of this pass and none of its portions was accepted before; so every portion
 is accepted from one bundle. A pass ends when all portions are accepted and every shard has every accepted bundle. A replica that
@@ -24,60 +10,23 @@ again.
 Portions without a result go to the replica that had the same examples in the last pass, in their order; a replica that has none
 left takes from the end of the longest queue. When none is left, free replicas get backup portions: those that another one has not
 delivered yet. Portions whose replicas are all silent are handed out again in any case.
+
+A turn looks at all replicas at once and goes through those alone that want something: there may be thousands.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from dbnet.comm.link import Link
-from dbnet.comm.window import Field, Window
+from dbnet.comm.window import Window
 from dbnet.core.ranges import Range, split
 from dbnet.data.portions import Portion
+from dbnet.methods.sandblaster.tasks import DEPTH, bounds, finished, pack
 
-DEPTH, COPIES, POLL = 2, 2, 0.02
-_BITS = 20
-LIMIT = 1 << _BITS  # portions in a pass
-
-
-def pack(number: int, index: int, portion: int = 0, ends: bool = False) -> int:
-    """Return a task's word; pass numbers start at 1, so that 0 is no task."""
-    return (((number << _BITS | index) << _BITS) | portion) << 1 | ends
-
-
-class Task(NamedTuple):
-    """One portion to compute: the how-manieth of this replica in this pass, and whether its bundle ends here."""
-
-    number: int
-    index: int
-    portion: int
-    ends: bool
-
-
-def unpack(word: int) -> Task:
-    mask = LIMIT - 1
-    return Task(word >> 2 * _BITS + 1, word >> _BITS + 1 & mask, word >> 1 & mask, bool(word & 1))
-
-
-def bounds(number: int, span: Range) -> list[int]:
-    """Return the two words of the positions of a pass; they hold the number's last bits."""
-    return [position << _BITS | number & LIMIT - 1 for position in span]
-
-
-def task_fields(replicas: int) -> list[Field]:
-    """Return the window fields of the coordinator."""
-    return [
-        Field("task", "int64", (replicas, DEPTH)),
-        Field("finished", "int64", (replicas,)),
-        Field("offer", "float64", (replicas, 5)),
-        Field("offered", "int64", (replicas,)),
-        Field("verdict", "int64", (replicas,)),
-        Field("span", "int64", (2,)),
-    ]
+COPIES = 2
 
 
 class Tally:
@@ -119,7 +68,7 @@ class WorkQueue:
         self._beats, self._alive_at = np.zeros(replicas), np.full(replicas, clock())
         self._home: dict[int, int] = {}
         self.absent: set[int] = set()
-        self._judged = np.zeros(replicas, np.int64)
+        self._judged, self._mute = np.zeros(replicas, np.int64), np.zeros(replicas, bool)
         self.tally, self.number = Tally(), 0
         self.loss, self.right = 0.0, 0
         self._portions: list[Portion] = []
@@ -130,7 +79,12 @@ class WorkQueue:
         self._queues: list[deque[int]] = [deque() for _ in range(self.replicas)]
         self._given: list[list[int]] = [[] for _ in range(self.replicas)]
         self._holders: list[list[int]] = [[] for _ in range(n)]
-        self._accepted = np.zeros(n, bool)
+        self._accepted, self._open = np.zeros(n, bool), n
+        # Of each queue, and of all: portions left. Of each replica: tasks given, and computed as of the last turn.
+        self._lengths, self._given_count, self._computed_count = np.zeros((3, self.replicas), np.int64)
+        self._left = 0
+        # Of each portion: how many of its holders live, and whether one of them has computed it.
+        self._living, self._computed = np.zeros(n, np.int64), np.zeros(n, bool)
         self.accepted: list[tuple[int, float, list[int]]] = []
         self.bundles = [0] * self.replicas
         self.loss, self.right = 0.0, 0
@@ -147,10 +101,11 @@ class WorkQueue:
         for p, portion in enumerate(portions):
             home = self._home.get(portion.block, first[p])
             self._queues[first[p] if home in self.absent else home].append(p)
+        self._lengths[:], self._left = [len(queue) for queue in self._queues], len(portions)
 
     @property
     def complete(self) -> bool:
-        return bool(self._accepted.all())
+        return not self._open
 
     def silent(self, replica: int, patience: float | None = None) -> bool:
         """Return whether a replica takes no part, or has given no sign of life for too long."""
@@ -163,26 +118,45 @@ class WorkQueue:
         self._alive_at[beats != self._beats] = self._clock()
         self._beats = beats.copy()
 
+    def _silent(self, patience: float) -> np.ndarray:
+        """Return which replicas are silent, [replicas]."""
+        silent = self._clock() - self._alive_at > patience
+        silent[list(self.absent)] = True
+        return silent
+
     def lost(self, patience: float) -> bool:
         """Return whether a replica is silent whose accepted bundles may never come."""
-        return any(n and self.silent(r, patience) for r, n in enumerate(self.bundles))
+        return any(self.bundles[r] for r in np.flatnonzero(self._silent(patience)).tolist())
 
-    def turn(self, busy: Sequence[int] = ()) -> bool:
+    def turn(self, busy: Collection[int] = ()) -> bool:
         """Judge offers and hand out tasks, not to `busy` replicas; return whether there was anything to do."""
+        # Also orders the span of a pass before its tasks.
+        self._window.sync()
+        self._count()
         done = self._judge()
-        for replica in range(self.replicas):
-            while (
-                replica not in busy and replica not in self.absent and not self.complete and (p := self._next(replica)) is not None
-            ):
+        # Who waits for a task, or, when no portion is left, for a backup.
+        free = self._given_count - self._computed_count < (DEPTH if self._left else 1)
+        free[[*busy, *self.absent]] = False
+        for replica in np.flatnonzero(free).tolist():
+            while not self.complete and (p := self._next(replica)) is not None:
                 self._give(replica, p)
                 done = True
         return done
 
+    def _count(self) -> None:
+        """Count what has been computed since the last turn, and who lives."""
+        now = finished(self._window.local["finished"], self.number)
+        for replica in np.flatnonzero(now != self._computed_count).tolist():
+            self._computed[self._given[replica][self._computed_count[replica] : now[replica]]] = True
+        self._computed_count = now
+        silent = self._silent(self._patience)
+        if (silent != self._mute).any():
+            self._mute = silent
+            self._living[:] = [sum(not silent[r] for r in holders) for holders in self._holders]
+
     # --- offers ---------------------------------------------------------------------------------------------------------------
 
     def _judge(self) -> bool:
-        # Also orders the span of a pass before its tasks.
-        self._window.sync()
         local, done = self._window.local, False
         offered = local["offered"].copy()
         for replica in np.flatnonzero(offered != self._judged).tolist():
@@ -205,6 +179,7 @@ class WorkQueue:
 
     def _accept(self, replica: int, mine: list[int], loss: float, right: int) -> None:
         self._accepted[mine] = True
+        self._open -= len(mine)
         self.accepted.append((replica, loss, mine))
         self.bundles[replica] += 1
         self.tally.accepted += len(mine)
@@ -216,131 +191,45 @@ class WorkQueue:
         """A refused bundle holds portions that nobody else may be computing."""
         for p in reversed(mine):
             self._holders[p].remove(replica)
+            self._living[p] -= not self._mute[replica]
+            self._computed[p] = any(p in self._given[r][: self._computed_count[r]] for r in self._holders[p])
             if not self._accepted[p] and not self._holders[p]:
                 self._queues[replica].appendleft(p)
+                self._lengths[replica] += 1
+                self._left += 1
 
     # --- tasks ----------------------------------------------------------------------------------------------------------------
 
-    def _finished(self, replica: int) -> int:
-        word = unpack(int(self._window.local["finished"][replica]))
-        return word.index if word.number == self.number else 0
-
     def _next(self, replica: int) -> int | None:
         """Return the portion to give to a replica now, if any."""
-        waiting = len(self._given[replica]) - self._finished(replica)
-        longest = max(self._queues, key=len)
-        if waiting < DEPTH and longest:
-            own = self._queues[replica]
-            return own.popleft() if own else longest.pop()
-        return self._backup(replica) if waiting == 0 and not longest else None
+        waiting = self._given_count[replica] - self._computed_count[replica]
+        if waiting < DEPTH and self._left:
+            own = self._lengths[replica] > 0
+            source = replica if own else int(self._lengths.argmax())
+            self._lengths[source] -= 1
+            self._left -= 1
+            return self._queues[source].popleft() if own else self._queues[source].pop()
+        return self._backup(replica) if waiting == 0 and not self._left else None
 
     def _backup(self, replica: int) -> int | None:
         """Return the portion to be computed once more: held by few, not computed yet, given out long ago."""
-        best = None
-        for p in np.flatnonzero(~self._accepted).tolist():
-            holders = self._holders[p]
-            living = sum(not self.silent(r) for r in holders)
-            if replica in holders or living >= (COPIES if self._backups else 1):
-                continue
-            computed = any(p in self._given[r][: self._finished(r)] for r in holders)
-            key = (living, computed, p)
-            best = min(best, key) if best else key
-        if best is None:
-            return None
-        self.tally.backups += 1
-        return best[-1]
+        late = np.flatnonzero(~self._accepted & (self._living < (COPIES if self._backups else 1)))
+        order = 2 * self._living[late] + self._computed[late]
+        while late.size:
+            at = int(order.argmin())
+            p = int(late[at])
+            if replica not in self._holders[p]:
+                self.tally.backups += 1
+                return p
+            late, order = np.delete(late, at), np.delete(order, at)
+        return None
 
     def _give(self, replica: int, p: int) -> None:
         given = self._given[replica]
-        left = sum(map(len, self._queues))
         # Towards the end every portion is a bundle, so that little has to be computed again.
-        ends = left < self._every * self.replicas or (len(given) + 1) % self._every == 0
+        ends = self._left < self._every * self.replicas or (len(given) + 1) % self._every == 0
         self._window.local["task"][replica, len(given) % DEPTH] = pack(self.number, len(given), p, ends)
         given.append(p)
+        self._given_count[replica] += 1
         self._holders[p].append(replica)
-
-
-class Tasks:
-    """A replica's half. Of a cut replica partition 0 reads and writes; the others do what it shares, in step.
-
-    Parameters
-    ----------
-    window, replica, clock
-        The coordinator's window, who this is, and the seconds of the run.
-    link
-        The replica's other partitions; None where there are none.
-    period
-        Seconds between looks that are not urgent.
-
-    Attributes
-    ----------
-    number, span
-        The newest pass that it knows, and the positions of its examples.
-    index
-        Its next task in this pass.
-    """
-
-    def __init__(
-        self, window: Window, replica: int, clock: Callable[[], float], link: Link | None = None, period: float = POLL
-    ) -> None:
-        self._window, self._replica, self._clock, self._link, self._period = window, replica, clock, link, period
-        self._leads = link is None or link.rank == 0
-        self._seen = np.zeros(DEPTH + 3, np.int64)
-        self._words, self._verdict = self._seen[:DEPTH], self._seen[DEPTH : DEPTH + 1]
-        self._span = self._seen[DEPTH + 1 :]
-        self._word, self._offered = np.zeros((2, 1), np.int64)
-        self._offer = np.zeros(5)
-        self._next = -np.inf
-        self.number = self.index = 0
-        self.span = Range(0, 0)
-
-    def look(self, now: bool = True) -> None:
-        """Read tasks and verdict, if it is time or `now`; a new pass changes `number`."""
-        if self._leads and (now or self._clock() >= self._next):
-            self._next = self._clock() + self._period
-            self._window.get(0, "task", self._words, self._replica * DEPTH)
-            self._window.get(0, "verdict", self._verdict, self._replica)
-            self._window.flush(0)
-            if self._newest() > self.number:
-                self._window.get(0, "span", self._span)
-                self._window.flush(0)
-        if self._link is not None:
-            self._link.share(self._seen)
-        newest, span = self._newest(), Range(*(word >> _BITS for word in self._span.tolist()))
-        if newest > self.number and self._span.tolist() == bounds(newest, span):
-            self.number, self.index, self.span = newest, 0, span
-
-    def _newest(self) -> int:
-        return max(unpack(int(word)).number for word in self._words)
-
-    def task(self, ahead: int = 0) -> Task | None:
-        """Return the next task, or the one after it, if it has been given."""
-        index = self.index + ahead
-        task = unpack(int(self._words[index % DEPTH]))
-        return task if self.number and (task.number, task.index) == (self.number, index) else None
-
-    def finish(self) -> None:
-        """Say that the next task has been computed."""
-        self.index += 1
-        self._word[0] = pack(self.number, self.index)
-        if not self._leads:
-            return
-        self._window.put(0, "finished", self._word, self._replica)
-        self._window.flush(0)
-
-    def offer(self, first: int, loss: float, right: int) -> None:
-        """Offer a bundle: the tasks from `first` to the one computed last."""
-        self._offer[:] = self.number, first, self.index - first, loss, right
-        self._offered += 1
-        if not self._leads:
-            return
-        self._window.put(0, "offer", self._offer, self._replica * self._offer.size)
-        self._window.flush(0)
-        self._window.put(0, "offered", self._offered, self._replica)
-        self._window.flush(0)
-
-    @property
-    def verdict(self) -> bool | None:
-        """Whether the last offer was accepted; None before it is judged."""
-        number, accepted = divmod(int(self._verdict[0]), 2)
-        return bool(accepted) if number == self._offered[0] else None
+        self._living[p] += not self._mute[replica]

@@ -12,9 +12,9 @@ from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
 from dbnet.data.file import DataFile, Examples
-from dbnet.data.portions import Blocks, Portion, Reader
+from dbnet.data.portions import Blocks, Reader
 from dbnet.data.subsets import Share
-from dbnet.methods.sandblaster.work_queue import LIMIT, POLL, Task, Tasks
+from dbnet.methods.sandblaster.tasks import LIMIT, POLL, Task, Tasks
 from dbnet.methods.worker import Worker
 
 
@@ -49,7 +49,7 @@ class SandblasterWorker(Worker):
         # However many replicas there are: only one that has nothing to do asks, and a pass waits for it.
         self.tasks = Tasks(orders.window, orders.replica, orders.clock, orders.link, min(orders.period, POLL))
         self._spare = np.zeros_like(store.g)
-        self._batch: list[Portion] = []
+        self._batch = Range(0, 0)
         self._bundle, self._offered = Bundle(), Bundle()
         self._ends = False
         self.computed = self.dropped = 0
@@ -108,7 +108,7 @@ class SandblasterWorker(Worker):
         """A new pass: what was not pushed comes too late. Fetch its parameters."""
         self.dropped += self._bundle.count + self._offered.count
         self._bundle, self._offered = Bundle(self.tasks.number), Bundle()
-        self._batch = self.replica.train.blocks.portions(self.tasks.span)
+        self._batch = self.tasks.span
         yield from self.store.fetch()
         yield from self.store.arrive()
         self.store.accrued(first=True)
@@ -116,9 +116,10 @@ class SandblasterWorker(Worker):
     def _compute(self, task: Task) -> Turns:
         """Add the gradient of one portion to the bundle, unless a new pass begins meanwhile."""
         following, bundle = self.tasks.task(ahead=1), self._bundle
-        self.replica.train.open(self._batch[task.portion], self.orders.beat)
+        train = self.replica.train
+        train.open(train.blocks.portion(self._batch, task.portion), self.orders.beat)
         if following is not None:
-            self.replica.train.prefetch(self._batch[following.portion].block)
+            train.prefetch(train.blocks.portion(self._batch, following.portion).block)
         if not bundle.count:
             bundle = Bundle(task.number, task.index)
         loss, right, fresh = bundle.loss, bundle.right, not bundle.count
