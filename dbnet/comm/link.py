@@ -15,6 +15,9 @@ from dbnet.comm.patience import Patience
 from dbnet.comm.turns import Wait, give_way
 from dbnet.core.errors import Lost
 
+# How a rank that shares its core waits: looks one after the other, in all, and then seconds of sleep from look to look.
+SPINS, PATIENCE, NAP = 64, 256, 5e-5
+
 
 class Gone(Exception):
     """Another partition of this replica is gone: nothing is left to do here."""
@@ -59,7 +62,7 @@ class MpiLink:
         # What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
         self.beat: Callable[[str], None] = lambda reason: None
         self.graph: Callable[[], str] = str
-        self._patience = 256 if crowded else 8192
+        self._patience = PATIENCE if crowded else 8192
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
         return self._keep(self._comm.Send_init(buffer, to, tag))
@@ -114,8 +117,8 @@ class MpiLink:
         with self._together():
             while not done():
                 turns += 1
-                if turns > 64:
-                    os.sched_yield() if turns < self._patience else time.sleep(5e-5)
+                if turns > SPINS:
+                    os.sched_yield() if turns < self._patience else time.sleep(NAP)
                 if turns % 1024 == 0:
                     self._patiently(what)
 

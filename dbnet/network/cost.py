@@ -58,6 +58,7 @@ class ComputeTable(Table):
     measured: tuple[MeasuredStep, ...] = Field(default=(), description="networks whose own steps were measured, which then count")
     apply: float = Field(gt=0, description="GB/s of gradients that a shard applies")
     slice: float = Field(default=0.0, ge=0, description="seconds that a shard takes for a slice of a push beside its arithmetic")
+    local: float = Field(default=0.0, ge=0, description="GB/s of gradients that a replica steps with by itself; 0: in no time")
 
 
 class HostTable(Table):
@@ -69,6 +70,11 @@ class HostTable(Table):
     late: float = Field(default=0.0, ge=0, description="seconds by which each pause is longer than it was meant to be")
     turn: float = Field(default=2e-6, gt=0, description="seconds of a turn in which nothing is computed or sent")
     call: float = Field(default=1e-6, ge=0, description="seconds that starting a one-sided operation takes its rank")
+    look: float = Field(default=1e-6, gt=0, description="seconds of a look for another partition's values")
+    switch: float = Field(
+        default=0.0, ge=0, description="seconds that a rank takes longer when it comes back to its core after another"
+    )
+    slice: float = Field(default=4e-3, gt=0, description="seconds after which a rank leaves its core to those that wait for it")
 
 
 class WayTable(Table):
@@ -76,6 +82,15 @@ class WayTable(Table):
 
     latency: float = Field(ge=0, description="seconds of a message of no bytes, one way")
     bandwidth: float = Field(gt=0, description="GB/s")
+
+
+class LargeTable(Table):
+    """What differs where a network's parameters are more than caches hold."""
+
+    above: float = Field(ge=0, description="MB of parameters from which on this holds")
+    bandwidth: float = Field(gt=0, description="GB/s within a host")
+    apply: float = Field(gt=0, description="GB/s of gradients that a shard applies")
+    step: float = Field(default=0.0, ge=0, description="seconds that a step takes longer for each GB of its parameters")
 
 
 class NoiseTable(Table):
@@ -108,8 +123,25 @@ class Profile(Table):
     host: HostTable = HostTable()
     inside: WayTable = Field(description="within a host")
     between: WayTable = Field(description="from host to host")
+    large: LargeTable | None = Field(default=None, description="what differs for networks that no cache holds")
     noise: NoiseTable = NoiseTable()
     speed: SpeedTable = SpeedTable()
+
+    def sized(self, nbytes: int) -> Profile:
+        """Return the profile for a network of so many bytes of parameters."""
+        large = self.large
+        if large is None or nbytes <= 1e6 * large.above:
+            return self if large is None else self.model_copy(update={"large": None})
+        compute = self.compute.model_copy(update={"apply": large.apply})
+        return self.model_copy(update={"compute": compute, "inside": self.inside.model_copy(update={"bandwidth": large.bandwidth})})
+
+    def cold_seconds(self, nbytes: int) -> float:
+        """Return what a step with so many bytes of parameters takes longer because no cache holds them (after `sized`)."""
+        return 0.0 if self.large is None else 1e-9 * nbytes * self.large.step
+
+    def local_seconds(self, nbytes: int) -> float:
+        """Return the seconds of a replica's own step with a gradient of so many bytes."""
+        return 1e-9 * nbytes / self.compute.local if self.compute.local else 0.0
 
     def one_host(self, ranks: int) -> bool:
         """Return whether so many ranks, the first ones, are on one host."""
@@ -207,6 +239,13 @@ class Profile(Table):
             now = np.maximum(started + 2 * own[i] - inputs if i else started + own[i] - inputs, there)
         return StepSeconds(float(now.max()), float(compute.max()))
 
+    def passes(self, cut: Cut, partition: int) -> list[float]:
+        """Return the seconds of a pass of a partition through its part of each layer."""
+        return [
+            float(load.flops[partition]) * cut.batch / self.rate(kind.kind)
+            for load, kind in zip(cut.loads, cut.model.layers, strict=True)
+        ]
+
     def apply_seconds(self, nbytes: int) -> float:
         """Return the seconds that a shard takes for a slice of so many bytes."""
         return self.compute.slice + nbytes / (self.compute.apply * 1e9)
@@ -280,51 +319,3 @@ class _Moves:
         there = started.copy()
         np.maximum.at(there, target, started[source] + self._latency + np.maximum(leaves, enters))
         return started, there
-
-
-class Noise:
-    """Numbers that vary a machine's times: a function of (seed, entity, event), so nobody's depend on who else there is.
-
-    Parameters
-    ----------
-    profile, seed
-        The machine; the run's seed.
-    """
-
-    _BLOCK = 64
-    _STEPS, _MACHINES = range(2)
-
-    def __init__(self, profile: Profile, seed: int) -> None:
-        self._profile, self._seed = profile, seed
-        self._drawn: dict[int, tuple[int, list[float]]] = {}
-
-    def _generator(self, entity: int, block: int, stream: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self._seed, entity], counter=[0, 0, block, stream]))
-
-    def step(self, entity: int, event: int) -> float:
-        """Return what the time of an entity's step is multiplied with."""
-        if self._profile.noise.kind == "none":
-            return 1.0
-        block, place = divmod(event, self._BLOCK)
-        drawn = self._drawn.get(entity)
-        if drawn is None or drawn[0] != block:
-            self._drawn[entity] = drawn = block, self._draw(self._generator(entity, block, self._STEPS)).tolist()
-        return drawn[1][place]
-
-    def _draw(self, generator: np.random.Generator) -> np.ndarray:
-        noise, n = self._profile.noise, self._BLOCK
-        if noise.kind == "gamma":
-            shape = noise.variation**-2
-            return generator.gamma(shape, 1 / shape, n)
-        if noise.kind == "exponential":
-            return generator.exponential(1.0, n)
-        usual, late = generator.gamma(100.0, 0.01, n), noise.late * (1 + generator.pareto(noise.index, n))
-        return np.where(generator.random(n) < noise.share, np.minimum(late, noise.longest), usual)
-
-    def speed(self, replica: int) -> float:
-        """Return what all times of a replica are multiplied with."""
-        speed = self._profile.speed
-        own = speed.cycle[replica % len(speed.cycle)] if speed.cycle else 1.0
-        if speed.slow and self._generator(replica, 0, self._MACHINES).random() < speed.slow:
-            own *= speed.factor
-        return own

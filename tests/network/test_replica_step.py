@@ -12,9 +12,10 @@ from geometries import CLASSES, Geometry
 from test_partition import NETWORKS, case, dense, model_of
 
 from dbnet.commands.see.checks import partitioned
-from dbnet.network.cost import Noise, Profile
+from dbnet.network.cost import Profile
 from dbnet.network.model import Model
 from dbnet.network.partition import Cut, cut_boxes, grids
+from dbnet.run.simulated.noise import Noise
 
 RATE, LATENCY, SPEED, CALL = 1e6, 1e-3, 1e6, 1e-5
 

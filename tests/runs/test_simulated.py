@@ -29,10 +29,11 @@ from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.monitor import runfile
 from dbnet.monitor.results import Run
-from dbnet.network.cost import Noise, Profile
+from dbnet.network.cost import Profile
 from dbnet.network.model import Footprint, Piece
 from dbnet.run import roles
 from dbnet.run.simulated import replicas
+from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.shards import PacedInbox
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
@@ -163,9 +164,9 @@ def test_another_replica_changes_nobody_elses_draws(tree: dict[str, Any], monkey
     taken: dict[tuple[int, int, int], float] = {}
     compute, number = replicas.Pace.compute, 0
 
-    def noted(pace: replicas.Pace, step: int) -> None:
+    def noted(pace: replicas.Pace, step: int, local: bool) -> None:
         taken[number, pace.entity, step] = pace.speed * pace.noise.step(pace.entity, step)
-        compute(pace, step)
+        compute(pace, step, local)
 
     monkeypatch.setattr(replicas.Pace, "compute", noted)
     profile = machine(speed={"slow": 0.5, "factor": 3.0})

@@ -109,8 +109,21 @@ class VirtualTime:
         """Let time pass for the rank whose turn it is."""
         if self.player is None:
             raise RuntimeError("Time passes only for a rank that is being played.")
+        if self.cores:
+            self.rest()
         self.now += seconds
         self.sync()
+
+    def rest(self) -> None:
+        """Let the rank whose turn it is leave its core, if it shares one."""
+        cores = self.cores.get(self.player.rank)
+        if cores is not None:
+            self.sync()
+            cores.rest()
+
+    def quiet(self, seconds: float) -> bool:
+        """Return whether nothing happens for so many seconds from now."""
+        return not self._heap or self._heap[0][0] > self.now + seconds
 
     def ahead(self, time: float) -> None:
         """Go on at `time` with the rank whose turn it is: what others do until then cannot matter to what it does next."""
@@ -133,6 +146,11 @@ class VirtualTime:
         else:
             self.sync()
             cores.compute(seconds)
+
+    def give_way(self) -> None:
+        """Let others have the core of the rank whose turn it is, as a rank does after each piece of work (`turns.drive`)."""
+        if self.cores and (cores := self.cores.get(self.player.rank)) is not None:
+            cores.give_way()
 
     def switch(self) -> None:
         """Leave the turn to others, until somebody calls this player's `go`."""
@@ -172,11 +190,14 @@ class Player:
                 self._pause, self.reason = _SHORTEST, ""
                 if self._longest or time.cores:
                     time.compute(time.turn)
+                    time.give_way()
                 else:
                     # It looks at nothing but what it has got.
                     time.now += time.turn
             else:
                 self._idle(wait)
+        if time.cores:
+            time.rest()
         self.done = True
         time.living -= 1
 

@@ -45,8 +45,8 @@ class Interconnect:
         On which host each rank is.
     inside, between
         The way within a host, and from one to another.
-    overhead
-        Seconds that starting an operation takes its rank.
+    overhead, look
+        Seconds that starting an operation takes its rank; and a look for another partition's values, where ranks share cores.
 
     Attributes
     ----------
@@ -60,7 +60,10 @@ class Interconnect:
         One-sided operations so far.
     """
 
-    def __init__(self, time: VirtualTime, hosts: Sequence[int], inside: Way, between: Way, overhead: float = 0.0) -> None:
+    def __init__(
+        self, time: VirtualTime, hosts: Sequence[int], inside: Way, between: Way, overhead: float = 0.0, look: float = 1e-6
+    ) -> None:
+        self.look = look
         self.time, self.hosts, self._inside, self._between, self.overhead = time, hosts, inside, between, overhead
         ranks = Counter(hosts)
         self.crowded = [ranks[host] > 1 for host in hosts]

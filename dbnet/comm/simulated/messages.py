@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.comm.channel import Message
-from dbnet.comm.link import Wires
+from dbnet.comm.link import NAP, PATIENCE, SPINS, Wires
 from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import Interconnect
 
@@ -93,12 +93,38 @@ class SimulatedWires(Wires):
         found = self.waiting.get(to)
         if found is not None and found[0] is way:
             del self.waiting[to]
-            found[1].go()
+            if self.ranks[to] in self.wire.time.cores:
+                self.wire.time.cores[self.ranks[to]].arrived(found[1])
+            else:
+                found[1].go()
 
     def take(self, source: int, to: int, tag: Any, what: str) -> np.ndarray:
         way, time = self.way(source, to, tag), self.wire.time
         time.sync()
+        if self.ranks[to] in time.cores:
+            self._look(to, way)
         while not way:
             self.waiting[to] = (way, time.player)
             time.switch()
         return way.popleft()
+
+    def _look(self, to: int, way: deque) -> None:
+        """Look for values as `MpiLink` does where ranks share cores: look, give way in between, and then sleep in between."""
+        time, player, look = self.wire.time, self.wire.time.player, self.wire.look
+        cores, left = time.cores[player.rank], PATIENCE
+        while not way and left > 0:
+            begins = left > PATIENCE - SPINS
+            if begins or not cores.give_way():
+                # Nobody else wants the core: it looks until something comes.
+                self.waiting[to] = (way, player)
+                looks = SPINS if begins else left
+                cores.watch(looks * look)
+                self.waiting.pop(to, None)
+                left -= looks
+            else:
+                left -= 1
+                if not way:
+                    time.compute(look)
+        while not way:
+            time.elapse(NAP + time.late)
+            time.compute(look)

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.comm.link import Link
+from dbnet.comm.link import Link, LocalLink, Wires
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.data.batches import Batches, Cursor
 from dbnet.data.subsets import Share
-from dbnet.network.cost import Noise
 from dbnet.network.model import Model, footprint
 from dbnet.network.network import Network
 from dbnet.network.partition import Cut
 from dbnet.network.replica import Clipping, Replica, Score
+from dbnet.run.simulated.noise import Noise
 
 
 class Pace(NamedTuple):
@@ -31,8 +31,8 @@ class Pace(NamedTuple):
         The clocks, and what varies them.
     entity, speed
         Whose numbers are drawn; what all times are multiplied with.
-    step, batch
-        Seconds of a step, and of a minibatch of an evaluation.
+    step, batch, local
+        Seconds of a step, of a minibatch of an evaluation, and of a step that a replica makes with its own gradient.
     """
 
     time: VirtualTime
@@ -41,14 +41,69 @@ class Pace(NamedTuple):
     speed: float
     step: float
     batch: float
+    local: float = 0.0
 
-    def compute(self, step: int) -> None:
-        """Let the time of a step pass."""
-        self.time.compute(self.step * self.speed * self.noise.step(self.entity, step))
+    def compute(self, step: int, local: bool = False) -> None:
+        """Let the time of a step pass; `local`: the replica makes one by itself, too."""
+        self.time.compute(self.seconds(step, local))
+
+    def seconds(self, step: int, local: bool = False) -> float:
+        """Return the time of a step."""
+        seconds = self.step + self.local if local else self.step
+        return seconds * self.speed * self.noise.step(self.entity, step)
 
     def evaluate(self) -> None:
         """Let the time of a minibatch of an evaluation pass."""
         self.time.compute(self.batch * self.speed)
+
+
+class PacedLink(LocalLink):
+    """A partition's end over which it computes between its messages, where it shares cores: who it waits for may need its core.
+
+    Parameters
+    ----------
+    wires, rank, time
+        The link's; the clocks.
+    layers
+        Seconds of one pass through this partition's part of each layer, or what is in proportion to them.
+    """
+
+    def __init__(self, wires: Wires, rank: int, time: VirtualTime, layers: Sequence[float]) -> None:
+        super().__init__(wires, rank)
+        self._time = time
+        n, total = len(layers), 3 * sum(layers) - layers[0]
+        # Parts of a step that are computed when messages leave, and when they are waited for, by tag; and those of all passes up.
+        parts = (
+            np.cumsum([*layers, *(part for mine in layers[:0:-1] for part in (mine, mine))]) / total if total else np.ones(3 * n)
+        )
+        self._leave = {2 * i: parts[i - 1] for i in range(1, n)} | {2 * i + 1: parts[n + 2 * (n - 1 - i)] for i in range(1, n)}
+        self._wait = {2 * i: parts[i - 1] for i in range(1, n)} | {2 * i + 1: parts[n + 2 * (n - 1 - i) + 1] for i in range(1, n)}
+        self._up, self._seconds, self._done = parts[n - 1], 0.0, 1.0
+
+    def begin(self, seconds: float) -> None:
+        """A step of so many seconds begins."""
+        self._seconds, self._done = seconds, 0.0
+
+    def compute(self, part: float = 1.0) -> None:
+        """Compute up to this part of a step."""
+        if part > self._done:
+            self._time.compute((part - self._done) * self._seconds)
+            self._done = part
+
+    def start(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        if self._done < 1.0 and transfers:
+            self.compute(self._leave[transfers[0][3]])
+        super().start(transfers)
+
+    def wait(self, transfers: Sequence[tuple[bool, np.ndarray, int, int]]) -> None:
+        if self._done < 1.0 and transfers:
+            self.compute(self._wait[transfers[0][3]])
+        super().wait(transfers)
+
+    def gather(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        if self._done < 1.0:
+            self.compute(self._up)
+        super().gather(mine, everyone)
 
 
 class Shared:
@@ -90,8 +145,13 @@ class PacedReplica(Replica):
 
     def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
         self._takes_over()
+        if isinstance(self.link, PacedLink):
+            self.link.begin(self._pace.seconds(self.steps, rate > 0))
+            loss = super().accrue(w, g, accrued, rate)
+            self.link.compute()
+            return loss
         loss = super().accrue(w, g, accrued, rate)
-        self._pace.compute(self.steps - 1)
+        self._pace.compute(self.steps - 1, rate > 0)
         return loss
 
     def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
@@ -242,13 +302,19 @@ class DryReplica:
 
     def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
         """Let a step's time pass."""
+        between = isinstance(self.link, PacedLink)
+        if between:
+            self.link.begin(self._pace.seconds(self.steps, rate > 0))
         self._exchange(self._up)
         self._exchange(self._down)
         if self._shared.size:
             self.link.total(self._shared, self._shared)
         if self._squares.size:
             self.link.gather(self._squares[0], self._squares)
-        self._pace.compute(self.steps)
+        if between:
+            self.link.compute()
+        else:
+            self._pace.compute(self.steps, rate > 0)
         self.steps += 1
         self.examples += self.train.next()
         return self.loss

@@ -16,11 +16,13 @@ from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
-from dbnet.network.cost import Noise, Profile, WayTable
+from dbnet.network.cost import Profile, WayTable
+from dbnet.network.model import footprint
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.run.signals import Interrupt
-from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedReplica, Shared
+from dbnet.run.simulated.noise import Noise
+from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedLink, PacedReplica, Shared
 from dbnet.run.simulated.shards import HollowInbox, HollowShard, HollowStore, PacedInbox, PacedReceiver
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.store import WindowStore
@@ -40,6 +42,7 @@ class Simulation:
     """
 
     def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
+        profile = profile.sized(ready.model.layout.size * ready.model.dtype.itemsize)
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
         self.topology, self.saves, self.period = ready.topology, not dry, polling(ready.topology)
         host = profile.host
@@ -49,8 +52,8 @@ class Simulation:
         for one in set(hosts) if host.cores else ():
             ranks = [rank for rank, where in enumerate(hosts) if where == one]
             if len(ranks) > host.cores:
-                self.time.cores |= dict.fromkeys(ranks, Cores(self.time, host.cores))
-        self.wire = Interconnect(self.time, hosts, _way(profile.inside), _way(profile.between), host.call)
+                self.time.cores |= dict.fromkeys(ranks, Cores(self.time, host.cores, host.switch, host.slice))
+        self.wire = Interconnect(self.time, hosts, _way(profile.inside), _way(profile.between), host.call, host.look)
         self._memory = SimulatedMemory(roles.window_layouts(ready), dry)
         self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
         self._noise = Noise(profile, ready.config.run.seed)
@@ -74,7 +77,11 @@ class Simulation:
 
     def link(self, rank: int) -> LocalLink | None:
         replica, partition = self.topology.place(rank)
-        return LocalLink(self._wires[replica], partition) if self._cut else None
+        if not self._cut:
+            return None
+        if rank not in self.time.cores:
+            return LocalLink(self._wires[replica], partition)
+        return PacedLink(self._wires[replica], partition, self.time, self._profile.passes(self._ready.cut, partition))
 
     def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         local = self._memory.local[self.topology.shard_rank(shard)]
@@ -128,13 +135,14 @@ class Simulation:
         return config.method.worker.batch(config, self._ready.data.sizes["train"])
 
     @cached_property
-    def _seconds(self) -> list[tuple[float, float]]:
-        """For each partition the seconds of a step and of a minibatch of an evaluation."""
-        model, profile = self._ready.model, self._profile
-        return [
-            (profile.step_seconds(model, boxes, self._batch), profile.forward_seconds(model, boxes, EVALUATION_BATCH))
-            for boxes in self._ready.cut.boxes
-        ]
+    def _seconds(self) -> list[tuple[float, float, float]]:
+        """For each partition the seconds of a step, of a minibatch of an evaluation, and of a step of its own."""
+        model, profile, out = self._ready.model, self._profile, []
+        for partition, boxes in enumerate(self._ready.cut.boxes):
+            nbytes = footprint(model, boxes, partition == 0).size * model.dtype.itemsize
+            step = profile.step_seconds(model, boxes, self._batch) + profile.cold_seconds(nbytes)
+            out.append((step, profile.forward_seconds(model, boxes, EVALUATION_BATCH), profile.local_seconds(nbytes)))
+        return out
 
     def _pace(self, replica: int, partition: int) -> Pace:
         # Other replicas, however many, change nobody's numbers.
