@@ -80,6 +80,43 @@ def test_costs_come_out_of_runs_that_were_made_with_them() -> None:
     assert np.array(machine.costs(runs, 1e-4, 1e-6)) == pytest.approx(np.array(cost), rel=1e-3)
 
 
+@pytest.mark.parametrize("others", [0.0, 1.5])
+def test_what_coming_back_to_a_core_costs_comes_out_of_two_runs(others: float) -> None:
+    """Also where others take the cores `others` times a step; where they do so as often as ranks do it is not known."""
+
+    def run(base: float, left: float) -> dict[str, Any]:
+        spent = {"gradient": base + 4e-5 * left, "fetch": 1e-5, "push": 2e-5, "poll": 3e-5, "apply": 1.0}
+        replica = {"spent": {cause: 100 * value for cause, value in spent.items()}, "switches": 100 * left}
+        return {"steps": 100, "ranks": [{}, {}, replica]}
+
+    pairs = [(run(base, others), run(base, others + more)) for base, more in ((1e-4, 2.0), (1e-3, 3.0))]
+    assert machine.switching(pairs) == pytest.approx(4e-5)
+    assert machine.switching([(run(1e-4, others), run(1e-4, others + 0.1))]) is None
+
+
+def test_what_is_different_for_large_networks_comes_out_of_a_run() -> None:
+    cost, slower = machine.Costs(8e-6, 1e-10, 2e-5, 2e-10, 3e-5, 4e-5), {"copied": 2.5e-10, "applied": 4e-10}
+    run = counted(80, 14_000_000, cost._replace(**slower), 1e-6, 9e-3)
+    found = machine.large(run, 7_000_000, cost, 8.3e-3, 1e-6)
+    assert found == pytest.approx({"above": 9.9, "bandwidth": 4.0, "apply": 2.5, "step": 0.05}, rel=1e-3)
+    # Nothing is faster there, and of an unknown gradient nothing is said.
+    fast = machine.large(
+        counted(80, 14_000_000, cost._replace(copied=5e-11, applied=1e-10), 1e-6, 9e-3), 7_000_000, cost, 0.0, 1e-6
+    )
+    assert fast == pytest.approx({"above": 9.9, "bandwidth": 10.0, "apply": 5.0, "step": 0.0}, rel=1e-3)
+
+
+def test_a_large_network_is_predicted_by_what_is_different_for_it() -> None:
+    large = {"above": 10.0, "bandwidth": 2.0, "apply": 1.0, "step": 0.1}
+    profile = Profile.model_validate(
+        {"compute": {"rate": 1.0, "apply": 5.0, "local": 4.0}, "inside": WAY, "between": WAY, "large": large}
+    )
+    small, beyond = profile.sized(10_000_000), profile.sized(10_000_001)
+    assert (small.inside.bandwidth, small.apply_seconds(10**9), small.cold_seconds(10**9)) == (5.0, 0.2, 0.0)
+    assert (beyond.inside.bandwidth, beyond.apply_seconds(10**9), beyond.cold_seconds(10**9)) == (2.0, 1.0, 0.1)
+    assert beyond.between.bandwidth == 5.0 and beyond.local_seconds(10**9) == 0.25
+
+
 @pytest.mark.mpi
 def test_this_machine_is_measured(dbnet: Callable[..., Finished], run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, with less of everything: a file that a simulation takes, and that says what was not measured."""
@@ -92,6 +129,7 @@ def test_this_machine_is_measured(dbnet: Callable[..., Finished], run_file: Path
     made, text = load_profile("here.toml"), Path("here.toml").read_text()
     assert set(made.compute.rates) <= {"conv"} and made.host.cores >= 1
     assert made.compute.measured[0].about.startswith(run_file.stem) and made.host.call >= 0
+    assert 1 < made.large.above < 100 and made.compute.local > 0 and 1e-8 < made.host.look < 1e-4
     assert "Not measured: between: all was on one host" in text and "inside:" not in text
     done = dbnet("simulate", run_file, "--machine", "here.toml", "--dry", "--quiet")
     assert done.code == 0

@@ -23,6 +23,7 @@ from dbnet.data.formats.random import Random
 from dbnet.network.cost import MeasuredStep, Profile
 from dbnet.network.model import Model
 from dbnet.network.network import Network
+from dbnet.network.replica import accrue_and_step
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, setup
 
@@ -121,6 +122,18 @@ def lateness() -> float:
         time.sleep(1e-4)
         found.append(time.perf_counter() - began - 1e-4)
     return usual(np.array(found))
+
+
+def local(parameters: int = 1 << 22, times: int = 20) -> float:
+    """Return the GB/s of gradients that a replica steps with by itself, of more than a cache holds."""
+    total, g, w = np.zeros((3, parameters), np.float32)
+    accrue_and_step(total, g, w, 0.1)
+    found = np.zeros(times)
+    for i in range(times):
+        began = time.thread_time()
+        accrue_and_step(total, g, w, 0.1)
+        found[i] = time.thread_time() - began
+    return float(f"{1e-9 * g.nbytes / usual(found):.3g}")
 
 
 def usual(times: np.ndarray) -> float:

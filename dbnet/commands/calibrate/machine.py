@@ -9,11 +9,13 @@ import numpy as np
 
 from dbnet.commands.calibrate.kernels import Timed
 from dbnet.core.toml import written
-from dbnet.network.cost import ComputeTable, HostTable, Profile, WayTable
+from dbnet.network.cost import ComputeTable, HostTable, LargeTable, Profile, WayTable
 
 # What stands for a way that could not be measured: shared memory of a present host.
 _ASSUMED = {"latency": 1e-6, "bandwidth": 5.0}
 _SLICE = 1 << 20
+_STEPPING = ("gradient", "fetch", "push", "poll")
+_OFTENER = 0.5  # times a step
 
 
 class Costs(NamedTuple):
@@ -25,6 +27,58 @@ class Costs(NamedTuple):
     applied: float
     turn: float
     step: float
+
+
+def switching(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
+    """Return the seconds that a replica takes longer each time it comes back to its core after another rank; None: not measured.
+
+    Of each network there are two runs, the second one with all ranks on one core: what its step takes longer there is explained by
+    how much oftener it left its core (least squares). Where others compute, too, it leaves its core in both.
+    """
+    rows = []
+    for pair in pairs:
+        spent, left = np.array([_step(run) for run in pair]).T
+        rows.append((left[1] - left[0], spent[1] - spent[0]))
+    oftener, longer = np.array(rows).T
+    if oftener.max() < _OFTENER:
+        return None
+    return max(0.0, float(oftener @ longer / (oftener @ oftener)))
+
+
+def _pairs(runs: Mapping[str, dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(runs[name], runs[f"{name}, one core"]) for name in ("small", "middle")]
+
+
+def _step(run: dict[str, Any]) -> tuple[float, float]:
+    """Return the processor seconds of a replica's step, and how often it left its core meanwhile."""
+    replica = run["ranks"][2]
+    return sum(replica["spent"][cause] for cause in _STEPPING) / run["steps"], replica["switches"] / run["steps"]
+
+
+def large(run: dict[str, Any], largest: int, cost: Costs, alone: float, flush: float) -> dict[str, float]:
+    """Return what differs for a network that no cache holds.
+
+    Parameters
+    ----------
+    run
+        One of such a network, as `ranks` counts it.
+    largest
+        Bytes of the largest network of which `cost` is known to hold.
+    cost, alone, flush
+        As found; seconds of the network's gradient by itself, 0: unknown; seconds of a flush.
+    """
+    steps, nbytes, (_, shard, replica) = run["steps"], run["bytes"], (one["spent"] for one in run["ranks"])
+    slices = -(-nbytes // _SLICE)
+    copied = (replica["fetch"] + replica["push"]) / steps - (2 + 3 * slices) * cost.call - 2 * (1 + slices) * flush
+    applied = shard["apply"] / steps - slices * cost.slice
+    longer = replica["gradient"] / steps - alone if alone else 0.0
+    return {
+        "above": 1e-6 * (largest * nbytes) ** 0.5,
+        # Not faster than what caches hold.
+        "bandwidth": 1e-9 / max(copied / 2 / nbytes, cost.copied, 1e-12),
+        "apply": 1e-9 / max(applied / nbytes, cost.applied),
+        "step": max(0.0, longer) / nbytes * 1e9,
+    }
 
 
 def costs(runs: Sequence[dict[str, Any]], alone: float, flush: float) -> Costs:
@@ -94,14 +148,20 @@ def profile(
     told = told or {}
     inside, between, runs = told.get("inside"), told.get("between"), told.get("runs")
     compute, host_table = dict(rates), {"cores": host.cores, "ranks": host.ranks, "late": host.late}
-    way, beside = _way(inside) if inside else dict(_ASSUMED), 0.0
+    way, beside, beyond = _way(inside) if inside else dict(_ASSUMED), 0.0, None
     if runs:
-        cost = costs(runs, found[0].step, 2 * inside["latency"] if inside else 0.0)
+        flush, huge = 2 * inside["latency"] if inside else 0.0, runs["huge"]
+        cost = costs([runs["small"], runs["large"]], found[0].step, flush)
+        alone = next((one.step for one in found if 4 * one.model.layout.size == huge["bytes"] and one.batch == huge["batch"]), 0.0)
+        beyond = _short(large(huge, runs["large"]["bytes"], cost, alone, flush))
+        host_table["switch"] = switching(_pairs(runs)) or 0.0
         compute |= {"apply": 1e-9 / cost.applied, "slice": cost.slice, "step": max(0.0, rates["step"] + cost.step)}
         beside = cost.step
         host_table |= {"call": cost.call, "turn": max(cost.turn, 1e-7)}
         if cost.copied > 0:
             way["bandwidth"] = 1e-9 / cost.copied
+        if inside:
+            host_table["look"] = inside["look"]
     else:
         # As fast as memory is written: nothing was applied.
         compute["apply"] = _ASSUMED["bandwidth"]
@@ -112,6 +172,7 @@ def profile(
         host=HostTable.model_validate(_short(host_table)),
         inside=WayTable.model_validate(_short(way)),
         between=WayTable.model_validate(_short(_way(between) if between else way)),
+        large=None if beyond is None else LargeTable.model_validate(beyond),
     )
 
 
@@ -130,6 +191,8 @@ def unmeasured(told: dict[str, Any] | None, why: str) -> list[str]:
         out.append(f"apply, slice, step, call and turn: {why or 'no host has three ranks'}; 5 GB/s and no overheads are assumed.")
     if not told.get("inside"):
         out.append(f"inside: {why or 'no two ranks are on one host'}; 1 us and 5 GB/s are assumed.")
+    if told.get("runs") and switching(_pairs(told["runs"])) is None:
+        out.append("switch: others computed here, too, and took the cores as often; it is left out.")
     if not told.get("between"):
         out.append("between: all was on one host, so it is a copy of inside; measure it with mpirun on two hosts.")
     return out
@@ -147,6 +210,7 @@ def text(made: Profile, missing: Sequence[str], notes: Sequence[str]) -> str:
         "layer": (compute.layer, "seconds that a layer takes in a step beside its arithmetic"),
         "apply": (compute.apply, "GB/s of gradients that a shard applies, with Adagrad"),
         "slice": (compute.slice, "seconds that a shard takes for a slice beside its arithmetic"),
+        "local": (compute.local, "GB/s of gradients that a replica steps with by itself"),
     })  # fmt: skip
     lines += ["", "[compute.rates]", *_said({kind: (rate, "") for kind, rate in compute.rates.items()})] if compute.rates else []
     for one in compute.measured:
@@ -157,10 +221,19 @@ def text(made: Profile, missing: Sequence[str], notes: Sequence[str]) -> str:
         "late": (host.late, "seconds by which each pause is longer than it was meant to be"),
         "turn": (host.turn, "seconds of a turn in which nothing is computed or sent"),
         "call": (host.call, "seconds that starting a one-sided operation takes its rank"),
+        "look": (host.look, "seconds of a look for another partition's values"),
+        "switch": (host.switch, "seconds that a rank takes longer when it comes back to its core after another"),
     })]  # fmt: skip
     for name, way in (("inside", made.inside), ("between", made.between)):
         ends = {"latency": (way.latency, "seconds, one way"), "bandwidth": (way.bandwidth, "GB/s")}
         lines += ["", f"[{name}]", *_said(ends)]
+    if made.large is not None:
+        lines += ["", "[large]", *_said({
+            "above": (made.large.above, "MB of parameters from which on caches hold too little"),
+            "bandwidth": (made.large.bandwidth, "GB/s within a host"),
+            "apply": (made.large.apply, "GB/s of gradients that a shard applies"),
+            "step": (made.large.step, "seconds that a step takes longer for each GB of parameters"),
+        })]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -1,15 +1,18 @@
 """What ranks cost beside their kernels: real runs whose processor seconds are counted, and bare one-sided operations.
 
-Two runs of one replica and one shard, of a small and of a large network, on three ranks of one host. What a fetch and a push took
-there gives the seconds of an operation and the bandwidth of a copy; what a shard took for a slice those of a slice and of a byte;
-what is left of a step, beside kernels and turns, is `compute.step`. One-sided operations are then timed bare, within a host and
-from the first host to another one. As a program of its own it writes what was found, as JSON: the way in which `dbnet calibrate`
-starts three ranks itself.
+Runs of one replica and one shard, of networks from small to huge, on three ranks of one host. What a fetch and a push took in the
+small and the large one gives the seconds of an operation and the bandwidth of a copy; what a shard took those of a slice and of a
+byte; what is left of a step, beside kernels and turns, is `compute.step`. The huge one says what differs where no cache
+holds the parameters. Two are made once more with all three ranks on one core: what they take longer there, and how often that core
+went from rank to rank. One-sided operations are then timed bare, within a host and from the first host to another one. As a program
+of its own it writes what was found, as JSON: the way in which `dbnet calibrate` starts three ranks itself.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import socket
 import sys
@@ -34,11 +37,13 @@ from dbnet.shards.store import Inbox
 # A shard takes the small one in one slice, the large one in eight.
 SMALL = Training("small", (64, 256, 10), 4000, 20, 20, {"kind": "adagrad", "rate": 0.01}, {})
 LARGE = Training("large", (784, 1024, 1024, 10), 4000, 1, 20, {"kind": "adagrad", "rate": 0.001}, {})
+MIDDLE = Training("middle", (784, 256, 10), 4000, 10, 50, {"kind": "adagrad", "rate": 0.001}, {})
+HUGE = Training("huge", (440, 1024, 1024, 2048), 2560, 1, 32, {"kind": "adagrad", "rate": 0.001}, {})
 RANKS = 3
-_BULK, _TRIES = 1 << 22, 200
+_BULK, _TRIES, _LOOKS = 1 << 22, 200, 2000
 
 
-def measure(comm: Any, networks: tuple[Training, ...] = (SMALL, LARGE)) -> dict[str, Any]:
+def measure(comm: Any) -> dict[str, Any]:
     """Return, on rank 0, what these ranks have measured: `runs`, `inside` and `between`, each None where that was not possible."""
     hosts = comm.allgather(socket.gethostname())
     near = next((found for name in dict.fromkeys(hosts) if len(found := _ranks_of(hosts, name)) >= RANKS), [])[:RANKS]
@@ -46,7 +51,7 @@ def measure(comm: Any, networks: tuple[Training, ...] = (SMALL, LARGE)) -> dict[
     if near:
         # Ranks that wait must not take the cores of those that measure.
         group = comm.Split(int(comm.rank in near), comm.rank)
-        told = _runs(group, networks) if comm.rank in near else None
+        told = _runs(group) if comm.rank in near else None
         mpi.meet(comm)
         found["runs"] = next(one for one in comm.allgather(told) if one is not None)
     pairs = {"inside": next((r for r in range(1, comm.size) if hosts[r] == hosts[0]), None)}
@@ -63,29 +68,48 @@ def _ranks_of(hosts: list[str], name: str) -> list[int]:
 # --- real runs ----------------------------------------------------------------------------------------------------------------
 
 
-def _runs(comm: Any, networks: tuple[Training, ...]) -> list[dict[str, Any]] | None:
+def _runs(comm: Any) -> dict[str, dict[str, Any]] | None:
     """Carry out the runs; the first rank returns what each took, by role."""
     account, turns = Account(), [0]
     _count(account, turns)
     folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    out = []
-    for network in networks:
-        path = folder / f"{network.name}.h5"
-        if comm.rank == 0:
-            shape, classes = str(network.sizes[0]), network.sizes[-1]
-            file.write(path, Random(shape=shape, classes=classes, train=network.examples, test=0).read(), False)
-        mpi.meet(comm)
-        before, turns[0] = dict(account.spent), 0
-        done = train.execute(tables(network, path, folder, 1, 1), comm=comm, quiet=True)
-        spent = {cause: seconds - before[cause] for cause, seconds in account.spent.items()}
-        everyone = comm.gather({"spent": spent, "turns": turns[0]})
-        if done is not None:
-            steps = -(-network.examples // network.batch) * network.epochs
-            parameters = sum((n + 1) * m for n, m in zip(network.sizes, network.sizes[1:], strict=False))
-            out.append({"steps": steps, "bytes": 4 * parameters, "ranks": everyone, "sizes": network.sizes, "batch": network.batch})
+    out = {network.name: _run(comm, network, folder, account, turns) for network in (SMALL, MIDDLE, LARGE, HUGE)}
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {comm.bcast(min(mine))})
+    try:
+        for network in (SMALL._replace(epochs=8), MIDDLE):
+            out[f"{network.name}, one core"] = _run(comm, network, folder, account, turns)
+    finally:
+        os.sched_setaffinity(0, mine)
     if comm.rank == 0:
         shutil.rmtree(folder)
     return out if comm.rank == 0 else None
+
+
+def _run(comm: Any, network: Training, folder: Path, account: Account, turns: list[int]) -> dict[str, Any]:
+    """Carry out a run; the first rank returns what it took."""
+    path = folder / f"{network.name}.h5"
+    if comm.rank == 0:
+        shape, classes = str(network.sizes[0]), network.sizes[-1]
+        file.write(path, Random(shape=shape, classes=classes, train=network.examples, test=0).read(), True)
+    mpi.meet(comm)
+    before, turns[0], since = dict(account.spent), 0, len(_SWITCHES)
+    train.execute(tables(network, path, folder, 1, 1), comm=comm, quiet=True)
+    spent = {cause: seconds - before[cause] for cause, seconds in account.spent.items()}
+    everyone = comm.gather({"spent": spent, "turns": turns[0], "switches": sum(_SWITCHES[since:])})
+    steps = -(-network.examples // network.batch) * network.epochs
+    parameters = sum((n + 1) * m for n, m in zip(network.sizes, network.sizes[1:], strict=False))
+    return {"steps": steps, "bytes": 4 * parameters, "ranks": everyone, "sizes": network.sizes, "batch": network.batch}
+
+
+# How often this rank has left its core, run by run.
+_SWITCHES: list[int] = []
+
+
+def _left() -> int:
+    """Return how often this thread has left its core."""
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_nvcsw + used.ru_nivcsw
 
 
 def _count(account: Account, turns: list[int]) -> None:
@@ -96,7 +120,9 @@ def _count(account: Account, turns: list[int]) -> None:
 
     def play(rank: ranks.Rank, player: Any) -> None:
         account.turn("poll")
+        before = _left()
         played(rank, player)
+        _SWITCHES.append(_left() - before)
         account.turn("end")
 
     def counted(server: Server) -> Iterator[Any]:
@@ -136,11 +162,30 @@ def _bare(comm: Any, other: int) -> dict[str, float]:
         timed("bulk", bulk, 2)
         call, flush = timed("word", word, _TRIES)
         whole = sum(timed("bulk", bulk, max(5, _TRIES // 10)))
-        found = {"call": call, "latency": flush / 2, "bandwidth": _BULK / max(whole - call - flush, 1e-9)}
+        found = {
+            "call": call,
+            "latency": flush / 2,
+            "bandwidth": _BULK / max(whole - call - flush, 1e-9),
+            "look": _look(comm, other),
+        }
         comm.Send(np.zeros(1, np.int64), other)
     mpi.meet(comm)
     window.free()
     return comm.bcast(found)
+
+
+def _look(comm: Any, other: int) -> float:
+    """Return the seconds of a look for a message that is not there, as partitions look for each other's values."""
+    request = comm.Recv_init(np.zeros(1, np.int64), other, 1)
+    request.Start()
+    began = time.thread_time()
+    for _ in range(_LOOKS):
+        request.Testall([request])
+    seconds = time.thread_time() - began
+    request.Cancel()
+    request.Wait()
+    request.Free()
+    return seconds / _LOOKS
 
 
 def main(out: str) -> None:
