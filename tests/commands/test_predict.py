@@ -64,11 +64,14 @@ def test_cores_that_are_short_show_in_the_plan(dbnet: Callable[..., Finished], r
     found = {}
     for cores in (0, 1):
         done = dbnet("plan", run_file, "--machine", machine(f"{cores}.toml", cores=cores), "topology.replicas=2", "--json")
-        found[cores] = json.loads(done.out)["predicted"]
+        found[cores], gradient = (json.loads(done.out)[key] for key in ("predicted", "seconds_per_gradient"))
+        # By the machine, too, and of a replica by itself.
+        assert gradient == pytest.approx(1e-3, rel=0.05)
     assert found[1]["step"] / found[0]["step"] == pytest.approx(2, rel=0.1)
     assert found[1]["updates"] / found[0]["updates"] == pytest.approx(0.5, rel=0.1)
     said = dbnet("plan", run_file, "--machine", "1.toml", "topology.replicas=2").out
-    assert "Predicted by" in said and "mean staleness" in said and not Path("out").exists()
+    assert "Predicted by" in said and "each rank with a core of this machine" in said
+    assert "mean staleness" in said and not Path("out").exists()
 
 
 def test_how_a_run_is_recorded_does_not_matter(dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]) -> None:

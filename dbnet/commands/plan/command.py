@@ -14,12 +14,12 @@ from dbnet.commands.base import add_configuration
 from dbnet.commands.plan import predict
 from dbnet.commands.plan.ranks import RankPlan, ranks
 from dbnet.commands.plan.slurm import script
-from dbnet.commands.plan.words import describe, layers
+from dbnet.commands.plan.words import describe, gradient_seconds, layers
 from dbnet.core import config as configuration
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.monitor.results import Run
-from dbnet.network.cost import load_profile
+from dbnet.network.cost import Profile, load_profile
 from dbnet.network.partition import Cut
 from dbnet.run.setup import Setup, setup
 
@@ -88,15 +88,15 @@ def plan(source: str | Path | Mapping[str, Any] | Config, overrides: Iterable[st
     return planned(ready, [str(source) if isinstance(source, str | Path) else "RUN.toml", *overrides])
 
 
-def planned(ready: Setup, words: Sequence[str]) -> Plan:
-    """Return the plan of a run that `words` start: its configuration and the changes."""
+def planned(ready: Setup, words: Sequence[str], profile: Profile | None = None) -> Plan:
+    """Return the plan of a run that `words` start, its configuration and the changes, on a machine or on any."""
     rows, world = ranks(ready), ready.topology
     moved = sum(row.per_step for row in rows if world.role(row.rank) is Role.SERVE)
-    text = describe(ready, rows).replace("RUN.toml", " ".join(words))
+    text = describe(ready, rows, profile).replace("RUN.toml", " ".join(words))
     return Plan(rows, sum(row.memory for row in rows), moved, ready.doubts(), text)
 
 
-def facts(ready: Setup, made: Plan) -> dict[str, Any]:
+def facts(ready: Setup, made: Plan, profile: Profile | None = None) -> dict[str, Any]:
     """Return the plan for scripts: plain values; bytes and seconds."""
     batch, cut = ready.config.method.minibatch, ready.cut
     return {
@@ -110,7 +110,7 @@ def facts(ready: Setup, made: Plan) -> dict[str, Any]:
         "memory": made.memory,
         "bytes_per_step": made.bytes_per_step,
         "values_crossing": [cut.crossing(i) for i in range(len(ready.model.layers))] if cut.partitions > 1 else [],
-        "seconds_per_gradient": Cut(ready.model, cut.partitions, batch).seconds,
+        "seconds_per_gradient": gradient_seconds(Cut(ready.model, cut.partitions, batch), profile),
         "doubts": made.doubts,
     }
 
@@ -156,11 +156,13 @@ def run_plan(options: argparse.Namespace) -> None:
         needs = [rank.memory for rank in ranks(ready)]
         print(script(config, needs, words, nodes=options.nodes, cores=options.cores, time=options.time), end="")
         return
-    made = planned(ready, words)
+    profile = None if options.machine is None else load_profile(options.machine)
+    made = planned(ready, words, profile)
     configuration.warn(*made.doubts)
-    found = None if options.machine is None else predict.predicted(ready, profile := load_profile(options.machine))
+    found = None if profile is None else predict.predicted(ready, profile)
     if options.json:
-        print(json.dumps(facts(ready, made) | ({} if found is None else {"predicted": found[0]._asdict()}), indent=1))
+        predictions = {} if found is None else {"predicted": found[0]._asdict()}
+        print(json.dumps(facts(ready, made, profile) | predictions, indent=1))
         return
     print("\n".join([str(made), *([] if found is None else predict.told(*found, profile))]))
 

@@ -11,6 +11,7 @@ from dbnet.coordinator.heartbeat import polling
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
 from dbnet.core.toml import written
+from dbnet.network.cost import Profile
 from dbnet.network.partition import Cut
 from dbnet.run.setup import Setup
 from dbnet.shards.rules.schedules import base as schedules
@@ -22,7 +23,14 @@ UPDATES = 2000
 EACH = 16
 
 
-def cut_lines(ready: Setup) -> list[str]:
+def gradient_seconds(cut: Cut, profile: Profile | None) -> float:
+    """Return the seconds of a replica's gradient: on a machine, its ranks with a core each, or on what is assumed of any."""
+    if profile is None:
+        return cut.seconds
+    return profile.sized(cut.model.layout.size * cut.model.dtype.itemsize).replica_step(cut).total
+
+
+def cut_lines(ready: Setup, profile: Profile | None = None) -> list[str]:
     """Return what the plan says of a cut: grids, crossing values, predicted times."""
     model, cut, batch = ready.model, ready.cut, ready.config.method.minibatch
     item, lines = model.dtype.itemsize, []
@@ -42,18 +50,19 @@ def cut_lines(ready: Setup) -> list[str]:
             lines.append(
                 f"  the gradients of {cut.shared:,} shared parameters are summed, {size(cut.shared * item)} of each partition"
             )
-    lines += ["", f"Predicted time of a step (gradient of {batch} examples; {cut.machine.rate / 1e9:.0f} GFLOP/s a rank assumed):"]
-    alone = Cut(model, 1, batch).seconds
+    where = f"{cut.machine.rate / 1e9:.0f} GFLOP/s a rank assumed" if profile is None else "each rank with a core of this machine"
+    lines += ["", f"Predicted time of a step (gradient of {batch} examples; {where}):"]
+    alone = gradient_seconds(Cut(model, 1, batch), profile)
     for partitions in sorted({1, 2, 4, 8, 16, cut.partitions}):
         try:
-            seconds = Cut(model, partitions, batch).seconds
+            seconds = gradient_seconds(Cut(model, partitions, batch), profile)
         except UserError:
             continue
         lines.append(f"  P = {partitions:>2}: {1e3 * seconds:9.2f} ms   {alone / seconds:5.2f} times as fast as one")
     return lines
 
 
-def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
+def describe(ready: Setup, rows: Sequence[RankPlan], profile: Profile | None = None) -> str:
     """Return the plan as text."""
     model, item = ready.model, ready.model.dtype.itemsize
     n_fetch, n_push = ready.config.method.worker.intervals(ready.config, ready.data.sizes["train"])
@@ -65,7 +74,7 @@ def describe(ready: Setup, rows: Sequence[RankPlan]) -> str:
             f"  layer {i}: {layer['kind']:<8} {shape:>14} units {layer['parameters']:>14,} parameters   {options}".rstrip()
         )
     lines += [
-        *cut_lines(ready),
+        *cut_lines(ready, profile),
         "",
         f"Per replica a fetch moves {moved} each {n_fetch} step(s), a push as much each {n_push} step(s), "
         f"in slices of at most {size(ready.rings.slot)}, {ready.rings.slots} per ring; "
