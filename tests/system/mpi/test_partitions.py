@@ -20,7 +20,7 @@ IMAGES = (
     " {kind='pool', over='l2', field=2},"
     " {kind='conv', maps=4, field=2, activation='tanh'}, {kind='dropout', rate=0.1}, {kind='dense', units=10}]"
 )
-EXACT = ["method.kind=sgd", "rule={kind='sgd', rate=0.2}", "model.dtype=float64", "stop.epochs=2"]
+EXACT = ["method.kind=sgd", "rule={kind='sgd', rate=0.2}", "model.dtype=float64", "stop.epochs=1"]
 
 
 @pytest.fixture(scope="module")

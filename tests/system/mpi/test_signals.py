@@ -15,6 +15,7 @@ import pytest
 from faults import until
 from started import processes, programs
 
+from dbnet.__main__ import main
 from dbnet.commands.training.grid import grid
 from dbnet.commands.training.state import states
 from dbnet.monitor.results import Run
@@ -60,13 +61,12 @@ replicas = 1
     return tmp_path
 
 
-@pytest.mark.parametrize(("method", "number"), [("{}", signal.SIGTERM), (BATCH, signal.SIGUSR1)], ids=["downpour", "sandblaster"])
-def test_the_coordinator_is_asked_to_stop(method: str, number: signal.Signals, folder: Path, mpirun: Callable) -> None:
-    words = ["-m", "dbnet", "train", "run.toml", f"method={method}", "topology.replicas=2", "--marker", "marker"]
+def test_the_coordinator_is_asked_to_stop(folder: Path, mpirun: Callable) -> None:
+    words = ["-m", "dbnet", "train", "run.toml", "topology.replicas=2", "--marker", "marker"]
 
     def ask(_: subprocess.Popen[str]) -> None:
         pid = int(running(folder)[1])
-        os.kill(pid, number)
+        os.kill(pid, signal.SIGTERM)
         # The same request, passed on by someone else: it must not kill who is obeying it.
         os.kill(pid, signal.SIGUSR1)
 
@@ -121,15 +121,21 @@ def end(job: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, []), (signal.SIGUSR1, [f"method={BATCH}"])])
-def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path) -> None:
+def test_local_script(number: signal.Signals, words: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, the run goes on: Downpour on ranks again, Sandblaster in this process, as test_batch_methods.py does it on ranks."""
     job = local(folder, *words)
     running(folder)
     # As a terminal's Ctrl-C does: to all of the script's process group.
     os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
     code, _, err = end(job)
     assert code == 85 and "the run is asked to write a checkpoint and stop" in err, err
-    code, out, err = end(local(folder, *words, "stop.seconds=1", "--resume", "auto"))
-    assert code == 0 and "Test accuracy" in out, err
+    more = [*words, "stop.seconds=1", "--resume", "auto"]
+    if words:
+        monkeypatch.chdir(folder)
+        assert main(["train", "run.toml", *more]) == 0
+    else:
+        code, out, err = end(local(folder, *more))
+        assert code == 0 and "Test accuracy" in out, err
     assert Run(folder / "out" / "run-2.h5").about["resumed_from"] == "out/run.checkpoints/000001.h5"
     assert sorted(p.name for p in folder.iterdir()) == ["bin", "out", "run.toml"]
     until(lambda: not processes(str(folder / "bin")), "no process is left")

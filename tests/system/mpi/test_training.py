@@ -291,7 +291,7 @@ def test_evaluation_of_a_run_on_ranks_is_the_same_in_one_process(on3: Path) -> N
 def test_without_shared_memory(trainings: Callable[..., Path], opened: Callable[[Path], Run]) -> None:
     """Over TCP nothing moves unless the target helps."""
     env = {"MPIR_CVAR_NUM_CLIQUES": "2", "UCX_TLS": "tcp,self"}
-    folder = trainings(4, {"tcp": ["stop.epochs=15", "topology.replicas=2", "record.trace=true"]}, **env)
+    folder = trainings(4, {"tcp": ["stop.epochs=8", "topology.replicas=2", "record.trace=true"]}, **env)
     assert opened(folder / "tcp.h5").accuracy > 0.8
     # With MPICH each half took the other's clock for another host's, and compared them.
     found = [(lane.about["offset"], lane.about["error"]) for lane in TraceView(folder / "tcp.trace").lanes]
