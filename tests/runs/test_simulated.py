@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from finished import Finished
 
 from dbnet.comm.channel import Mailboxes
-from dbnet.comm.link import LocalLink
+from dbnet.comm.link import LocalLink, Wires
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedWires
@@ -136,16 +137,40 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: p
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize(("partitions", "wire"), [(1, "bfloat16"), (2, "bfloat16"), (2, "float32")])
-def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str) -> None:
+@pytest.mark.parametrize(("partitions", "wire", "cores"), [(1, "bfloat16", 0), (2, "bfloat16", 0), (2, "float32", 2)])
+def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str, cores: int) -> None:
     """What moves and when does not depend on the numbers."""
     tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
     tree["model"]["dtype"], tree["method"]["wire"] = "float32", wire
     tree["method"]["clip_norm"] = 0.1
-    wet, dry = played(tree), played(tree, dry=True)
+    profile = machine(**({"host": {"ranks": 0, "cores": cores, "switch": 1e-5}} if cores else {}))
+    wet, dry = played(tree, profile), played(tree, profile, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
     one, two = Run(wet.outcome.run_file).events, Run(dry.outcome.run_file).events
     assert len(one) and (one == two).all(axis=None) and len(set(one.eval("applied - fetched"))) > 2
+
+
+def test_a_partition_that_shares_its_core_computes_between_its_messages() -> None:
+    """Of 1, 2 and 3 s a pass, each layer's before its values leave; down, its inputs' before, its parameters' while they travel."""
+    took: list[float] = []
+    link = replicas.PacedLink(Wires(1), 0, SimpleNamespace(compute=took.append), [1.0, 2.0, 3.0])
+    values = np.ones(1)
+
+    def crosses(tag: int) -> None:
+        both = [link.sender(values, 0, tag), link.receiver(np.zeros(1), 0, tag)]
+        link.start(both)
+        took.append(0.0)
+        link.wait(both)
+
+    link.begin(17.0)
+    crosses(2), crosses(4)
+    link.gather(values, np.zeros((1, 1)))
+    crosses(5), crosses(3)
+    link.compute()
+    assert took == pytest.approx([1.0, 0.0, 2.0, 0.0, 3.0, 3.0, 0.0, 3.0, 2.0, 0.0, 2.0, 1.0])
+    # An evaluation says itself how long it takes.
+    link.gather(values, np.zeros((1, 1)))
+    assert len(took) == 12
 
 
 def test_ranks_share_the_cores_of_their_host(tree: dict[str, Any]) -> None:

@@ -72,13 +72,18 @@ class PacedLink(LocalLink):
         super().__init__(wires, rank)
         self._time = time
         n, total = len(layers), 3 * sum(layers) - layers[0]
-        # Parts of a step that are computed when messages leave, and when they are waited for, by tag; and those of all passes up.
-        parts = (
-            np.cumsum([*layers, *(part for mine in layers[:0:-1] for part in (mine, mine))]) / total if total else np.ones(3 * n)
-        )
-        self._leave = {2 * i: parts[i - 1] for i in range(1, n)} | {2 * i + 1: parts[n + 2 * (n - 1 - i)] for i in range(1, n)}
-        self._wait = {2 * i: parts[i - 1] for i in range(1, n)} | {2 * i + 1: parts[n + 2 * (n - 1 - i) + 1] for i in range(1, n)}
-        self._up, self._seconds, self._done = parts[n - 1], 0.0, 1.0
+        # Passes up; then down, of inputs and of parameters of each layer. Who owns no unit has all of a step first.
+        passes = [*layers, *(mine for mine in layers[:0:-1] for _ in range(2))]
+        parts = np.cumsum(passes) / total if total else np.ones(len(passes))
+        # By tag, which part of a step is computed when messages leave, and when they are waited for; and at the end of the way up.
+        self._leave: dict[int, float] = {}
+        self._wait: dict[int, float] = {}
+        self._up = float(parts[n - 1])
+        for i in range(1, n):
+            down = n + 2 * (n - 1 - i)
+            self._leave[2 * i] = self._wait[2 * i] = float(parts[i - 1])
+            self._leave[2 * i + 1], self._wait[2 * i + 1] = float(parts[down]), float(parts[down + 1])
+        self._seconds, self._done = 0.0, 1.0
 
     def begin(self, seconds: float) -> None:
         """A step of so many seconds begins."""
