@@ -57,6 +57,7 @@ class ComputeTable(Table):
     layer: float = Field(default=0.0, ge=0, description="seconds that a layer takes in a step beside its arithmetic")
     measured: tuple[MeasuredStep, ...] = Field(default=(), description="networks whose own steps were measured, which then count")
     apply: float = Field(gt=0, description="GB/s of gradients that a shard applies")
+    rules: dict[str, float] = Field(default={}, description="speed of a rule of updates as a multiple of apply, where it differs")
     slice: float = Field(default=0.0, ge=0, description="seconds that a shard takes for a slice of a push beside its arithmetic")
     local: float = Field(default=0.0, ge=0, description="GB/s of gradients that a replica steps with by itself; 0: in no time")
 
@@ -127,16 +128,20 @@ class Profile(Table):
     noise: NoiseTable = NoiseTable()
     speed: SpeedTable = SpeedTable()
 
-    def sized(self, nbytes: int) -> Profile:
-        """Return the profile for a network of so many bytes of parameters."""
-        large = self.large
-        if large is None or nbytes <= 1e6 * large.above:
-            return self if large is None else self.model_copy(update={"large": None})
-        compute = self.compute.model_copy(update={"apply": large.apply})
-        return self.model_copy(update={"compute": compute, "inside": self.inside.model_copy(update={"bandwidth": large.bandwidth})})
+    def suited(self, nbytes: int, rule: str = "") -> Profile:
+        """Return the profile for a network of so many bytes of parameters, which are changed by a rule of this kind."""
+        large, compute, inside = self.large, self.compute, self.inside
+        if large is not None and nbytes <= 1e6 * large.above:
+            large = None
+        apply = (compute.apply if large is None else large.apply) * compute.rules.get(rule, 1.0)
+        if large is not None:
+            inside = inside.model_copy(update={"bandwidth": large.bandwidth})
+        return self.model_copy(
+            update={"compute": compute.model_copy(update={"apply": apply, "rules": {}}), "inside": inside, "large": large}
+        )
 
     def cold_seconds(self, nbytes: int) -> float:
-        """Return what a step with so many bytes of parameters takes longer because no cache holds them (after `sized`)."""
+        """Return what a step with so many bytes of parameters takes longer because no cache holds them (after `suited`)."""
         return 0.0 if self.large is None else 1e-9 * nbytes * self.large.step
 
     def local_seconds(self, nbytes: int) -> float:

@@ -106,15 +106,16 @@ def test_what_is_different_for_large_networks_comes_out_of_a_run() -> None:
     assert fast == pytest.approx({"above": 9.9, "bandwidth": 10.0, "apply": 5.0, "step": 0.0}, rel=1e-3)
 
 
-def test_a_large_network_is_predicted_by_what_is_different_for_it() -> None:
+def test_a_large_network_and_a_rule_are_predicted_by_what_is_different_for_them() -> None:
     large = {"above": 10.0, "bandwidth": 2.0, "apply": 1.0, "step": 0.1}
-    profile = Profile.model_validate(
-        {"compute": {"rate": 1.0, "apply": 5.0, "local": 4.0}, "inside": WAY, "between": WAY, "large": large}
-    )
-    small, beyond = profile.sized(10_000_000), profile.sized(10_000_001)
+    compute = {"rate": 1.0, "apply": 5.0, "local": 4.0, "rules": {"sgd": 2.0}}
+    profile = Profile.model_validate({"compute": compute, "inside": WAY, "between": WAY, "large": large})
+    small, beyond = profile.suited(10_000_000), profile.suited(10_000_001)
     assert (small.inside.bandwidth, small.apply_seconds(10**9), small.cold_seconds(10**9)) == (5.0, 0.2, 0.0)
     assert (beyond.inside.bandwidth, beyond.apply_seconds(10**9), beyond.cold_seconds(10**9)) == (2.0, 1.0, 0.1)
     assert beyond.between.bandwidth == 5.0 and beyond.local_seconds(10**9) == 0.25
+    for kind, seconds in (("sgd", 0.5), ("adagrad", 1.0)):
+        assert profile.suited(10**8, kind).apply_seconds(10**9) == seconds
 
 
 @pytest.mark.mpi
@@ -130,6 +131,7 @@ def test_this_machine_is_measured(dbnet: Callable[..., Finished], run_file: Path
     assert set(made.compute.rates) <= {"conv"} and made.host.cores >= 1
     assert made.compute.measured[0].about.startswith(run_file.stem) and made.host.call >= 0
     assert 1 < made.large.above < 100 and made.compute.local > 0 and 1e-8 < made.host.look < 1e-4
+    assert made.compute.rules["adam"] < made.compute.rules["sgd"]
     assert "Not measured: between: all was on one host" in text and "inside:" not in text
     done = dbnet("simulate", run_file, "--machine", "here.toml", "--dry", "--quiet")
     assert done.code == 0

@@ -96,7 +96,7 @@ def _kernels(files: list[str]) -> KernelCosts:
         jit.warm(dtype)
     _say("Kernels: steps of networks of all kinds of layers, one thread.", None)
     found = list(kernels.trials())
-    rates = kernels.fitted(found) | {"local": kernels.local()}
+    rates = kernels.fitted(found) | {"local": kernels.local(), "rules": kernels.rules()}
     own = {}
     for path, one in zip(files, ready, strict=True):
         entry = kernels.timed(one, 1.5)

@@ -26,8 +26,14 @@ from dbnet.network.network import Network
 from dbnet.network.replica import accrue_and_step
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, setup
+from dbnet.shards.rules.adagrad import Adagrad
+from dbnet.shards.rules.adam import Adam
+from dbnet.shards.rules.momentum import Momentum
+from dbnet.shards.rules.sgd import Sgd
+from dbnet.shards.shard import Shard
 
 _BLOCKS = 12
+_SLICE = 1 << 18  # parameters of a slice of a push
 
 
 def _dense(*units: int) -> list[dict[str, Any]]:
@@ -134,6 +140,21 @@ def local(parameters: int = 1 << 22, times: int = 20) -> float:
         accrue_and_step(total, g, w, 0.1)
         found[i] = time.thread_time() - began
     return float(f"{1e-9 * g.nbytes / usual(found):.3g}")
+
+
+def rules(parameters: int = 1 << 20, times: int = 10) -> dict[str, float]:
+    """Return how fast a shard applies gradients by each rule, as a multiple of Adagrad's speed."""
+    g, found = np.ones(parameters, np.float32), {}
+    for rule in (Adagrad(), Adam(), Momentum(), Sgd()):
+        shard = Shard(Range(0, parameters), rule, np.zeros(parameters, np.float32), np.zeros(1, np.int64), time.perf_counter)
+        seconds = np.zeros(times)
+        for i in range(times):
+            began = time.thread_time()
+            for lo in range(0, parameters, _SLICE):
+                shard.apply(lo, g[lo : lo + _SLICE], i + 1)
+            seconds[i] = time.thread_time() - began
+        found[rule.kind] = usual(seconds)
+    return {kind: float(f"{found['adagrad'] / seconds:.3g}") for kind, seconds in found.items() if kind != "adagrad"}
 
 
 def usual(times: np.ndarray) -> float:

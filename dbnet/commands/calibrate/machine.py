@@ -213,6 +213,11 @@ def text(made: Profile, missing: Sequence[str], notes: Sequence[str]) -> str:
         "local": (compute.local, "GB/s of gradients that a replica steps with by itself"),
     })  # fmt: skip
     lines += ["", "[compute.rates]", *_said({kind: (rate, "") for kind, rate in compute.rates.items()})] if compute.rates else []
+    lines += (
+        ["", "[compute.rules]", *_said({kind: (speed, "of apply") for kind, speed in compute.rules.items()})]
+        if compute.rules
+        else []
+    )
     for one in compute.measured:
         lines += ["", "[[compute.measured]]", *(f"{name} = {written(value)}" for name, value in one.model_dump().items())]
     lines += ["", "[host]", *_said({

@@ -27,7 +27,7 @@ def gradient_seconds(cut: Cut, profile: Profile | None) -> float:
     """Return the seconds of a replica's gradient: on a machine, its ranks with a core each, or on what is assumed of any."""
     if profile is None:
         return cut.seconds
-    return profile.sized(cut.model.layout.size * cut.model.dtype.itemsize).replica_step(cut).total
+    return profile.suited(cut.model.layout.size * cut.model.dtype.itemsize).replica_step(cut).total
 
 
 def cut_lines(ready: Setup, profile: Profile | None = None) -> list[str]:

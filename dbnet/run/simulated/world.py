@@ -42,7 +42,7 @@ class Simulation:
     """
 
     def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
-        profile = profile.sized(ready.model.layout.size * ready.model.dtype.itemsize)
+        profile = profile.suited(ready.model.layout.size * ready.model.dtype.itemsize, ready.config.rule.kind)
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
         self.topology, self.saves, self.period = ready.topology, not dry, polling(ready.topology)
         host = profile.host
