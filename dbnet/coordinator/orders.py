@@ -263,11 +263,11 @@ class Orders:
         for i, cursor in enumerate(cursors):
             self._cursors[i] = cursor
 
-    def poll(self, now: bool = False) -> None:
-        """Exchange status and orders, if it is time or `now`; all partitions call this in step."""
+    def poll(self, now: bool = False, fill: Callable[[], None] = lambda: None) -> None:
+        """Exchange status and orders, if it is time or `now`, when `fill` has noted what is new; all partitions call this in step."""
         self.beat()
         if self.leads:
-            self._exchange(now)
+            self._exchange(now, fill)
         if self.link is not None:
             self.link.share(self._order)
 
@@ -276,10 +276,11 @@ class Orders:
         if self.link is not None:
             self.link.meet()
 
-    def _exchange(self, now: bool) -> None:
+    def _exchange(self, now: bool, fill: Callable[[], None]) -> None:
         time = self.clock()
         if time < self._next and not now:
             return
+        fill()
         self._next = time + self.period
         self.status[0] += 1
         self.window.put(0, "status", self.status, self.replica * len(STATUS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ class RecordingOrders(Orders):
         self._log, self._looks = log, 0
         self._known = self._order.copy()
 
-    def poll(self, now: bool = False) -> None:
-        super().poll(now)
+    def poll(self, now: bool = False, fill: Callable[[], None] = lambda: None) -> None:
+        super().poll(now, fill)
         self._looks += 1
         if self.leads and (self._order != self._known).any():
             self._known[:] = self._order

@@ -105,7 +105,20 @@ class Worker:
         return by_steps or by_epochs or len(replica.train) == 0
 
     def report(self, now: bool = False) -> Turns:
-        """Note how far the replica is; evaluate if that is asked for."""
+        """Tell how far the replica is, if it is time; evaluate if that is asked for."""
+        replica, orders = self.replica, self.orders
+        if orders.suspect:
+            replica.examine(self.store.w)
+        orders.poll(now, self.note)
+        if orders.evaluation_wanted:
+            yield from self.store.snapshot(replica.snapshot)
+            orders.copied()
+            orders.report(replica.evaluate(replica.snapshot, orders.poll))
+        while replica.train.taken < orders.given:
+            replica.train.take(orders.share(replica.train.taken), orders.beat)
+
+    def note(self) -> None:
+        """Note how far the replica is."""
         replica, orders, cursor, counts = self.replica, self.orders, self.replica.train.cursor, self.store.counts
         orders.note(
             steps=replica.steps, examples=replica.examples, loss=replica.loss, right=replica.right, pushes=self.store.number,
@@ -113,17 +126,8 @@ class Worker:
             epoch=cursor.epoch, position=cursor.position, taken=replica.train.taken,
         )  # fmt: skip
         orders.note_cursors(replica.train.cursors)
-        if orders.suspect:
-            replica.examine(self.store.w)
         if replica.trouble is not None:
             orders.note(**replica.trouble._asdict())
-        orders.poll(now)
-        if orders.evaluation_wanted:
-            yield from self.store.snapshot(replica.snapshot)
-            orders.copied()
-            orders.report(replica.evaluate(replica.snapshot, orders.poll))
-        while replica.train.taken < orders.given:
-            replica.train.take(orders.share(replica.train.taken), orders.beat)
 
     def attend(self, flag: int, more: Callable[[], bool] = lambda: False) -> Turns:
         """Wait for GO or END, evaluating whenever that is asked for; for END only until there is more to train on."""

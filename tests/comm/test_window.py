@@ -232,12 +232,18 @@ def test_what_is_given_and_how_far_it_is() -> None:
 
 
 def test_orders_are_read_when_it_is_time_or_urgent() -> None:
-    office = Office(period=1.0)
-    heartbeat = office.memory.local["status"][1]
+    office, filled = Office(period=1.0), []
+
+    def fill() -> None:
+        filled.append(office.now)
+        office.orders.note(steps=len(filled))
+
+    heartbeat, steps = office.memory.local["status"][1, :1], office.memory.local["status"][1, 2:3]
     for now, urgent, beats in ((0.0, False, 1), (0.5, False, 1), (0.9, True, 2), (1.5, False, 2), (1.9, False, 3), (2.0, False, 3)):
         office.now = now
-        office.orders.poll(urgent)
-        assert heartbeat[0] == beats
+        office.orders.poll(urgent, fill)
+        # What a replica tells is put together for that alone, and goes with it.
+        assert heartbeat[0] == beats == len(filled) == steps[0]
 
 
 def test_a_lost_replica_learns_it_and_its_evaluation_is_lost_once() -> None:

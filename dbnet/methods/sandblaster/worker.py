@@ -160,9 +160,9 @@ class SandblasterWorker(Worker):
             self.dropped += self._offered.count
         self._offered = Bundle()
 
-    def report(self, now: bool = False) -> Turns:
+    def note(self) -> None:
+        super().note()
         self.orders.note(computed=self.computed, dropped=self.dropped)
-        yield from super().report(now)
 
     def close(self) -> None:
         self.replica.train.close()
