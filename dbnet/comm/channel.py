@@ -6,7 +6,7 @@ Replicas never take part. `Mailboxes` is the same within one process.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from dbnet.comm.topology import Topology
@@ -55,15 +55,25 @@ class _Box:
 
 
 class MpiChannel:
-    """Non-blocking point-to-point messages on the servers' communicator; receiving also lets MPI progress."""
+    """Non-blocking point-to-point messages on the servers' communicator; receiving also lets MPI progress.
 
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
+    Parameters
+    ----------
+    wake
+        Lets a rank that rests look at once.
+    patient
+        Kinds of messages for which nobody is woken.
+    """
+
+    def __init__(self, comm: Any, wake: Callable[[int], None] = lambda rank: None, patient: Collection[str] = ()) -> None:
+        self._comm, self._wake, self._patient = comm, wake, patient
         self._sent: list[Any] = []
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
         self._forget()
         self._sent.append(self._comm.isend(Message(self._comm.rank, kind, content), rank))
+        if kind not in self._patient:
+            self._wake(rank)
 
     def receive(self) -> Message | None:
         message = self._comm.improbe()

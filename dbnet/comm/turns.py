@@ -33,6 +33,8 @@ T = TypeVar("T")
 Turns = Generator[Wait | None, None, T]
 # Seconds of a pause: at first, where somebody is waited for, and as a part of how long there has been nothing to do.
 _SHORTEST, _LONGEST, _PART = 2e-5, 1e-3, 1 / 16
+# From one pause to the next of a rank that is idle, and of one that waits; the pause in place of which who can be woken rests.
+_IDLER, _WAITING, _SOON = 4, 2, 1e-3
 
 
 def _nothing(reason: str) -> None:
@@ -42,6 +44,7 @@ def _nothing(reason: str) -> None:
 def drive(
     role: Turns, deadline: float, crowded: bool = False, clock: Callable[[], float] = time.perf_counter,
     beat: Callable[[str], None] = _nothing, graph: Callable[[], str] = str, lazy: float = _LONGEST,
+    rest: Callable[[float], None] | None = None,
 ) -> None:  # fmt: skip
     """Run one rank's role to its end.
 
@@ -58,6 +61,9 @@ def drive(
         Returns who waits for whom in the whole run.
     lazy
         Seconds between two looks of a rank that is idle, after a while: each look costs some 50 us of a core.
+    rest
+        Pauses for so many seconds, or until somebody wakes this rank, which then rests for `lazy` as soon as it has been idle for
+        half a millisecond; None: nobody can wake it.
 
     Raises
     ------
@@ -81,9 +87,12 @@ def drive(
             advice = "Look for a rank that hangs, or raise run.deadline."
             raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
         # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer soon.
+        if rest is not None and not reason and pause >= _SOON:
+            rest(lazy)
+            continue
         time.sleep(pause)
         idle += pause
-        pause = min(2 * pause, _LONGEST if reason else max(_LONGEST, min(lazy, _PART * idle)))
+        pause = min(_WAITING * pause, _LONGEST) if reason else min(_IDLER * pause, max(_LONGEST, min(lazy, _PART * idle)))
 
 
 class Rounds:

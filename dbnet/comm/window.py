@@ -8,11 +8,14 @@ What is relied on: the unified memory model; `Flush`, after which a Put lies in 
 puts there later; and at the target `sync` between two accesses to its own memory whose order matters, such as a counter and what
 it counts. `sync` is `MPI_Win_sync` and a barrier of our own, since in MPICH and in Open MPI's component for one host that call is a
 full memory barrier, but in Open MPI's component for several hosts it only lets MPI progress.
+
+A target that rests looks into its memory now and then. `wake` lets it look at once, where all ranks are on one host (`Bells`).
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Sequence
 from math import prod
@@ -72,6 +75,7 @@ class Window(Protocol):
     def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None: ...
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None: ...
     def flush(self, rank: int) -> None: ...
+    def wake(self, rank: int) -> None: ...
     def sync(self) -> None: ...
     def blocked(self) -> tuple[int, float] | None: ...
     def free(self) -> None: ...
@@ -97,6 +101,9 @@ class LocalWindow:
     def flush(self, rank: int) -> None:
         """Nothing is ever under way here."""
 
+    def wake(self, rank: int) -> None:
+        """Nobody rests."""
+
     def sync(self) -> None:
         """There is one memory, and roles take turns."""
 
@@ -108,8 +115,67 @@ class LocalWindow:
         self.local = {}
 
 
+class Bells:
+    """How the ranks of one host wake each other: each rests on a socket, to which others send an empty datagram.
+
+    That says no more than that there may be something; what was sent before it is seen after it. A rank that has gone has no
+    socket, so nobody waits for it.
+
+    Parameters
+    ----------
+    comm, node
+        All ranks, which make this together; those that share memory with this one.
+
+    Attributes
+    ----------
+    everywhere
+        Whether every rank can wake every other.
+    """
+
+    def __init__(self, comm: Any, node: Any) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        # An abstract name, chosen by the system: no file is left behind.
+        self._socket.bind("")
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        names = node.allgather((comm.rank, self._socket.getsockname()))
+        self._names = dict(names)
+        # Ranks that share memory may yet see other sockets than each other.
+        reached = self._send(names[(node.rank + 1) % node.size][1])
+        self.everywhere = all(comm.allgather(reached and node.size == comm.size))
+
+    def ring(self, rank: int) -> None:
+        """Wake a rank, if it rests on this host."""
+        if rank in self._names:
+            self._send(self._names[rank])
+
+    def _send(self, name: bytes) -> bool:
+        """Return whether there is such a socket."""
+        try:
+            self._socket.sendto(b"", name)
+        except BlockingIOError:
+            # It has not yet heard what it was sent before.
+            return True
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def rest(self, seconds: float) -> None:
+        """Rest until somebody rings, or has rung since the last time, but no longer than so many seconds, in milliseconds."""
+        heard = self._poll.poll(1e3 * seconds)
+        while heard:
+            try:
+                self._socket.recv(1)
+            except BlockingIOError:
+                return
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 class MpiWindow:
-    """The window over MPI; making and freeing it are collective over `comm`.
+    """The window over MPI; making and freeing it are collective over `comm`. With `bells` origins can wake targets.
 
     Raises
     ------
@@ -117,10 +183,10 @@ class MpiWindow:
         On all ranks: MPI gives what cannot be worked with, or a host has too little shared memory.
     """
 
-    def __init__(self, comm: Any, layouts: Sequence[WindowLayout]) -> None:
+    def __init__(self, comm: Any, layouts: Sequence[WindowLayout], bells: Bells | None = None) -> None:
         from mpi4py import MPI
 
-        self._byte = MPI.BYTE
+        self._byte, self._bells = MPI.BYTE, bells
         self._layouts = layouts
         # For each thread with a transfer under way: to whom, and since when.
         self._under_way: dict[int, tuple[int, float]] = {}
@@ -158,6 +224,11 @@ class MpiWindow:
         """Return for which rank a transfer has been waiting longest, and since when."""
         return min(self._under_way.copy().values(), key=itemgetter(1), default=None)
 
+    def wake(self, rank: int) -> None:
+        """Let a target look at once at what lies in its memory."""
+        if self._bells is not None:
+            self._bells.ring(rank)
+
     def sync(self) -> None:
         """Order what this rank reads and writes here before and after it, see above; let it see what others wrote."""
         self._win.Sync()
@@ -167,6 +238,8 @@ class MpiWindow:
         self.local = {}
         self._win.Unlock_all()
         self._win.Free()
+        if self._bells is not None:
+            self._bells.close()
 
 
 def _require_threads(level: int, mpi: Any) -> None:

@@ -264,7 +264,7 @@ class Orders:
             self._cursors[i] = cursor
 
     def poll(self, now: bool = False, fill: Callable[[], None] = lambda: None) -> None:
-        """Exchange status and orders, if it is time or `now`, when `fill` has noted what is new; all partitions call this in step."""
+        """Exchange status and orders, if it is time or `now`; `fill` notes what is new. All partitions call this in step."""
         self.beat()
         if self.leads:
             self._exchange(now, fill)
@@ -345,3 +345,4 @@ class Orders:
         self.window.flush(0)
         self.window.put(0, "reported", self._reported, self.replica)
         self.window.flush(0)
+        self.window.wake(0)

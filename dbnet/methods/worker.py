@@ -88,6 +88,7 @@ class Worker:
             self.orders.meet()
             self.orders.note(done=1)
             yield from self.report(now=True)
+            self.orders.window.wake(0)
             # What a lost replica leaves may still have to be trained on.
             yield from self.attend(END, more=lambda: not self.finished)
         self.close()

@@ -20,7 +20,7 @@ from dbnet.comm.communicators import Communicators, crowded
 from dbnet.comm.link import Gone, MpiLink
 from dbnet.comm.topology import Role
 from dbnet.comm.turns import drive
-from dbnet.comm.window import MpiWindow, Window
+from dbnet.comm.window import Bells, MpiWindow, Window
 from dbnet.coordinator.heartbeat import GivenUp, Heartbeat, HeartbeatWatch, Watchdog, polling
 from dbnet.coordinator.orders import POLL
 from dbnet.monitor import runfile
@@ -84,11 +84,12 @@ def train_ranks(
             f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working "
             f"rank's kernels. {mpi.library_version()}."
         )
-    window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready)))
+    bells = Bells(comms.world, comms.node)
+    window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready), bells))
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank, done = Rank(ready, comms, window, interrupt, starting, _common_clock(comms, offset), log, trace), None
+    rank, done = Rank(ready, comms, window, bells, interrupt, starting, _common_clock(comms, offset), log, trace), None
     try:
         if role is Role.COORDINATE:
             done, broken = _coordinate(ready, rank, record, display)
@@ -133,8 +134,8 @@ class Rank:
 
     Parameters
     ----------
-    ready, comms, window
-        The run, communicators, the window.
+    ready, comms, window, bells
+        The run, communicators, the window, and what wakes who rests on it.
     interrupt, starting
         Signals, and the start of the run.
     clock
@@ -146,10 +147,10 @@ class Rank:
     saves = True
 
     def __init__(
-        self, ready: Setup, comms: Communicators, window: Window, interrupt: Interrupt, starting: Starting,
+        self, ready: Setup, comms: Communicators, window: Window, bells: Bells, interrupt: Interrupt, starting: Starting,
         clock: Callable[[], float], log: PartLog | None = None, trace: Trace | None = None,
     ) -> None:  # fmt: skip
-        self._log, self.trace = log, trace
+        self._log, self.trace, self._bells = log, trace, bells
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
         self.clock = self.due = clock
         self.rank, self._watch = comms.world.rank, None
@@ -178,7 +179,8 @@ class Rank:
         return self._window
 
     def channel(self, rank: int) -> MpiChannel:
-        return MpiChannel(self._comms.servers)
+        # Four times a second every shard tells of its updates.
+        return MpiChannel(self._comms.servers, self._window.wake, ("events",))
 
     def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         local = self._window.local
@@ -207,11 +209,17 @@ class Rank:
             drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph, **self._idle(config.deadline))
 
     def _idle(self, deadline: float) -> dict[str, Any]:
-        """Return how seldom this rank looks when idle; over several hosts as often as ever, since its looks move transfers."""
+        """Return how seldom this rank looks when idle; over several hosts as often as ever, since its looks move transfers.
+
+        Coordinator and shards are woken by whoever has something for them; replicas are addressed by nobody.
+        """
         if self._comms.node.size < self._comms.world.size:
             return {}
-        lazy = 2 * POLL if self._ready.topology.role(self.rank) is Role.COORDINATE else POLL / 2
-        return {"lazy": min(lazy, deadline / 1000)}
+        role, lazy = self._ready.topology.role(self.rank), {"lazy": min(POLL / 2, deadline / 1000)}
+        if self._bells.everywhere and role is not Role.WORK:
+            longest = 4 * POLL if role is Role.COORDINATE else 2 * POLL
+            lazy |= {"lazy": min(longest, deadline / 1000), "rest": self._bells.rest}
+        return lazy
 
 
 def _coordinate(ready: Setup, rank: Rank, record: RunFile, display: Display) -> tuple[Outcome, bool]:

@@ -38,19 +38,11 @@ from dbnet.comm.turns import Turns, Wait
 from dbnet.comm.window import Window
 from dbnet.core.vector import narrow, widen
 from dbnet.network.model import Footprint
-from dbnet.shards.push import Intake, Push
+from dbnet.shards.push import Counts, Intake, Push
 from dbnet.shards.routes import HEADER, Rings, Route, routes
 
 _WORDS = Struct("=7q")  # of a header: all but the last
 PIECE, MOMENT = 256 << 20, 0.05
-
-
-class Counts:
-    """What went over the wire: fetches, pushes, bytes each way, seconds the replica waited for a ring."""
-
-    def __init__(self) -> None:
-        self.fetches = self.pushes = self.bytes_fetched = self.bytes_pushed = 0
-        self.waited = 0.0
 
 
 class WindowStore:
@@ -269,6 +261,9 @@ class WindowStore:
         self._head[i, 0] = head + 1
         window.put(rank, "head", self._head[i], self._origin)
         window.flush(rank)
+        # A shard that rests is woken by what comes first; in the end, and before it is waited for, it must have seen all.
+        if not at or last or head + 1 - self._tail[i, 0] == self._slots:
+            window.wake(rank)
         return end
 
 

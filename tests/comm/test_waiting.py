@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from dbnet.comm.patience import Patience
 from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import IDLE, Turns, Wait, drive
+from dbnet.comm.window import Bells
 from dbnet.coordinator.heartbeat import Watchdog
 from dbnet.core.errors import Lost
 
@@ -92,6 +96,50 @@ def test_who_has_been_idle_looks_less_often(reason: str, monkeypatch: pytest.Mon
         # Never more than a part of the time before; at last as long as it may be.
         assert all(pause <= max(1e-3, sum(longest[:i]) / 16) + 1e-9 for i, pause in enumerate(longest))
         assert longest[399] == pytest.approx(0.02)
+
+
+def test_who_can_be_woken_soon_rests_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, rested = [], []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    def role() -> Turns:
+        yield from (IDLE,) * 6 + (None,) + (IDLE,) * 2 + (Wait("the coordinator waits for the shards"),) * 20
+
+    drive(role(), BOUND, clock=Clock(), lazy=0.04, rest=rested.append)
+    assert rested == [0.04] * 3 and slept[:5] == pytest.approx([2e-5, 8e-5, 32e-5, 2e-5, 8e-5])
+    # Not everything that is waited for rings.
+    assert len(slept) == 25 and max(slept) <= 1e-3
+
+
+class Hosts:
+    """What `Bells` asks of a communicator, of a process that is several ranks: those before this one have said their part."""
+
+    def __init__(self, rank: int, size: int, before: Sequence[Any] = ()) -> None:
+        self.rank, self.size, self.before = rank, size, list(before)
+
+    def allgather(self, mine: Any) -> list[Any]:
+        return [mine] if isinstance(mine, bool) else [*self.before, mine]
+
+
+def waiting(bells: Bells) -> bool:
+    return bool(select.select((bells._socket,), (), (), 0)[0])
+
+
+def test_ranks_of_a_host_wake_each_other() -> None:
+    first = Bells(Hosts(0, 1), Hosts(0, 1))
+    name = (0, first._socket.getsockname())
+    second = Bells(Hosts(1, 2), Hosts(1, 2, [name]))
+    assert second.everywhere and waiting(first)
+    first.rest(20.0)
+    assert not waiting(first), "what was heard does not end the next rest"
+    for _ in range(1000):
+        second.ring(0)
+    assert waiting(first), "whoever rings often waits for nobody"
+    second.ring(5)
+    assert not Bells(Hosts(1, 3), Hosts(1, 2, [name])).everywhere, "one rank is on another host"
+    first.close()
+    second.ring(0)
+    assert not Bells(Hosts(1, 2), Hosts(1, 2, [name])).everywhere, "it sees other sockets"
 
 
 def test_who_was_idle_between_two_waits_begins_anew() -> None:

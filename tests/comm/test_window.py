@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from harness import Late
+from harness import Late, World
 
 from dbnet.comm import window
+from dbnet.comm.channel import MpiChannel
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Wait
 from dbnet.comm.window import LocalWindow, WindowLayout
@@ -301,6 +302,55 @@ def test_what_is_put_lives_until_the_flush() -> None:
     orders.poll(now=True)
     orders.report(Score(1.0, 2.0, 3.0, 4.0))
     assert memory.local["report"][0, 1:].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+class Rung(Late):
+    """A window that notes whom an origin wakes, and what lies in a field of its memory by then."""
+
+    def __init__(self, memory: LocalWindow, field: str) -> None:
+        super().__init__(memory)
+        self.field, self.found = field, []
+
+    def wake(self, rank: int) -> None:
+        self.found.append((rank, int(self._all[rank][self.field][0])))
+
+
+def test_targets_are_woken_when_what_they_are_to_see_is_there() -> None:
+    shop = Shop()
+    shop.store._window = rung = Rung(shop.memory, "head")
+    shop.push()
+    shop.push()
+    assert rung.found == [(1, 1), (1, 3), (1, 4), (1, 6)], "with the first and the last of three slices"
+    shop = Shop(size=100)
+    shop.store._window = rung = Rung(shop.memory, "head")
+    shop.store.accrued(first=True)
+    for wait in shop.store.push(1, 0):
+        assert wait is None or rung.found[-1] == (1, shop.memory._all[1]["head"][0]), "before a full ring is waited for"
+        while shop.inbox.drain():
+            pass
+    assert len(rung.found) < 7 and rung.found[-1] == (1, 25)
+    world = Topology(1, 1)
+    rung = Rung(LocalWindow([WindowLayout(coordinator_fields(world))]), "reported")
+    orders = Orders(rung, world, 0, lambda: 0.0)
+    orders.note(snapshot=1)
+    orders.report(Score(1.0, 2.0, 3.0, 4.0))
+    assert rung.found == [(0, 1)]
+    rung = Rung(LocalWindow([WindowLayout(task_fields(1))]), "offered")
+    tasks = Tasks(rung, 0, lambda: 0.0)
+    tasks.finish()
+    tasks.offer(0, 1.0, 1)
+    assert rung.found == [(0, 0), (0, 1)]
+    job, found = World(10, 1, 1, 2, lambda replica, step, w: np.ones(10)), []
+    job.memory.wake = lambda rank: found.append((rank, job.done))
+    job.run()
+    assert found == [(1, False), (1, False), (0, True)]
+    sent, woken = [], []
+    comm = SimpleNamespace(rank=1, isend=lambda message, rank: sent.append(rank))
+    channel = MpiChannel(comm, lambda rank: woken.append((rank, *sent)), ("events",))
+    channel.send(0, "events")
+    channel._sent.clear()
+    channel.send(0, "drained")
+    assert woken == [(0, 0, 0)]
 
 
 class Counted(LocalWindow):

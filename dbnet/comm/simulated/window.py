@@ -222,6 +222,9 @@ class SimulatedWindow:
         self._time.ahead(self._latest)
         player.go()
 
+    def wake(self, rank: int) -> None:
+        """What arrives wakes its target here."""
+
     def sync(self) -> None:
         """There is one memory, and everything has its moment."""
 

@@ -14,10 +14,9 @@ from dbnet.commands.replay.shard import Parcel, Reading, ReplayedShard, Timeline
 from dbnet.coordinator.orders import ORDER as COLUMNS
 from dbnet.core.vector import coarse, copy
 from dbnet.network.model import Footprint
-from dbnet.shards.push import Push
+from dbnet.shards.push import Counts, Push
 from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule.log import END, EVALUATED, FETCH, FULL, NAMES, ORDER, PUSH, SHARE, SNAPSHOT, LogEntry
-from dbnet.shards.store import Counts
 
 
 class Pages:
@@ -84,6 +83,9 @@ class ReplayedWindow:
 
     def flush(self, rank: int) -> None:
         """Nothing is ever under way here."""
+
+    def wake(self, rank: int) -> None:
+        """Nobody rests."""
 
     def sync(self) -> None:
         """Nobody else writes."""

@@ -139,6 +139,7 @@ class Tasks:
             return
         self._window.put(0, "finished", self._word, self._replica)
         self._window.flush(0)
+        self._window.wake(0)
 
     def offer(self, first: int, loss: float, right: int) -> None:
         """Offer a bundle: the tasks from `first` to the one computed last."""
@@ -150,6 +151,7 @@ class Tasks:
         self._window.flush(0)
         self._window.put(0, "offered", self._offered, self._replica)
         self._window.flush(0)
+        self._window.wake(0)
 
     @property
     def verdict(self) -> bool | None:
