@@ -118,11 +118,13 @@ def test_a_large_network_and_a_rule_are_predicted_by_what_is_different_for_them(
         assert profile.suited(10**8, kind).apply_seconds(10**9) == seconds
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_this_machine_is_measured(dbnet: Callable[..., Finished], run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, with less of everything: a file that a simulation takes, and that says what was not measured."""
-    trials = kernels.trials
+    trials, timed = kernels.trials, kernels.timed
     monkeypatch.setattr(kernels, "trials", lambda: trials((kernels.TRIALS[0], kernels.TRIALS[5]), 0.01))
+    monkeypatch.setattr(kernels, "timed", lambda ready, budget: timed(ready, 0.01))
     said = dbnet("calibrate", "here.toml", "--run", run_file)
     assert said.code == 0, said.err
     said = said.out
