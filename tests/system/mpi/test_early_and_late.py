@@ -17,7 +17,6 @@ from dbnet.monitor.results import Run
 
 pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
-# Ranks that cannot come together end the same way however short their deadline is; MPICH's burn a core each until then.
 DEADLINES = {"before MPI is up": 5.0, "compiling": 10.0, "having ended": 10.0}
 MPICH = any(one.metadata["Name"] == "mpich" for one in importlib.metadata.distributions())
 
