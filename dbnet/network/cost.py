@@ -66,6 +66,7 @@ class HostTable(Table):
     """How ranks share hosts."""
 
     ranks: int = Field(default=1, ge=0, description="ranks on a host, in the order of their numbers; 0: all on one")
+    shard_cards: int = Field(default=1, gt=0, description="network cards of a shard's host, for a shard that stands for several")
     cores: int = Field(default=0, ge=0, description="cores of a host, shared by its busy ranks; 0: one for each rank")
     pause: float = Field(default=1e-3, ge=0, description="longest pause of an idle rank, seconds")
     late: float = Field(default=0.0, ge=0, description="seconds by which each pause is longer than it was meant to be")

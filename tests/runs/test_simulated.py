@@ -290,6 +290,26 @@ def test_cards_of_hosts_are_shared() -> None:
     assert found == pytest.approx({"a": 1.25, "b": 2.25, "c": 0.251, "d": 1.0})
 
 
+def test_a_shard_that_stands_for_several_has_their_cards(tree: dict[str, Any]) -> None:
+    """Two hosts send to one, and it to both: with four cards there each is as fast as its own."""
+    time, found = VirtualTime(), {}
+    wire = Interconnect(time, range(3), Way(0.0, 1e6), Way(0.25, 1e6), cards={2: 4})
+
+    def role() -> Iterator[None]:
+        for name, source, target in [("a", 0, 2), ("b", 1, 2), ("c", 0, 2), ("d", 2, 0), ("e", 2, 1)]:
+            wire.send(source, target, 10**6, partial(lambda name: found.update({name: time.now}), name))
+        time.elapse(5.0)
+        yield None
+
+    time.play({0: role()}, {})
+    assert found == pytest.approx({"a": 1.25, "b": 1.25, "c": 2.25, "d": 1.25, "e": 1.5})
+    tree |= {"topology": {"shards": 1, "replicas": 4}, "method": {"minibatch": 2}}
+    tree["model"]["layers"][0]["units"] = 600
+    way = {"latency": 2e-5, "bandwidth": 0.01}
+    fast, slow = (played(tree, machine(between=way, host={"shard_cards": n}), dry=True).seconds for n in (100, 1))
+    assert fast < 0.7 * slow
+
+
 def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
     """One puts 7, which lands at 1.0 and is known to at 2.0; another, on the target's host, reads at 0.9 and at 1.1."""
     time, found = VirtualTime(), []

@@ -10,7 +10,7 @@ Within a host the origin itself copies. Where ranks share cores that takes some 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class Interconnect:
         The way within a host, and from one to another.
     overhead, look
         Seconds that starting an operation takes its rank; and a look for another partition's values, where ranks share cores.
+    cards
+        By host, of those that have more than one network card: how many. They are as fast together.
 
     Attributes
     ----------
@@ -61,10 +63,13 @@ class Interconnect:
     """
 
     def __init__(
-        self, time: VirtualTime, hosts: Sequence[int], inside: Way, between: Way, overhead: float = 0.0, look: float = 1e-6
-    ) -> None:
+        self, time: VirtualTime, hosts: Sequence[int], inside: Way, between: Way, overhead: float = 0.0, look: float = 1e-6,
+        cards: Mapping[int, int] | None = None,
+    ) -> None:  # fmt: skip
         self.look = look
         self.time, self.hosts, self._inside, self._between, self.overhead = time, hosts, inside, between, overhead
+        cards = cards or {}
+        self._card = {host: between.bandwidth * cards.get(host, 1) for host in hosts}
         ranks = Counter(hosts)
         self.crowded = [ranks[host] > 1 for host in hosts]
         self._leaves: dict[int, float] = defaultdict(float)
@@ -103,14 +108,14 @@ class Interconnect:
         """
         self.sent += nbytes
         here, there = self.hosts[source], self.hosts[target]
-        lasts, free = nbytes / self._between.bandwidth, self._leaves[here]
+        lasts, free = nbytes / self._card[here], self._leaves[here]
         if free > begin:
             begin = free
         self._leaves[here] = begin + lasts
-        self.time.at(begin + self._between.latency, source, self._enter, there, lasts, told, arguments)
+        self.time.at(begin + self._between.latency, source, self._enter, there, nbytes, lasts, told, arguments)
 
-    def _enter(self, host: int, lasts: float, told: Callable[..., object], arguments: tuple) -> None:
-        """The first byte is there."""
+    def _enter(self, host: int, nbytes: int, lasts: float, told: Callable[..., object], arguments: tuple) -> None:
+        """The first byte is there; the last one comes `lasts` later, or when the cards here have taken them all."""
         begin, free = self.time.now, self._enters[host]
-        self._enters[host] = end = (free if free > begin else begin) + lasts
-        told(end, *arguments)
+        self._enters[host] = end = (free if free > begin else begin) + nbytes / self._card[host]
+        told(max(end, begin + lasts), *arguments)

@@ -53,7 +53,9 @@ class Simulation:
             ranks = [rank for rank, where in enumerate(hosts) if where == one]
             if len(ranks) > host.cores:
                 self.time.cores |= dict.fromkeys(ranks, Cores(self.time, host.cores, host.switch, host.slice))
-        self.wire = Interconnect(self.time, hosts, _way(profile.inside), _way(profile.between), host.call, host.look)
+        cards = {hosts[self.topology.shard_rank(shard)]: host.shard_cards for shard in range(self.topology.shards)}
+        ways = _way(profile.inside), _way(profile.between)
+        self.wire = Interconnect(self.time, hosts, *ways, host.call, host.look, cards)
         self._memory = SimulatedMemory(roles.window_layouts(ready), dry)
         self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
         self._noise = Noise(profile, ready.config.run.seed)
