@@ -26,17 +26,24 @@ IMAGES = [
 RUNS = {
     "overlap": [*WIDE, "method.overlap=true", "method.n_push=2", "method.n_fetch=2"],
     "images": [*IMAGES, "method.overlap=true"],
-    "sandblaster": [*WIDE, "method.kind=sandblaster", "stop.iterations=3", "method.descent.history=3", "method.portion=90"],
+    "sandblaster": [
+        *WIDE,
+        "method.kind=sandblaster",
+        "stop.iterations=3",
+        "method.descent.history=3",
+        "method.portion=90",
+        "evaluate={epochs=1000, train=0}",
+    ],
 }
 
 
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a configuration on 300 images of 40 x 40, in a type that is not the network's."""
+    """Return a configuration on 210 images of 40 x 40, in a type that is not the network's."""
     folder = tmp_path_factory.mktemp("memory")
     rng = np.random.default_rng(1)
-    contents = {f"{part}/x": rng.random((n, 40, 40, 1)) for part, n in (("train", 300), ("test", 60))}
-    write(folder / "images.h5", {**contents, "train/y": rng.integers(0, 10, 300), "test/y": rng.integers(0, 10, 60), "classes": 10})
+    contents = {f"{part}/x": rng.random((n, 40, 40, 1)) for part, n in (("train", 210), ("test", 40))}
+    write(folder / "images.h5", {**contents, "train/y": rng.integers(0, 10, 210), "test/y": rng.integers(0, 10, 40), "classes": 10})
     text = f'[run]\npicture = false\n[data]\npath = "{folder}/images.h5"\n[model]\nlayers = [{{kind = "dense", units = 10}}]\n'
     (folder / "run.toml").write_text(f"{text}[stop]\nepochs = 2\n")
     return folder / "run.toml"
