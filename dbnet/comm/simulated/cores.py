@@ -1,11 +1,12 @@
 """Cores that the ranks of a host share, as Linux lets them: each has a core to itself until it sleeps, gives way or is displaced.
 
-A rank that wakes takes an idle core, the one it had before if that is idle; else it displaces whoever has that core at once, unless
-it has had more than its share (that it does so even between two of the other's pauses was measured). A rank that gives way
-(`sched_yield`) goes behind those that wait there, and so does one that has had the core for a slice while others wait. A core that
-becomes idle takes a rank that waits for another one. Who is next: of those that have had no more than the mean the one whose slice
-ends first (EEVDF, Stoica and Abdel-Wahab 1995). Whoever comes back to a core that another rank has had takes `switch` seconds
-longer, since its data and addresses are to be found again; after a sleep that is part of what its looks take.
+A rank that wakes takes an idle core, the one it had before if that is idle; else it displaces whoever has that core at once,
+unless it has had more than its share (measured on Linux 6.18: beside a busy rank it is mostly as punctual as on an idle core). A
+rank that gives way (`sched_yield`) goes behind those that wait there (measured: for the rest of one's work and all of the
+other's), and so does one that has had the core for a slice while others wait. A core that becomes idle takes a rank that waits for
+another one. Who is next: of those that have had no more than the mean the one whose slice ends first (EEVDF, Stoica and Abdel-
+Wahab 1995). Whoever comes back to a core that another rank has had takes `switch` seconds longer, since its data and addresses are
+to be found again; after a sleep that is part of what its looks take.
 
 A rank whose core nobody else wants ends at the moment at which it would alone, to the bit.
 """
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dbnet.comm.simulated.clock import Player, VirtualTime
-
 
 # Seconds after which Linux looks again whether ranks that compute are spread over the cores (2 ms, 16 times where they are busy).
 _BALANCE = 0.032
