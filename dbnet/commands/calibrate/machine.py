@@ -188,7 +188,8 @@ def unmeasured(told: dict[str, Any] | None, why: str) -> list[str]:
     """Return, a sentence each, what was not measured."""
     told, out = told or {}, []
     if not told.get("runs"):
-        out.append(f"apply, slice, step, call, turn and switch: {why or 'no host has three ranks'}; 5 GB/s and no overheads are assumed.")
+        reason = why or "no host has three ranks"
+        out.append(f"apply, slice, step, call, turn and switch: {reason}; 5 GB/s and no overheads are assumed.")
     if not told.get("inside"):
         out.append(f"inside: {why or 'no two ranks are on one host'}; 1 us and 5 GB/s are assumed.")
     if told.get("runs") and switching(_pairs(told["runs"])) is None:
