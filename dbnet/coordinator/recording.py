@@ -16,7 +16,7 @@ from dbnet.shards.schedule.log import EVALUATED, ORDER, SHARE, PartLog
 class RecordingOrders(Orders):
     """A replica's half, which writes down what it has seen; of a cut replica partition 0 writes for all, but for shares.
 
-    It is flushed before anything comes of it: another partition's push may be applied though this one is killed.
+    It stands before anything comes of it: another partition's push may be applied though this one is killed.
     """
 
     def __init__(self, log: PartLog, *parts: Any) -> None:
@@ -30,16 +30,13 @@ class RecordingOrders(Orders):
         if self.leads and (self._order != self._known).any():
             self._known[:] = self._order
             self._log.add(ORDER, np.array([self._looks, *self._order], "<i8"))
-            self._log.flush()
 
     def share(self, number: int) -> Share:
         share = super().share(number)
         self._log.add(SHARE, np.array([number, *share], "<i8"))
-        self._log.flush()
         return share
 
     def report(self, score: Score) -> None:
         if self.leads:
             self._log.add(EVALUATED, np.array(score, "<f8"))
-            self._log.flush()
         super().report(score)

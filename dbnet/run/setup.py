@@ -38,7 +38,7 @@ from dbnet.shards.routes import Rings, Route, routes
 from dbnet.shards.rules.schedules.base import Horizon, scheduled
 from dbnet.shards.schedule.fetching import RecordingStore
 from dbnet.shards.schedule.log import PartLog
-from dbnet.shards.schedule.serving import RecordingInbox
+from dbnet.shards.schedule.serving import RecordingInbox, RecordingIntake
 from dbnet.shards.schedule.slices import SlicePiece, slice_pieces
 from dbnet.shards.store import Inbox, WindowStore
 
@@ -156,9 +156,10 @@ class Setup:
     def inbox(self, window: Window, shard: int, receiver: Receiver, log: PartLog | None = None) -> Inbox:
         """Return what takes the pushes to a shard out of the rings in its window, and writes down which."""
         users = self.users[shard]
-        intakes = [Intake(receiver, self.config.guard.finite) for _ in users]
+        by_pass, finite = self.config.method.recorder is not None, self.config.guard.finite
+        intakes = [Intake(receiver, finite) if log is None else RecordingIntake(log, by_pass, o, receiver, finite) for o in users]
         parts = (window, intakes, self.topology, users, [self.routes[origin][shard] for origin in users])
-        return Inbox(*parts) if log is None else RecordingInbox(log, self.config.method.recorder is not None, *parts)
+        return Inbox(*parts) if log is None else RecordingInbox(log, *parts)
 
     def store(
         self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None,

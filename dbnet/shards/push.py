@@ -59,7 +59,8 @@ class Intake:
         receiver = self._receiver
         if first:
             self._bad = None
-        if self._finite and self._bad is None and (at := first_bad(g, receiver.largest)) >= 0:
+        at = self.look(push, g, self._finite and self._bad is None)
+        if at >= 0:
             place = next(target + at - start for start, target, length in pieces if start <= at < start + length)
             self._bad = receiver.range.lo + place, float(g[at])
         if self._bad is None:
@@ -77,6 +78,10 @@ class Intake:
         elif last:
             receiver.refuse(Refusal(push, *self._bad))
         return whole
+
+    def look(self, push: Push, g: np.ndarray, wanted: bool) -> int:
+        """Return the place of the first value of a slice that is refused, if that is `wanted`; -1: none."""
+        return first_bad(g, self._receiver.largest) if wanted else -1
 
 
 class Push(NamedTuple):

@@ -328,14 +328,9 @@ class Inbox:
         fetched = min(max(fetched, 0), int(self._window.local["clock"][origin % self._topology.partitions]))
         push = Push(*divmod(origin, self._topology.partitions), number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
-        if self.let_in(row, push, self.widened(self._ring[row, slot, :n]), pieces, first == 0, bool(last)):
+        g = self.widened(self._ring[row, slot, :n])
+        if self.intakes[row].take(push, g, pieces, first == 0, bool(last), self._window.sync):
             self._applied[row] += steps
-
-    def let_in(
-        self, row: int, push: Push, g: np.ndarray, pieces: Sequence[tuple[int, int, int]], first: bool, last: bool
-    ) -> bool:  # fmt: skip
-        """Let in the slice `g`; return whether with it the whole push has been applied."""
-        return self.intakes[row].take(push, g, pieces, first, last, self._window.sync)
 
     def widened(self, g: np.ndarray) -> np.ndarray:
         """Return a slice as it lies in a ring in the type of the parameters."""

@@ -13,11 +13,13 @@ from dbnet.comm.turns import take_turns
 from dbnet.comm.window import Field, LocalWindow, WindowLayout
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
-from dbnet.core.vector import check_sum
+from dbnet.core.vector import check_sum, checked, first_bad
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.routes import Rings, routes
+from dbnet.shards.schedule import fetching, log
+from dbnet.shards.schedule import slices as slices_module
 from dbnet.shards.schedule.fetching import RecordingStore
-from dbnet.shards.schedule.log import FETCH, PartLog, PartOfSchedule
+from dbnet.shards.schedule.log import FETCH, FULL, PUSH, TAKE, TAKES, PartLog, PartOfSchedule, tail_of
 from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.schedule.slices import slice_pieces
 from dbnet.shards.store import WindowStore
@@ -46,13 +48,19 @@ def halved(shard, count):
         yield
 
 
-@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("way", ["recorded", "in pieces", "in groups", ""])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_fetch_is_torn_unless_it_is_recorded(recording, seed, tmp_path):
+def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch):
+    recording = bool(way)
+    if way == "in pieces":
+        monkeypatch.setattr(slices_module, "SHORTEST", 3)
+    if way == "in groups":
+        monkeypatch.setattr(fetching, "GROUP", 8 * SLICE)
     world, dtype = Topology(1, 1), np.dtype("f8")
     foot = [Piece(Range(0, SIZE), 0)]
     pieces = slice_pieces(routes(foot, [Range(0, SIZE)]), SLICE)
-    assert [(piece.lo, piece.size, piece.slice) for piece in pieces] == [(0, 4, 0), (4, 4, 1), (8, 2, 2)]
+    cut = [(0, 3, 0), (3, 1, 0), (4, 3, 1), (7, 1, 1), (8, 2, 2)] if way == "in pieces" else [(0, 4, 0), (4, 4, 1), (8, 2, 2)]
+    assert [(piece.lo, piece.size, piece.slice) for piece in pieces] == cut
     rings = Rings([Range(0, SIZE)], [[0]], dtype, SLICE * 8, 4)
     fields = [*rings.fields(0, world), Field("version", "int64", (len(pieces),))]
     memory = LocalWindow([WindowLayout(()), WindowLayout(fields), WindowLayout(())])
@@ -91,3 +99,65 @@ def test_a_check_sum_sees_a_bit_and_an_exchange():
         assert len({check_sum(one), check_sum(two), check_sum(three)}) == 3
         assert 0 <= check_sum(one) < 1 << 32
     assert check_sum(x) == check_sum.py_func(x)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("size", [1, 4096, 9999])
+def test_one_pass_finds_what_two_find(dtype, size):
+    x = np.random.default_rng(size).standard_normal(size).astype(dtype)
+    for place, value in ((None, 0.0), (size - 1, np.nan), (size // 2, np.inf), (0, 1e20)):
+        if place is not None:
+            x[place] = value
+        assert checked(x, 1e10) == (first_bad(x, 1e10), check_sum(x))
+
+
+def said(path):
+    """Return what a part says, slices taken one by one."""
+    out = []
+    for entry in PartOfSchedule(path).entries:
+        out += entry.array(TAKE).tolist() if entry.kind == TAKES else [(entry.kind, bytes(entry.content))]
+    return out
+
+
+def test_a_part_can_be_read_whenever_its_writer_is_killed(tmp_path):
+    rng, path, wanted = np.random.default_rng(3), tmp_path / "shard-0", []
+    writer = PartLog(path, {"part": "shard-0"}, 1 << 12, pytest.fail)
+    while path.stat().st_size < 1 << 11:
+        if rng.random() < 0.9:
+            wanted.append((int(rng.integers(9)), int(rng.integers(1 << 32))))
+            writer.take(*wanted[-1])
+        else:
+            wanted.append((PUSH, rng.bytes(int(rng.choice([0, 24, 1500], p=[0.45, 0.45, 0.1])))))
+            writer.add(*wanted[-1])
+        assert said(path) == wanted
+    # Killed while a block is written: what it was to hold is still in the tail.
+    writer.take(1, 2)
+    wanted.append((1, 2))
+    whole, tail = path.read_bytes(), tail_of(path).read_bytes()
+    path.write_bytes(whole + log.block(bytes(900))[:-3])
+    assert said(path) == wanted
+    # Killed after it was written, and before the tail says so: nothing is there twice.
+    path.write_bytes(whole)
+    writer._append(b"")
+    tail_of(path).write_bytes(tail)
+    assert said(path) == wanted[: len(wanted) - said_since(tail)]
+
+
+def said_since(tail):
+    """Return how many things a tail holds."""
+    entries = log._entries(tail[log._FIRST : log._BLOCKS.unpack_from(tail, log._BLOCKS.size)[0]])
+    return sum(len(entry.array(TAKE)) if entry.kind == TAKES else 1 for entry in entries)
+
+
+def test_a_part_that_is_full_says_so_and_keeps_what_it_has(tmp_path):
+    path, told = tmp_path / "shard-0", []
+    writer = PartLog(path, {}, 5000, told.append)
+    for number in range(2000):
+        writer.take(number, 77777 * number)
+    assert not writer.open and len(told) == 1 and "record.limit" in told[0]
+    writer.add(PUSH, b"late")
+    writer.close()
+    part = PartOfSchedule(path)
+    assert part.full and not part.whole and part.entries[-1].kind == FULL and not tail_of(path).exists()
+    taken = [take for entry in part.entries if entry.kind == TAKES for take in entry.array(TAKE).tolist()]
+    assert taken == [(number, 77777 * number) for number in range(len(taken))] and 700 < len(taken) < 1500

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,4 +23,4 @@ def rewrite(path: Path, change: Callable[[list[LogEntry]], None], threads: int =
     about = {**part.about, "threads": threads or part.about["threads"], "machine": {**part.about["machine"], **machine}}
     entries = [LogEntry(log.ABOUT, json.dumps(about).encode()), *part.entries]
     data = b"".join(log._HEAD.pack(entry.kind, len(entry.content)) + entry.content for entry in entries)
-    path.write_bytes(log._FORMAT + zlib.compress(data))
+    path.write_bytes(log._FORMAT + log.block(data))

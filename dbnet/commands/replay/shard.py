@@ -75,13 +75,12 @@ class ReplayedShard(CountingShard):
     def place(self, number: int) -> str:
         return f"shard {self.index}, slice {self.pieces[number].slice}"
 
-    def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
-        number = self.piece_at[lo]
+    def change(self, number: int, lo: int, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
         wanted = int(np.searchsorted(self._due[number], self.versions[number] // 2, "right"))
         while self._read[number] < wanted:
             missing = wanted - self._read[number]
             give_way(Wait(f"{self.place(number)} is read in its version {self.versions[number] // 2} by {missing} more"))
-        super().apply(lo, g, t, arrival)
+        super().change(number, lo, g, t, arrival)
         self._serve(number)
 
 

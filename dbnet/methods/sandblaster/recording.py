@@ -46,7 +46,6 @@ class RecordingCoordinator(SandblasterCoordinator):
             self._log.add(HALT, queue.number if queue.number > before else 0)
             raise
         self._log.add(PASS, [queue.number, queue.accepted])
-        self._log.flush()
         return loss
 
     def accepted(self, state: State) -> Turns[str]:

@@ -1,17 +1,20 @@
 """How a replica fetches and pushes while its schedule is recorded: no fetch is torn, and what it has read is written down.
 
 A fetch reads how often each slice was changed, the parameters, and the numbers again; slices that changed meanwhile are read once
-more. The clock of a fetch is then what was really read, so the staleness of an update is exact.
+more, when nobody changes them. A long fetch does so in groups of some megabytes, for the shorter it takes the less has changed. The
+clock of a fetch is then what was really read, so the staleness of an update is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnet.comm.turns import Turns
+from dbnet.core.jit import kernel
 from dbnet.core.vector import check_sum
 from dbnet.network.model import Piece
 from dbnet.shards.local_store import LocalStore
@@ -21,16 +24,82 @@ from dbnet.shards.schedule.log import FETCH, PUSH, SNAPSHOT, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
 from dbnet.shards.store import MOMENT, WindowStore
 
+# Bytes that are read between two looks at how often they were changed.
+GROUP = 4 << 20
+_PUSH = Struct("<3q").pack
+
+
+@kernel("i8[:];i8[:];i4[:]")
+def differences(versions: np.ndarray, last: np.ndarray, out: np.ndarray) -> None:
+    """Write how many changes there were since `last`, which becomes the numbers now."""
+    for i in range(versions.size):
+        now = versions[i] // 2
+        out[i] = now - last[i]
+        last[i] = now
+
+
+@kernel("i8;i8;i8[:];i8[:];b1[:]")
+def still_torn(lo: int, hi: int, seen: np.ndarray, now: np.ndarray, torn: np.ndarray) -> int:
+    """Of the pieces lo .. hi - 1 that are `torn` keep those that were not read as one version; return how many that are."""
+    left = 0
+    for i in range(lo, hi):
+        torn[i] = torn[i] and (seen[i] != now[i] or seen[i] % 2 == 1)
+        left += torn[i]
+    return left
+
+
+@kernel("i8;i8;i8[:];i8[:];b1[:];i8[:]")
+def at_rest(lo: int, hi: int, seen: np.ndarray, now: np.ndarray, torn: np.ndarray, out: np.ndarray) -> int:
+    """Write the torn pieces that are not being changed now, in which version they are seen now; return how many there are."""
+    count = 0
+    for i in range(lo, hi):
+        if torn[i] and now[i] % 2 == 0:
+            seen[i] = now[i]
+            out[count] = i
+            count += 1
+    return count
+
+
+@kernel("i8[:];i8[:];i8[:,:];i8[:]")
+def oldest(seen: np.ndarray, least: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
+    """Write the clocks of what was read: of the rows (shard, first piece, end, changes less clock) of `own`, at `least` these."""
+    for row in range(own.shape[0]):
+        shard, lo, hi, base = own[row]
+        found = seen[lo]
+        for i in range(lo, hi):
+            found = min(found, seen[i])
+        out[shard] = max(least[shard], base + found // 2)
+
 
 class Versions:
-    """Writes down what was read: of each slice how many changes it had, as a difference from what was written last."""
+    """Writes down what was read: of each piece how many changes it had, as a difference from what was written last."""
 
     def __init__(self, log: PartLog, size: int) -> None:
-        self._log, self._last = log, np.zeros(size, np.int64)
+        self._log, self._last, self._more = log, np.zeros(size, np.int64), np.zeros(size, "<i4")
+        self._bytes = memoryview(self._more).cast("B")
 
     def add(self, kind: int, versions: np.ndarray) -> None:
-        self._log.add(kind, (versions // 2 - self._last).astype("<i4"))
-        self._last[:] = versions // 2
+        differences(versions, self._last, self._more)
+        self._log.add(kind, self._bytes)
+
+
+Move = tuple[int, int, slice]
+
+
+class Group(NamedTuple):
+    """What is read between two looks.
+
+    Attributes
+    ----------
+    looks
+        (rank, first piece, end, first piece there) of the numbers to look at.
+    ranks, moves
+        From where what is fetched.
+    """
+
+    looks: list[tuple[int, int, int, int]]
+    ranks: list[int]
+    moves: list[Move]
 
 
 class RecordingStore(WindowStore):
@@ -54,19 +123,23 @@ class RecordingStore(WindowStore):
         super().__init__(*parts)
         rings = parts[4]
         self._log, self._base = log, base
-        self._starts = np.cumsum([0, *(len(mine) for mine in pieces)])
-        own = [[i for i, piece in enumerate(mine) if piece.partition == self._partition] for mine in pieces]
-        self._own = [(route.shard, self._starts[route.shard] + np.array(own[route.shard])) for route in self.routes]
-        size = int(self._starts[-1])
+        starts = np.cumsum([0, *(len(mine) for mine in pieces)]).tolist()
+        own = []
+        for route in self.routes:
+            mine = [i for i, piece in enumerate(pieces[route.shard], starts[route.shard]) if piece.partition == self._partition]
+            own.append((route.shard, mine[0], mine[-1] + 1, base[route.shard]))
+        self._own = np.array(own, np.int64).reshape(-1, 4)
         # A fetch under way has numbers of its own, as it has clocks.
-        self._seen = {id(self.clocks): np.zeros(size, np.int64), id(self._landing): np.zeros(size, np.int64)}
-        self._snapped, self._now = np.zeros((2, size), np.int64)
+        self._seen = {id(self.clocks): np.zeros(starts[-1], np.int64), id(self._landing): np.zeros(starts[-1], np.int64)}
+        self._snapped, self._now, self._ready = np.zeros((3, starts[-1]), np.int64)
+        self._torn = np.zeros(starts[-1], np.bool_)
         self._before = np.zeros(len(pieces), np.int64)
-        self._versions = Versions(log, size)
+        self._versions = Versions(log, starts[-1])
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
+        self._groups = self._plan_groups(starts)
         self.again = 0
 
-    def _read_of(self, shard: int, piece: SlicePiece, used: Sequence[Piece], ranges: Sequence[Any]) -> list[tuple]:
+    def _read_of(self, shard: int, piece: SlicePiece, used: Sequence[Piece], ranges: Sequence[Any]) -> list[Move]:
         """Return how what is used of a piece is fetched: rank, place there, place in `w`."""
         rank, lo = self._topology.shard_rank(shard), ranges[shard].lo
         return [
@@ -74,6 +147,27 @@ class RecordingStore(WindowStore):
             for route in routes(used, [piece.range.shift(lo)])
             for place, target, n in route.moves(0, route.size)
         ]
+
+    def _plan_groups(self, starts: Sequence[int]) -> list[Group]:
+        """Return what a fetch reads in turn: of each shard in each turn its part of a group, at least one piece."""
+        groups: list[Group] = []
+        most = max(1, GROUP // max(1, len(self.sources)) // self._item)
+        for route in self.sources:
+            rank, first, turn = self._topology.shard_rank(route.shard), starts[route.shard], 0
+            lo, end = first, starts[route.shard + 1]
+            while lo < end:
+                hi, moves = lo, []
+                while hi < end and (hi == lo or _elements(moves) + _elements(self._reads[hi]) <= most):
+                    moves += self._reads[hi]
+                    hi += 1
+                if turn == len(groups):
+                    groups.append(Group([], [], []))
+                if moves:
+                    groups[turn].looks.append((rank, lo, hi, lo - first))
+                    groups[turn].ranks.append(rank)
+                    groups[turn].moves.extend(_joined(moves))
+                lo, turn = hi, turn + 1
+        return [group for group in groups if group.moves]
 
     def fetch(self) -> Turns:
         yield from super().fetch()
@@ -91,16 +185,13 @@ class RecordingStore(WindowStore):
         self._note(SNAPSHOT, self._snapped)
 
     def _note(self, kind: int, versions: np.ndarray) -> None:
-        self._versions.add(kind, versions)
         # What is computed from it goes to the replica's other partitions, whose pushes may be applied though this one is killed.
-        if self._topology.partitions > 1:
-            self._log.flush()
+        self._versions.add(kind, versions)
 
     def push(self, steps: int, step: int) -> Turns:
         # Whatever of this push is applied, its reading must be known, even if this replica is killed meanwhile.
-        self._log.add(PUSH, np.array([self.number, steps, step], "<i8"))
-        self._log.flush()
-        yield from super().push(steps, step)
+        self._log.add(PUSH, _PUSH(self.number, steps, step))
+        return super().push(steps, step)
 
     def close(self) -> None:
         super().close()
@@ -108,46 +199,57 @@ class RecordingStore(WindowStore):
 
     def read(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Turns:
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
-        ranks = [self._topology.shard_rank(route.shard) for route in self.sources]
-        for shard, _ in self._own:
-            self._window.get(self._topology.shard_rank(shard), "clock", self._before[shard : shard + 1], self._partition)
-        self._count(seen)
-        for moves in self._moves:
-            self.move(w, moves, ranks, whole)
+        for route, rank in zip(self.routes, self._ranks, strict=True):
+            self._window.get(rank, "clock", self._before[route.shard : route.shard + 1], self._partition)
+        for group in self._groups:
+            self._look(seen, group)
+            self.move(w, group.moves, group.ranks, whole)
+            yield from self._mend(w, seen, group, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
-        torn = self._torn(seen, np.ones(len(seen), bool))
-        while torn.any():
-            self.again += int(torn.sum())
-            self._count(self._now)
-            seen[torn] = self._now[torn]
-            self.move(w, [move for number in np.flatnonzero(torn) for move in self._reads[number]], ranks, whole)
-            torn = self._torn(seen, torn)
-            if torn.any() and self._clock() - began >= MOMENT:
-                yield None
-                began = self._clock()
-        self._set_clocks(clocks, seen)
+        oldest(seen, self._before, self._own, clocks)
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
-    def _torn(self, seen: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Return which of these pieces were not read as one version."""
-        self._count(self._now)
-        return of & ((seen != self._now) | (seen % 2 == 1))
+    def _look(self, out: np.ndarray, group: Group) -> None:
+        """Read how often each piece of a group was changed."""
+        for rank, lo, hi, there in group.looks:
+            self._window.get(rank, "version", out[lo:hi], there)
+        for rank in group.ranks:
+            self._window.flush(rank)
 
-    def _count(self, out: np.ndarray) -> None:
-        """Read how often each piece of every shard that is used was changed."""
-        for route in self.sources:
-            lo, hi = self._starts[route.shard : route.shard + 2]
-            self._window.get(self._topology.shard_rank(route.shard), "version", out[lo:hi])
-        for route in self.sources:
-            self._window.flush(self._topology.shard_rank(route.shard))
+    def _mend(self, w: np.ndarray, seen: np.ndarray, group: Group, whole: bool) -> Turns:
+        """Read again what was not read as one version."""
+        self._look(self._now, group)
+        self._torn[:] = True
+        while sum([still_torn(lo, hi, seen, self._now, self._torn) for _, lo, hi, _ in group.looks]):
+            found = 0
+            for _, lo, hi, _ in group.looks:
+                found += at_rest(lo, hi, seen, self._now, self._torn, self._ready[found:])
+            if found:
+                self.again += found
+                moves = [move for number in self._ready[:found].tolist() for move in self._reads[number]]
+                self.move(w, moves, group.ranks, whole)
+            else:
+                # The shard may need this core.
+                yield None
+            self._look(self._now, group)
 
-    def _set_clocks(self, clocks: np.ndarray, seen: np.ndarray) -> None:
-        """The clock of what was read is that of its oldest slice; later where it went on without a change, as of a refused step."""
-        for shard, own in self._own:
-            clocks[shard] = max(self._before[shard], self._base[shard] + seen[own].min() // 2)
+
+def _elements(moves: Sequence[Move]) -> int:
+    return sum(place.stop - place.start for _, _, place in moves)
+
+
+def _joined(moves: Sequence[Move]) -> list[Move]:
+    """Return the same moves, those that follow one another at both ends as one."""
+    out: list[Move] = []
+    for rank, there, here in moves:
+        if out and there - out[-1][1] == here.start - out[-1][2].start and here.start == out[-1][2].stop:
+            out[-1] = (rank, out[-1][1], slice(out[-1][2].start, here.stop))
+        else:
+            out.append((rank, there, here))
+    return out
 
 
 class TakingLocalStore(LocalStore):
@@ -198,8 +300,7 @@ class RecordingLocalStore(TakingLocalStore):
         self._note(SNAPSHOT)
 
     def push(self, steps: int, step: int) -> Turns:
-        self._log.add(PUSH, np.array([self.number, steps, step], "<i8"))
-        self._log.flush()
+        self._log.add(PUSH, _PUSH(self.number, steps, step))
         yield from super().push(steps, step)
 
     def close(self) -> None:

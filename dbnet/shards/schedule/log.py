@@ -1,7 +1,10 @@
 """One rank's part of a recorded schedule: NAME.schedule/shard-0, replica-1.0 (replica and partition), and coordinator.
 
-A part is a line that names the format, and a stream (zlib) of entries: kind, length, content. Each flush ends on a whole entry, in
-the system's hands, so whoever is killed leaves a part that can be read up to its last flush. The first entry says whose part it is.
+A part is a line that names the format, and blocks: length, and as many bytes (zlib) of entries: kind, length, content. The first
+entry says whose part it is. What has come since the last block lies in a file beside it, NAME.tail, which is mapped into its rank's
+memory: an entry is in the system's hands as soon as it is added, without a call, and whoever is killed leaves all that was added.
+The tail says how many blocks there were before it and where its entries end, so what was just being written is told from what is
+whole.
 
 Of a shard, in the order of what it did:
     TAKES     slices taken: (origin, check sum) each; an origin's slices come in order, so nothing else need be said
@@ -30,6 +33,7 @@ FULL ends a part that has become too long, or could not be written.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 import zlib
@@ -42,7 +46,7 @@ import numpy as np
 from dbnet.comm.topology import Role, Topology
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.core.files import why
+from dbnet.core.files import reserve, why
 
 (
     ABOUT, TAKES, CLOSE, SAVE, COPY, SAVED, END, FETCH, SNAPSHOT, PUSH, ORDER, SHARE, EVALUATED,
@@ -55,9 +59,20 @@ NAMES = (
     "a halt", "the end of the record",
 )  # fmt: skip
 TAKE = np.dtype([("origin", "<u2"), ("check", "<u4")])
-_FORMAT = b"dbnet schedule 2\n"
+_FORMAT = b"dbnet schedule 3\n"
 _HEAD = struct.Struct("<BI")
-_TAKES = 4096
+_LENGTH = struct.Struct("<I")
+# What a tail begins with: blocks before it, and where its entries end.
+_BLOCKS = struct.Struct("<q")
+_PUT_BLOCKS, _PUT_HEAD, _PUT_LENGTH, _PUT_TAKE = (
+    _BLOCKS.pack_into,
+    _HEAD.pack_into,
+    _LENGTH.pack_into,
+    struct.Struct("<HI").pack_into,
+)
+_FIRST = 2 * _BLOCKS.size
+# Bytes of a block before it is compressed, at most and at least.
+_MOST, _LEAST = 1 << 16, 1 << 10
 
 
 def schedule_of(config: Config) -> Path:
@@ -107,14 +122,16 @@ class PartLog:
 
     def __init__(self, path: Path, about: dict[str, Any], limit: int, say: Callable[[str], None]) -> None:
         self.path, self._limit, self._say = path, limit, say
-        self._squeeze = zlib.compressobj(1)
-        self._waiting: list[bytes] = []
-        self._takes, self._taken = np.zeros(_TAKES, TAKE), 0
+        self._end = min(_MOST, max(_LEAST, limit // 4))
         try:
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._tail = _mapped(tail_of(path), self._end)
         except OSError as error:
             raise UserError(f"Cannot write '{path}' ({why(error)}); every rank must reach run.folder to record.") from None
-        self._written = 0
+        # Where the next entry goes, and where slices taken are put down that are its content so far.
+        self._at, self._taking = _FIRST, 0
+        self._written = self._blocks = 0
+        _PUT_BLOCKS(self._tail, _BLOCKS.size, _FIRST)
         self._write(_FORMAT)
         self.add(ABOUT, about)
 
@@ -125,35 +142,66 @@ class PartLog:
 
     def take(self, origin: int, check: int) -> None:
         """Write down that a slice of `origin` is applied, or refused, next."""
-        if self._taken == _TAKES:
-            self._put_takes()
-        self._takes[self._taken] = origin, check
-        self._taken += 1
+        at = self._at
+        if not self._taking or at + TAKE.itemsize > self._end:
+            at = self._begin_to_take()
+        if at:
+            _PUT_TAKE(self._tail, at, origin, check)
+            self._at = at = at + TAKE.itemsize
+            _PUT_BLOCKS(self._tail, _BLOCKS.size, at)
+
+    def _begin_to_take(self) -> int:
+        """Begin an entry of slices taken, whose length is nought until it is over; return where they go, 0: nowhere."""
+        at = self._place(_HEAD.size + TAKE.itemsize)
+        if at:
+            _PUT_HEAD(self._tail, at, TAKES, 0)
+            self._taking, at = at, at + _HEAD.size
+        return at
 
     def add(self, kind: int, content: Any = b"") -> None:
-        """Add an entry: bytes, an array, or what JSON can hold."""
-        self._put_takes()
+        """Add an entry: bytes, what has a buffer of bytes, or what JSON can hold."""
         if isinstance(content, np.ndarray):
             content = content.tobytes()
-        elif not isinstance(content, bytes):
+        elif not isinstance(content, (bytes, memoryview)):
             content = json.dumps(content).encode()
-        self._waiting.append(_HEAD.pack(kind, len(content)) + content)
-
-    def _put_takes(self) -> None:
-        if self._taken:
-            content = self._takes[: self._taken].tobytes()
-            self._waiting.append(_HEAD.pack(TAKES, len(content)) + content)
-            self._taken = 0
-
-    def flush(self) -> None:
-        """Hand to the system what has been added: it survives the end of this process, however that comes."""
-        self._put_takes()
-        waiting, self._waiting = b"".join(self._waiting), []
-        if not waiting or self._file is None:
+        size = len(content)
+        at = self._place(_HEAD.size + size)
+        if not at:
+            if self._file is not None:
+                self._append(_HEAD.pack(kind, size) + content)
             return
-        self._write(self._squeeze.compress(waiting) + self._squeeze.flush(zlib.Z_SYNC_FLUSH))
-        if self._written > self._limit:
-            self._write(self._squeeze.compress(_HEAD.pack(FULL, 0)) + self._squeeze.flush(zlib.Z_SYNC_FLUSH))
+        _PUT_HEAD(self._tail, at, kind, size)
+        at += _HEAD.size
+        self._tail[at : at + size] = content
+        self._at = at + size
+        # Last: whoever is killed before this has not added it.
+        _PUT_BLOCKS(self._tail, _BLOCKS.size, self._at)
+
+    def _place(self, size: int) -> int:
+        """Return where an entry of `size` bytes goes; 0: it is longer than a tail, or the record has ended."""
+        if self._taking:
+            _PUT_LENGTH(self._tail, self._taking + 1, self._at - self._taking - _HEAD.size)
+            self._taking = 0
+        if self._file is None:
+            return 0
+        if self._at + size > self._end:
+            self._turn()
+        return self._at if self._file is not None and self._at + size <= self._end else 0
+
+    def _turn(self) -> None:
+        """Make a block of the tail."""
+        if self._at > _FIRST:
+            self._append(self._tail[_FIRST : self._at])
+
+    def _append(self, entries: bytes) -> None:
+        """Write a block; afterwards the tail is empty."""
+        self._write(block(entries))
+        self._at, self._blocks = _FIRST, self._blocks + 1
+        # In this order: what is in the block may not be taken to follow it.
+        _PUT_BLOCKS(self._tail, _BLOCKS.size, _FIRST)
+        _PUT_BLOCKS(self._tail, 0, self._blocks)
+        if self._file is not None and self._written > self._limit:
+            self._write(block(_HEAD.pack(FULL, 0)))
             self._stop(f"'{self.path}' has {self._written:,} bytes, the part of record.limit that it may have")
 
     def _write(self, data: bytes) -> None:
@@ -168,17 +216,42 @@ class PartLog:
 
     def _stop(self, reason: str) -> None:
         self._say(f"The schedule is recorded no further ({reason}); the run goes on.")
-        os.close(self._file)
-        self._file = None
+        self._leave()
 
     def close(self, content: Any = b"") -> None:
         """End the part as that of a rank that has come to its end; again does nothing."""
         if self._file is not None:
             self.add(END, content)
-            self.flush()
+            self._turn()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+            tail_of(self.path).unlink(missing_ok=True)
+
+
+def tail_of(path: Path) -> Path:
+    """Return the path of what a part's rank has added since its last block."""
+    return path.with_name(f"{path.name}.tail")
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    """Make a file of `size` bytes and map it; its blocks are reserved, since a full disk would kill whoever writes to it."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        os.ftruncate(number, size)
+        reserve(number, path.parent, size)
+        return mmap.mmap(number, size)
+    finally:
+        os.close(number)
+
+
+def block(entries: bytes) -> bytes:
+    """Return entries as a block of a part."""
+    squeezed = zlib.compress(entries, 1)
+    return _LENGTH.pack(len(squeezed)) + squeezed
 
 
 class PartOfSchedule:
@@ -201,7 +274,7 @@ class PartOfSchedule:
             raise UserError(f"No part '{path}' of the recorded schedule can be read ({why(error)}).") from None
         if not data.startswith(_FORMAT):
             raise UserError(f"'{path}' is no part of a schedule that this dbnet has recorded.")
-        self.path, self.entries = path, _entries(data[len(_FORMAT) :])
+        self.path, self.entries = path, _entries(_unpacked(data[len(_FORMAT) :], tail_of(path)))
         if not self.entries or self.entries[0].kind != ABOUT:
             raise UserError(f"'{path}' is damaged: it does not say whose part it is.")
         self.about: dict[str, Any] = self.entries.pop(0).value
@@ -209,24 +282,49 @@ class PartOfSchedule:
         self.whole, self.full = last == END, last == FULL
 
 
-def _entries(squeezed: bytes) -> list[LogEntry]:
-    """Return all whole entries of a stream that may break off."""
-    stream, out, at = zlib.decompressobj(), [], 0
-    data = b"".join(_pieces(stream, squeezed))
+def _entries(data: bytes) -> list[LogEntry]:
+    """Return all whole entries of bytes that may break off."""
+    out, at = [], 0
     while at + _HEAD.size <= len(data):
         kind, length = _HEAD.unpack_from(data, at)
         end = at + _HEAD.size + length
         if end > len(data) or kind > FULL:
             break
+        # Slices that were still being taken.
+        if kind == TAKES and not length:
+            end = len(data) - (len(data) - end) % TAKE.itemsize
         out.append(LogEntry(kind, data[at + _HEAD.size : end]))
         at = end
     return out
 
 
-def _pieces(stream: Any, squeezed: bytes) -> Any:
-    """Yield what can be read of a stream up to where it breaks off or is damaged."""
-    for lo in range(0, len(squeezed), 1 << 16):
+def _unpacked(data: bytes, tail: Path) -> bytes:
+    """Return what can be read of blocks up to where they break off or are damaged, and of the tail, if it follows them."""
+    out, at, number, part = [], 0, 0, b""
+    while at + _LENGTH.size <= len(data):
+        end = at + _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
+        part, whole = _unzipped(data[at + _LENGTH.size : end])
+        if not whole:
+            break
+        out.append(part)
+        at, number, part = end, number + 1, b""
+    return b"".join(out) + (_left(tail, number) or part)
+
+
+def _unzipped(squeezed: bytes) -> tuple[bytes, bool]:
+    """Return what can be read of a block, and whether that is all."""
+    stream, out = zlib.decompressobj(), []
+    for lo in range(0, len(squeezed), 1 << 10):
         try:
-            yield stream.decompress(squeezed[lo : lo + (1 << 16)])
+            out.append(stream.decompress(squeezed[lo : lo + (1 << 10)]))
         except zlib.error:
-            return
+            break
+    return b"".join(out), stream.eof
+
+
+def _left(path: Path, blocks: int) -> bytes:
+    """Return the entries of a tail after so many blocks; nothing where there is none, or where a block holds them already."""
+    data = path.read_bytes() if path.exists() else b""
+    if len(data) < _FIRST or _BLOCKS.unpack_from(data)[0] != blocks:
+        return b""
+    return data[_FIRST : _BLOCKS.unpack_from(data, _BLOCKS.size)[0]]

@@ -12,8 +12,8 @@ import numpy as np
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.core.jit import fence
 from dbnet.core.ranges import Range
-from dbnet.core.vector import check_sum
-from dbnet.shards.push import Push
+from dbnet.core.vector import checked
+from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.schedule.log import CLOSE, COPY, SAVE, SAVED, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
@@ -38,32 +38,54 @@ class CountingShard(Shard):
         self.pieces, self.versions = pieces, versions
         self.piece_at = {piece.lo: number for number, piece in enumerate(pieces)}
 
+        # Quicker than the array itself, of which every number is an object first.
+        self._counts = memoryview(versions)
+
     def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
-        number = self.piece_at[lo]
-        self.versions[number] += 1
+        number, at = self.piece_at[lo], 0
+        while at < g.size:
+            piece = self.pieces[number]
+            self.change(number, piece.lo, g[at : at + piece.size], t, arrival)
+            number, at = number + 1, at + piece.size
+
+    def change(self, number: int, lo: int, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
+        """Apply one piece [size] of a slice."""
+        self._counts[number] += 1
         fence()
         super().apply(lo, g, t, arrival)
         fence()
-        self.versions[number] += 1
+        self._counts[number] += 1
 
 
-class RecordingInbox(Inbox):
-    """Takes slices out of its rings and writes down which.
+class RecordingIntake(Intake):
+    """Takes the slices of one origin and writes down that it does.
 
     Parameters
     ----------
     log, by_pass
         Where to; whether what was not computed in the present pass is dropped, and need not be known.
+    origin
+        Whose.
     """
 
-    def __init__(self, log: PartLog, by_pass: bool, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._log, self._by_pass = log, by_pass
+    def __init__(self, log: PartLog, by_pass: bool, origin: int, receiver: Receiver, finite: bool) -> None:
+        super().__init__(receiver, finite)
+        self._log, self._by_pass, self._origin = log, by_pass, origin
 
-    def let_in(self, row: int, push: Push, g: np.ndarray, *more: Any) -> bool:
-        if not self._by_pass or push.fetched == self._window.local["clock"][push.partition]:
-            self._log.take(self._users[row], check_sum(g))
-        return super().let_in(row, push, g, *more)
+    def look(self, push: Push, g: np.ndarray, wanted: bool) -> int:
+        if self._by_pass and push.fetched != self._receiver.clock[push.partition]:
+            return super().look(push, g, wanted)
+        bad, check = checked(g, self._receiver.largest)
+        self._log.take(self._origin, check)
+        return bad if wanted else -1
+
+
+class RecordingInbox(Inbox):
+    """Takes slices out of its rings; writes down when a replica is lost."""
+
+    def __init__(self, log: PartLog, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._log = log
 
     def close(self, replica: int) -> tuple[int, int] | None:
         out = super().close(replica)
@@ -72,11 +94,11 @@ class RecordingInbox(Inbox):
 
 
 class RecordingWriter(PartWriter):
-    """Writes a shard's part of checkpoints, and down when it copied what; sees to it that the record is flushed."""
+    """Writes a shard's part of checkpoints, and down when it copied what."""
 
     def __init__(self, log: PartLog, *parts: Any) -> None:
         super().__init__(*parts)
-        self._log, self._flushed = log, 0.0
+        self._log = log
 
     def _jobs(self, path: Path, number: int) -> Iterator[Callable[[], None]]:
         self._log.add(SAVE, path.name)
@@ -89,18 +111,9 @@ class RecordingWriter(PartWriter):
             self._log.add(SAVED, {"digests": self._part.digests, "clock": clock.tolist()})
         super()._answer(failure, clock, sound)
 
-    def advance(self) -> bool:
-        if self._clock() - self._flushed >= FLUSH:
-            self._flushed = self._clock()
-            self._log.flush()
-        return super().advance()
-
     def close(self) -> None:
         super().close()
         self._log.close({"digests": digests(self._shard), "clock": self._shard.clock.tolist()})
-
-
-FLUSH = 0.1
 
 
 def digests(shard: Any) -> dict[str, str]:
