@@ -89,8 +89,8 @@ def cache() -> Path:
 _PATIENCE = 300
 KERNELS: list[tuple[str, Any]] = []
 _NAMES = {
-    "f4": types.float32, "f8": types.float64, "i4": types.int32, "i8": types.int64, "u8": types.uint64, "u2": types.uint16,
-    "u1": types.uint8, "b1": types.boolean,
+    "f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u2": types.uint16, "u1": types.uint8,
+    "b1": types.boolean,
 }  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Call
     Parameters
     ----------
     signatures
-        Argument types, separated by ``;``: ``T``, ``f8``, ``i8``, ``i4``, ``u2``, ``u1``, ``b1`` for scalars; ``T[:]``, ``T[:,:]``
-        ... for contiguous arrays. Of several each is one more kernel.
+        Argument types, separated by ``;``: ``T``, ``f8``, ``i8``, ``u2``, ``u1``, ``b1`` for scalars; ``T[:]``, ``T[:,:]`` ... for
+        contiguous arrays. Of several each is one more kernel.
     parallel
         Use `prange` over the threads that the rank was given; the result must not depend on their number.
     fast

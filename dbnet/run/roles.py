@@ -159,8 +159,7 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
     """Give BLAS and the kernels their threads, and have kernels ready: what a role needs, or what the whole run does, compiled."""
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
-    fetching = ["dbnet.shards.schedule.fetching"] * config.record.schedule
-    work = {"dbnet.network.replica", *fetching, *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
+    work = {"dbnet.network.replica", *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
     serve = {type(config.rule).__module__, "dbnet.core.vector"}
     needs = {Role.WORK: work, Role.SERVE: serve, Role.COORDINATE: {"dbnet.core.jit"}, None: work | serve}[role]
     jit.warm(config.model.dtype, reached(needs).__contains__, role is None)

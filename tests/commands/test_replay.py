@@ -78,10 +78,9 @@ def other_gradient(entries: list[LogEntry]) -> None:
 
 def other_version(entries: list[LogEntry]) -> None:
     fetches = [i for i, entry in enumerate(entries) if entry.kind == log.FETCH]
-    for i, change in ((fetches[8], -1), (fetches[9], 1)):
-        versions = entries[i].array("<i4").copy()
-        versions[0] += change
-        entries[i] = LogEntry(log.FETCH, versions.tobytes())
+    versions = entries[fetches[8]].array("<i8").copy()
+    versions[0] -= 2
+    entries[fetches[8]] = LogEntry(log.FETCH, versions.tobytes())
 
 
 def other_loss(entries: list[LogEntry], times: float = 1.0) -> None:

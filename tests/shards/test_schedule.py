@@ -85,7 +85,7 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
         assert store.again > 0
         with_log.close()
         part = PartOfSchedule(with_log.path)
-        read = np.cumsum([entry.array("<i4") for entry in part.entries if entry.kind == FETCH], axis=0)[-1]
+        read = [entry.array("<i8") // 2 for entry in part.entries if entry.kind == FETCH][-1]
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 

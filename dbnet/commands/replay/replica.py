@@ -127,7 +127,6 @@ class ReplayedStore:
         self._w2 = np.zeros(mine.size, rings.dtype) if overlap else self.w
         self.clocks, self._landed = np.zeros((2, len(shards)), np.int64)
         self._oldest = self.clocks
-        self._versions = np.zeros(int(self._starts[-1]), np.int64)
         self.counts, self.number = Counts(), 0
         self.fetched, self.overlaps, self.landing = False, overlap, False
         self._fetching: Reading | None = None
@@ -205,15 +204,15 @@ class ReplayedStore:
 
     def _begin(self, entry: LogEntry, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Reading:
         put = coarse if self._rings.narrow and not whole else copy
-        self._versions = self._versions + entry.array("<i4")
+        versions = entry.array("<i8") // 2
         reading = Reading(len(self._reads))
         for shard, number, moves in self._reads:
-            version = int(self._versions[self._starts[shard] + number])
+            version = int(versions[self._starts[shard] + number])
             self._shards[shard].read(number, version, _copying(put, self._shards[shard].params, w, moves), reading)
         for way in self._ways:
             lo = self._starts[way.shard]
             own = [i for i, piece in enumerate(self._shards[way.shard].pieces) if piece.partition == self._partition]
-            clocks[way.shard] = self._base[way.shard] + self._versions[lo + np.array(own)].min()
+            clocks[way.shard] = self._base[way.shard] + versions[lo + np.array(own)].min()
         return reading
 
     def _await(self, reading: Reading) -> Turns:

@@ -119,17 +119,17 @@ class ReplayedWorld:
     def _due(self, shard: int) -> list[np.ndarray]:
         """Return for each piece of a shard the versions in which it was read, in order."""
         first = sum(len(pieces) for pieces in self._pieces[:shard])
-        total = 4 * sum(len(pieces) for pieces in self._pieces)
+        total = 8 * sum(len(pieces) for pieces in self._pieces)
         due: list[list[np.ndarray]] = [[] for _ in self._pieces[shard]]
         for rank in self._working:
             entries = self.parts[rank].entries if rank in self.parts else []
             reads_of = [entry for entry in entries if entry.kind in (FETCH, SNAPSHOT)]
             if any(len(entry.content) != total for entry in reads_of):
                 raise UserError(f"'{self.parts[rank].path}' is damaged: a fetch says nothing of some slices.")
-            found = [entry.array("<i4") for entry in reads_of]
+            found = [entry.array("<i8") for entry in reads_of]
             used = self._used(self.topology.place(rank)[1], shard)
             if found and used:
-                versions = np.cumsum(found, axis=0)
+                versions = np.array(found) // 2
                 for number in used:
                     due[number].append(versions[:, first + number])
         return [np.sort(np.concatenate(mine)) if mine else np.zeros(0, np.int64) for mine in due]

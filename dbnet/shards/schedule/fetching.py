@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
+from sys import byteorder
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnet.comm.turns import Turns
-from dbnet.core.jit import kernel
 from dbnet.core.vector import check_sum
 from dbnet.network.model import Piece
 from dbnet.shards.local_store import LocalStore
@@ -29,60 +29,6 @@ GROUP = 4 << 20
 _PUSH = Struct("<3q").pack
 
 
-@kernel("i8[:];i8[:];i4[:]")
-def differences(versions: np.ndarray, last: np.ndarray, out: np.ndarray) -> None:
-    """Write how many changes there were since `last`, which becomes the numbers now."""
-    for i in range(versions.size):
-        now = versions[i] // 2
-        out[i] = now - last[i]
-        last[i] = now
-
-
-@kernel("i8;i8;i8[:];i8[:];b1[:]")
-def still_torn(lo: int, hi: int, seen: np.ndarray, now: np.ndarray, torn: np.ndarray) -> int:
-    """Of the pieces lo .. hi - 1 that are `torn` keep those that were not read as one version; return how many that are."""
-    left = 0
-    for i in range(lo, hi):
-        torn[i] = torn[i] and (seen[i] != now[i] or seen[i] % 2 == 1)
-        left += torn[i]
-    return left
-
-
-@kernel("i8;i8;i8[:];i8[:];b1[:];i8[:]")
-def at_rest(lo: int, hi: int, seen: np.ndarray, now: np.ndarray, torn: np.ndarray, out: np.ndarray) -> int:
-    """Write the torn pieces that are not being changed now, in which version they are seen now; return how many there are."""
-    count = 0
-    for i in range(lo, hi):
-        if torn[i] and now[i] % 2 == 0:
-            seen[i] = now[i]
-            out[count] = i
-            count += 1
-    return count
-
-
-@kernel("i8[:];i8[:];i8[:,:];i8[:]")
-def oldest(seen: np.ndarray, least: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
-    """Write the clocks of what was read: of the rows (shard, first piece, end, changes less clock) of `own`, at `least` these."""
-    for row in range(own.shape[0]):
-        shard, lo, hi, base = own[row]
-        found = seen[lo]
-        for i in range(lo, hi):
-            found = min(found, seen[i])
-        out[shard] = max(least[shard], base + found // 2)
-
-
-class Versions:
-    """Writes down what was read: of each piece how many changes it had, as a difference from what was written last."""
-
-    def __init__(self, log: PartLog, size: int) -> None:
-        self._log, self._last, self._more = log, np.zeros(size, np.int64), np.zeros(size, "<i4")
-        self._bytes = memoryview(self._more).cast("B")
-
-    def add(self, kind: int, versions: np.ndarray) -> None:
-        differences(versions, self._last, self._more)
-        self._log.add(kind, self._bytes)
-
-
 Move = tuple[int, int, slice]
 
 
@@ -92,12 +38,12 @@ class Group(NamedTuple):
     Attributes
     ----------
     looks
-        (rank, first piece, end, first piece there) of the numbers to look at.
+        (rank, first piece, end, first piece there) of the numbers to look at, and the lowest bits of them all.
     ranks, moves
         From where what is fetched.
     """
 
-    looks: list[tuple[int, int, int, int]]
+    looks: list[tuple[int, int, int, int, int]]
     ranks: list[int]
     moves: list[Move]
 
@@ -124,17 +70,14 @@ class RecordingStore(WindowStore):
         rings = parts[4]
         self._log, self._base = log, base
         starts = np.cumsum([0, *(len(mine) for mine in pieces)]).tolist()
-        own = []
+        self._own = []
         for route in self.routes:
             mine = [i for i, piece in enumerate(pieces[route.shard], starts[route.shard]) if piece.partition == self._partition]
-            own.append((route.shard, mine[0], mine[-1] + 1, base[route.shard]))
-        self._own = np.array(own, np.int64).reshape(-1, 4)
+            self._own.append((route.shard, mine[0], mine[-1] + 1))
         # A fetch under way has numbers of its own, as it has clocks.
         self._seen = {id(self.clocks): np.zeros(starts[-1], np.int64), id(self._landing): np.zeros(starts[-1], np.int64)}
-        self._snapped, self._now, self._ready = np.zeros((3, starts[-1]), np.int64)
-        self._torn = np.zeros(starts[-1], np.bool_)
+        self._snapped, self._now = np.zeros((2, starts[-1]), np.int64)
         self._before = np.zeros(len(pieces), np.int64)
-        self._versions = Versions(log, starts[-1])
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self._groups = self._plan_groups(starts)
         self.again = 0
@@ -163,7 +106,7 @@ class RecordingStore(WindowStore):
                 if turn == len(groups):
                     groups.append(Group([], [], []))
                 if moves:
-                    groups[turn].looks.append((rank, lo, hi, lo - first))
+                    groups[turn].looks.append((rank, lo, hi, lo - first, sum(1 << 64 * i for i in range(hi - lo))))
                     groups[turn].ranks.append(rank)
                     groups[turn].moves.extend(_joined(moves))
                 lo, turn = hi, turn + 1
@@ -185,8 +128,8 @@ class RecordingStore(WindowStore):
         self._note(SNAPSHOT, self._snapped)
 
     def _note(self, kind: int, versions: np.ndarray) -> None:
-        # What is computed from it goes to the replica's other partitions, whose pushes may be applied though this one is killed.
-        self._versions.add(kind, versions)
+        # Before anything computed from it leaves: other partitions' pushes may be applied though this one is killed.
+        self._log.add(kind, versions)
 
     def push(self, steps: int, step: int) -> Turns:
         # Whatever of this push is applied, its reading must be known, even if this replica is killed meanwhile.
@@ -204,37 +147,47 @@ class RecordingStore(WindowStore):
         for group in self._groups:
             self._look(seen, group)
             self.move(w, group.moves, group.ranks, whole)
-            yield from self._mend(w, seen, group, whole)
+            self._look(self._now, group)
+            if self._torn(seen, group):
+                yield from self._mend(w, seen, group, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
-        oldest(seen, self._before, self._own, clocks)
+        # Of its oldest piece; later where the clock went on without a change, as of a refused step.
+        for shard, lo, hi in self._own:
+            clocks[shard] = max(self._before[shard], self._base[shard] + min(seen[lo:hi].tolist()) // 2)
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
     def _look(self, out: np.ndarray, group: Group) -> None:
         """Read how often each piece of a group was changed."""
-        for rank, lo, hi, there in group.looks:
+        for rank, lo, hi, there, _ in group.looks:
             self._window.get(rank, "version", out[lo:hi], there)
         for rank in group.ranks:
             self._window.flush(rank)
 
+    def _torn(self, seen: np.ndarray, group: Group) -> bool:
+        """Return whether some piece of a group was not read as one version."""
+        for _, lo, hi, _, odd in group.looks:
+            # As bytes, and as one number: nothing here is done for each piece.
+            before = seen[lo:hi].tobytes()
+            if before != self._now[lo:hi].tobytes() or int.from_bytes(before, byteorder) & odd:
+                return True
+        return False
+
     def _mend(self, w: np.ndarray, seen: np.ndarray, group: Group, whole: bool) -> Turns:
         """Read again what was not read as one version."""
-        self._look(self._now, group)
-        self._torn[:] = True
-        while sum([still_torn(lo, hi, seen, self._now, self._torn) for _, lo, hi, _ in group.looks]):
-            found = 0
-            for _, lo, hi, _ in group.looks:
-                found += at_rest(lo, hi, seen, self._now, self._torn, self._ready[found:])
-            if found:
-                self.again += found
-                moves = [move for number in self._ready[:found].tolist() for move in self._reads[number]]
-                self.move(w, moves, group.ranks, whole)
+        now, torn = self._now, [number for _, lo, hi, _, _ in group.looks for number in range(lo, hi)]
+        while torn := [number for number in torn if seen[number] != now[number] or seen[number] % 2]:
+            still = [number for number in torn if now[number] % 2 == 0]
+            if still:
+                self.again += len(still)
+                seen[still] = now[still]
+                self.move(w, [move for number in still for move in self._reads[number]], group.ranks, whole)
             else:
                 # The shard may need this core.
                 yield None
-            self._look(self._now, group)
+            self._look(now, group)
 
 
 def _elements(moves: Sequence[Move]) -> int:
@@ -286,10 +239,9 @@ class RecordingLocalStore(TakingLocalStore):
     def __init__(self, log: PartLog, serving: Sequence[tuple[PartLog, np.ndarray]], *parts: Any) -> None:
         super().__init__([mine for mine, _ in serving], False, *parts)
         self._log, self._serving = log, serving
-        self._versions = Versions(log, sum(versions.size for _, versions in serving))
 
     def _note(self, kind: int) -> None:
-        self._versions.add(kind, np.concatenate([versions for _, versions in self._serving]))
+        self._log.add(kind, np.concatenate([versions for _, versions in self._serving]))
 
     def fetch(self) -> Turns:
         yield from super().fetch()

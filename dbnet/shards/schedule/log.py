@@ -14,7 +14,7 @@ Of a shard, in the order of what it did:
     BEGIN     of a batch method: a pass is begun, its number; what is taken until the next one is of this pass, what comes too late
               is not written down;  SUM  number of a pass all of whose bundles have come, and check sum of the gradient
 Of a replica, in the order of its program:
-    FETCH, SNAPSHOT   how often each slice had been changed in what was read, as differences from the entry before
+    FETCH, SNAPSHOT   what was read: of each piece of each slice how often it had been changed, doubled, as in the shard's window
     PUSH              number, gradients, newest step; stands before anything of the push can be applied
     ORDER             count of looks at the orders, and the row, when that has changed
     SHARE             number of a share and its row

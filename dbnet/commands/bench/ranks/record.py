@@ -22,7 +22,7 @@ NETWORKS = (
     ("fashion network, batch 50", (784, 256, 10), 600, {"minibatch": 50}, {"schedule": 0.95, "trace": 0.98}),
     ("speech network, batch 100", tuple(SPEECH), 8, {"minibatch": 100, "overlap": True}, {"schedule": 0.97, "trace": 0.98}),
 )
-REPLICAS = 2
+REPLICAS, LEAST = 2, 3
 WORDS = {"schedule": "recorded", "trace": "traced"}
 
 
@@ -69,7 +69,7 @@ def measure(comm: Any, name: str, tables: dict[str, Any], examples: int, bars: d
     """Train in turns and print the rows of one network."""
     seconds: dict[str, list[float]] = {way: [] for way in ("", *bars)}
     sizes: dict[str, list[float]] = {way: [] for way in bars}
-    for turn in range(repeat + 1):
+    for turn in range(max(LEAST, repeat) + 1):
         for way in seconds:
             comm.Barrier()
             done = execute({**tables, "record": {way: True} if way else {}}, comm=comm, quiet=True)
@@ -84,6 +84,9 @@ def measure(comm: Any, name: str, tables: dict[str, Any], examples: int, bars: d
     for way, bar in bars.items() if comm.rank == 0 else ():
         mine, other = (" ".join(map(str, seconds[which])) for which in (way, ""))
         print(f"row\t{name}: {WORDS[way]}\texamples/s\t{examples}\twithout\t>= {bar}\t{mine}\t{other}")
+        # Each turn beside its own neighbour, which a busy machine slows alike.
+        turns = " ".join(str(plain / seen) for plain, seen in zip(seconds[""], seconds[way], strict=True))
+        print(f"row\t{name}: {WORDS[way]} / without, worst turn\tof it\t1\t\t\t{turns}\t")
         print(f"row\t{name}: {way}\tbytes/update\t1\t\t\t{' '.join(map(str, sizes[way]))}\t")
 
 
