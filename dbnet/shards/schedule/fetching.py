@@ -32,7 +32,7 @@ _PUSH = Struct("<3q").pack
 Move = tuple[int, int, slice]
 
 
-class Group(NamedTuple):
+class ReadGroup(NamedTuple):
     """What is read between two looks.
 
     Attributes
@@ -91,9 +91,9 @@ class RecordingStore(WindowStore):
             for place, target, n in route.moves(0, route.size)
         ]
 
-    def _plan_groups(self, starts: Sequence[int]) -> list[Group]:
+    def _plan_groups(self, starts: Sequence[int]) -> list[ReadGroup]:
         """Return what a fetch reads in turn: of each shard in each turn its part of a group, at least one piece."""
-        groups: list[Group] = []
+        groups: list[ReadGroup] = []
         most = max(1, GROUP // max(1, len(self.sources)) // self._item)
         for route in self.sources:
             rank, first, turn = self._topology.shard_rank(route.shard), starts[route.shard], 0
@@ -104,7 +104,7 @@ class RecordingStore(WindowStore):
                     moves += self._reads[hi]
                     hi += 1
                 if turn == len(groups):
-                    groups.append(Group([], [], []))
+                    groups.append(ReadGroup([], [], []))
                 if moves:
                     groups[turn].looks.append((rank, lo, hi, lo - first, sum(1 << 64 * i for i in range(hi - lo))))
                     groups[turn].ranks.append(rank)
@@ -159,14 +159,14 @@ class RecordingStore(WindowStore):
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
-    def _look(self, out: np.ndarray, group: Group) -> None:
+    def _look(self, out: np.ndarray, group: ReadGroup) -> None:
         """Read how often each piece of a group was changed."""
         for rank, lo, hi, there, _ in group.looks:
             self._window.get(rank, "version", out[lo:hi], there)
         for rank in group.ranks:
             self._window.flush(rank)
 
-    def _torn(self, seen: np.ndarray, group: Group) -> bool:
+    def _torn(self, seen: np.ndarray, group: ReadGroup) -> bool:
         """Return whether some piece of a group was not read as one version."""
         for _, lo, hi, _, odd in group.looks:
             # As bytes, and as one number: nothing here is done for each piece.
@@ -175,7 +175,7 @@ class RecordingStore(WindowStore):
                 return True
         return False
 
-    def _mend(self, w: np.ndarray, seen: np.ndarray, group: Group, whole: bool) -> Turns:
+    def _mend(self, w: np.ndarray, seen: np.ndarray, group: ReadGroup, whole: bool) -> Turns:
         """Read again what was not read as one version."""
         now, torn = self._now, [number for _, lo, hi, _, _ in group.looks for number in range(lo, hi)]
         while torn := [number for number in torn if seen[number] != now[number] or seen[number] % 2]:
