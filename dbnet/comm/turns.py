@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from math import inf
 from typing import NamedTuple, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -22,12 +23,23 @@ from dbnet.core.errors import Lost
 
 
 class Wait(NamedTuple):
-    """Who waits for what, in words; IDLE has none."""
+    """Who waits for what, in words; IDLE has none.
+
+    `until`: who says it does nothing but look up to this moment of the run, and looks for nothing but what it has just looked at.
+    """
 
     reason: str
+    until: float | None = None
 
 
 IDLE = Wait("")
+
+
+def looking(reason: str) -> Wait:
+    """Return the wait of one that looks in vain at what others hold, and does nothing else."""
+    return Wait(reason, inf)
+
+
 T = TypeVar("T")
 # `Turns[float]` returns a number, `Turns` nothing.
 Turns = Generator[Wait | None, None, T]

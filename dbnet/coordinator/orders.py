@@ -234,6 +234,8 @@ class Orders:
         0: at every call, as in one process, where no clock may decide.
     beat
         What else is due whenever the replica gives a sign of life.
+
+    Attributes: `due`, when status and orders are exchanged next.
     """
 
     def __init__(
@@ -249,7 +251,7 @@ class Orders:
         self.status = np.zeros(len(STATUS))
         self._report = np.zeros(1 + len(Score._fields))
         self._reported = np.zeros(1, np.int64)
-        self._next = -np.inf
+        self.due = -np.inf
 
     def note(self, **values: float) -> None:
         """Set numbers of the status; they travel with the next poll."""
@@ -278,10 +280,10 @@ class Orders:
 
     def _exchange(self, now: bool, fill: Callable[[], None]) -> None:
         time = self.clock()
-        if time < self._next and not now:
+        if time < self.due and not now:
             return
         fill()
-        self._next = time + self.period
+        self.due = time + self.period
         self.status[0] += 1
         self.window.put(0, "status", self.status, self.replica * len(STATUS))
         if len(self._cursors):

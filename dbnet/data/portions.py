@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import ClassVar, NamedTuple
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,15 @@ class Blocks(NamedTuple):
         return turn * -(-self.examples // self.size) + row // self.size
 
 
+class _AtOnce(Executor):
+    """What is submitted has been done."""
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **words: Any) -> Future:
+        future: Future = Future()
+        future.set_result(call(*arguments, **words))
+        return future
+
+
 class Reader:
     """Fills a network's input with the minibatches of a portion.
 
@@ -90,12 +99,17 @@ class Reader:
         self._read, self.blocks, self.batch, self._scale = read, blocks, batch, scale
         self._dtype, self._keep = np.dtype(dtype), max(2, keep)
         self._blocks: OrderedDict[int, Future[Examples]] = OrderedDict()
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._ahead: Executor = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self.target = np.zeros(batch, np.int64)
         self._part = Examples(np.zeros((0, 0)), np.zeros(0))
         self._bound: np.ndarray | None = None
         self._at = self._end = self._taken = self._start = self._first = self.filled = 0
         self.reads = 0
+
+    def at_once(self) -> None:
+        """Read in the caller's thread from now on, as where thousands of readers share a process."""
+        self._ahead.shutdown()
+        self._ahead = _AtOnce()
 
     def __len__(self) -> int:
         return 1

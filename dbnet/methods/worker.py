@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dbnet.comm.turns import IDLE, Turns
+from dbnet.comm.turns import Turns, Wait
 from dbnet.coordinator.orders import END, GO, POLL, Orders
 from dbnet.core.config import Config
 from dbnet.core.ranges import Range
@@ -130,6 +130,11 @@ class Worker:
         if replica.trouble is not None:
             orders.note(**replica.trouble._asdict())
 
+    @property
+    def idle(self) -> Wait:
+        """What one says that has nothing to do: it only looks up to its next exchange with the coordinator."""
+        return Wait("", self.orders.due)
+
     def attend(self, flag: int, more: Callable[[], bool] = lambda: False) -> Turns:
         """Wait for GO or END, evaluating whenever that is asked for; for END only until there is more to train on."""
         orders = self.orders
@@ -139,4 +144,4 @@ class Worker:
                 return
             # Hundreds that wait must not keep the coordinator busy.
             yield from self.report(now=orders.period <= POLL)
-            yield IDLE
+            yield self.idle

@@ -34,7 +34,7 @@ import numpy as np
 
 from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Topology
-from dbnet.comm.turns import Turns, Wait
+from dbnet.comm.turns import Turns, looking
 from dbnet.comm.window import Window
 from dbnet.core.vector import narrow, widen
 from dbnet.network.model import Footprint
@@ -150,7 +150,7 @@ class WindowStore:
         for i, route in enumerate(self.routes):
             while self._tail[i, 0] < self._head[i, 0]:
                 self._look_at_tail(i)
-                yield Wait(f"a replica waits for shard {route.shard} to apply its push")
+                yield looking(f"a replica waits for shard {route.shard} to apply its push")
 
     def await_clock(self) -> Turns:
         """Wait until every shard that was pushed to has made an update since the parameters were fetched."""
@@ -162,7 +162,7 @@ class WindowStore:
                 self._window.flush(rank)
                 if now[0] > self.clocks[route.shard]:
                     break
-                yield Wait(f"a replica waits at shard {route.shard} for the others' gradients")
+                yield looking(f"a replica waits at shard {route.shard} for the others' gradients")
 
     def close(self) -> None:
         if self._mover is not None:
@@ -221,7 +221,7 @@ class WindowStore:
             if left and left == todo:
                 since = since or self._clock()
                 me = self._topology.name(self._topology.origin_rank(self._replica, self._partition))
-                yield Wait(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
+                yield looking(f"{me} waits for shard {self.routes[left[0][0]].shard} to make room in its ring")
                 began = self._clock()
             elif since or (left and self._clock() - began >= MOMENT):
                 self.counts.waited += self._clock() - since if since else 0.0

@@ -137,6 +137,23 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: p
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("kind", ["downpour", "synchronous", "sandblaster"])
+def test_who_rests_wakes_at_the_look_that_finds_something(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Where idle ranks play every look all times are the same, to the bit: full rings, others' gradients, portions, verdicts."""
+    tree |= {"method": {"kind": kind, "minibatch": 2, "slot": 64, "slots": 2}, "topology": {"shards": 2, "replicas": 3}}
+    if kind == "sandblaster":
+        tree |= {"stop": {"iterations": 2}, "evaluate": {"epochs": 5}, "method": {**tree["method"], "portion": 2}}
+    profile, found = machine(compute={"rate": 1.0, "step": 1e-2, "apply": 1.0, "slice": 2e-2}), {}
+    for rests in (False, True):
+        monkeypatch.setattr(VirtualTime, "rests", rests)
+        done = played(tree, profile)
+        found[rests] = done.outcome.run_file.read_bytes(), done.events
+        for path in Path("out").glob("run.*"):
+            path.unlink() if not path.is_dir() else [part.unlink() for part in path.iterdir()] and path.rmdir()
+    assert found[True][0] == found[False][0]
+    assert found[True][1] < 0.9 * found[False][1], "somebody has rested"
+
+
 @pytest.mark.parametrize(("partitions", "wire", "cores"), [(1, "bfloat16", 0), (2, "bfloat16", 0), (2, "float32", 2)])
 def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str, cores: int) -> None:
     """What moves and when does not depend on the numbers."""

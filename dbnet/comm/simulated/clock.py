@@ -8,7 +8,7 @@ A role runs in a greenlet, so it may wait in the middle of a function: `compute`
 under way. Where nothing of others can matter to a rank it goes on by itself (`ahead`), and what it sends takes its place in the
 heap; before it looks at anything the others catch up (`sync`). One that yields with nothing to do rests as under MPI
 (`turns.drive`): pauses that double up to a bound. A server, which looks at nothing but its own memory, is woken by an arrival at
-the look that would have found it; nobody else looks in vain.
+the look that would have found it; another rank that says what it waits for rests likewise (`rest`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import heappop, heappush
+from math import inf
 
 from greenlet import getcurrent, greenlet
 
 from dbnet.comm.simulated.cores import Cores
+from dbnet.comm.simulated.rest import Looks, Rest, Watch
 from dbnet.comm.turns import Turns, Wait
 from dbnet.core.errors import Lost
 
@@ -49,14 +51,20 @@ class VirtualTime:
         By rank, for those that have none of their own: the cores that they share.
     player
         The rank whose turn it is; None between turns.
+    watches
+        By rank the words of its memory that others wait for.
+    rests
+        Whether ranks rest at all; else every look is played.
     """
 
     player: Player | None
+    rests = True
 
     def __init__(self, pause: float = 1e-3, turn: float = 1e-6, deadline: float = 60.0, late: float = 0.0) -> None:
         self.pause, self.turn, self.deadline, self.late = pause, turn, deadline, late
         self.now, self.player = 0.0, None
         self.cores: dict[int, Cores] = {}
+        self.watches: dict[int, Watch] = {}
         self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
         self._number = self.living = 0
         self._players: dict[int, Player] = {}
@@ -111,6 +119,8 @@ class VirtualTime:
             raise RuntimeError("Time passes only for a rank that is being played.")
         if self.cores:
             self.rest()
+        elif self.watches:
+            self.tell()
         self.now += seconds
         self.sync()
 
@@ -124,6 +134,16 @@ class VirtualTime:
     def quiet(self, seconds: float) -> bool:
         """Return whether nothing happens for so many seconds from now."""
         return not self._heap or self._heap[0][0] > self.now + seconds
+
+    def tell(self) -> None:
+        """Let others know of what the rank whose turn it is has changed in its own memory."""
+        watch = self.watches.get(self.player.rank)
+        if watch is not None:
+            watch.check(self.now, self.player.rank)
+
+    def watch(self, rank: int) -> Watch:
+        """Return who waits for words of this rank's memory."""
+        return self.watches.setdefault(rank, Watch())
 
     def ahead(self, time: float) -> None:
         """Go on at `time` with the rank whose turn it is: what others do until then cannot matter to what it does next."""
@@ -140,6 +160,7 @@ class VirtualTime:
 
     def compute(self, seconds: float) -> None:
         """Let the rank whose turn it is compute for so many seconds of a core, which may be a shared one."""
+        self.player.looks = None
         cores = self.cores.get(self.player.rank) if self.cores else None
         if cores is None:
             self.elapse(seconds)
@@ -175,6 +196,11 @@ class Player:
         # rests where nothing does.
         self._resting: float | None = None
         self._rest, self._news, self._looks = 0, False, _LOOKS
+        # Of others: what they did since their last pause, None: more than to look; the rest, None: they do not; when it
+        # ends, as far as that is known; when they are asked whether it ends by itself.
+        self.looks: Looks | None = None
+        self._sleep: Rest | None = None
+        self._awakes = self._alarm = inf
 
     def go(self) -> None:
         """Take the turn."""
@@ -187,7 +213,7 @@ class Player:
         time = self._time
         for wait in role:
             if wait is None:
-                self._pause, self.reason = _SHORTEST, ""
+                self._pause, self.reason, self.looks = _SHORTEST, "", None
                 if self._longest or time.cores:
                     time.compute(time.turn)
                     time.give_way()
@@ -198,6 +224,8 @@ class Player:
                 self._idle(wait)
         if time.cores:
             time.rest()
+        elif time.watches:
+            time.tell()
         self.done = True
         time.living -= 1
 
@@ -215,11 +243,15 @@ class Player:
             time.elapse(self._longer())
             time.compute(time.turn)
         elif not self._longest:
-            time.elapse(self._longer())
+            if wait.until is None or time.cores or not time.rests or not self._rests(wait.until):
+                self.looks = Looks()
+                time.elapse(self._longer())
         elif self._news:
             self._news, self._looks = False, _LOOKS
             time.elapse(self._longer() if time.pause else time.turn)
         else:
+            if time.watches:
+                time.tell()
             self._resting, self._rest = time.now, self._rest + 1
             time.at(time.now + self._looks, self.rank, partial(self._look, self._rest))
             self._looks = min(2 * self._looks, self._longest)
@@ -250,3 +282,55 @@ class Player:
                 at += (whole := time.pause + time.late) * -(-(time.now - at) // whole)
         self._resting, self._looks = None, _LOOKS
         time.at(max(at, time.now), self.rank, self.go)
+
+    # --- rests of those that look at others -----------------------------------------------------------------------------------
+
+    def _rests(self, until: float) -> bool:
+        """Sleep up to the look that must be made, if the last one says which that is; else return False at once."""
+        time, looks = self._time, self.looks
+        if looks is None or not looks.vain():
+            return False
+        until = min(until, self._since + time.deadline) if self.reason else until
+        rest = Rest(looks, time.now, self._pause, max(time.pause, _SHORTEST), time.late, until)
+        if until - time.now < 2 * rest.margin:
+            return False
+        self._sleep, self._rest, self._awakes = rest, self._rest + 1, inf
+        for part, target, place, start, out, _ in looks.read:
+            time.watch(target).add(place, start, out.size, self, self._rest, part)
+        self._set_alarm()
+        time.switch()
+        self.looks = Looks()
+        return True
+
+    def _set_alarm(self) -> None:
+        at = self._sleep.until - self._sleep.margin
+        # An earlier one asks anew.
+        if at < self._alarm:
+            self._alarm = at
+            self._time.at(at, self.rank, self._ring, at)
+
+    def _ring(self, at: float) -> None:
+        if at != self._alarm:
+            return
+        self._alarm = inf
+        if self._sleep is not None:
+            if self._sleep.until - self._sleep.margin > at:
+                self._set_alarm()
+            else:
+                self._wake(*self._sleep.end())
+
+    def changed(self, rest: int, part: int, moment: float, writer: int) -> None:
+        """A word that it looks at was written."""
+        if self._sleep is not None and rest == self._rest:
+            self._wake(*self._sleep.end(self.rank, part, moment, writer))
+
+    def _wake(self, at: float, pause: float) -> None:
+        if at < self._awakes:
+            self._awakes = at
+            self._time.at(at, self.rank, self._awake, self._rest, at, pause)
+
+    def _awake(self, rest: int, at: float, pause: float) -> None:
+        """The look that must be made, unless an earlier one was found meanwhile."""
+        if self._sleep is not None and (rest, at) == (self._rest, self._awakes):
+            self._sleep, self._pause = None, pause
+            self.go()

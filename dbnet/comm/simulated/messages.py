@@ -76,6 +76,7 @@ class SimulatedWires(Wires):
         self.waiting: dict[int, tuple[deque, Player]] = {}
 
     def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:
+        self.wire.time.player.looks = None
         way = self.way(source, to, tag)
         copied = values.copy() if values.flags.writeable else values
         if source == to:
@@ -100,6 +101,7 @@ class SimulatedWires(Wires):
 
     def take(self, source: int, to: int, tag: Any, what: str) -> np.ndarray:
         way, time = self.way(source, to, tag), self.wire.time
+        time.player.looks = None
         time.sync()
         if self.ranks[to] in time.cores:
             self._look(to, way)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import PACKET, Hop, Interconnect
+from dbnet.comm.simulated.rest import Looks
 from dbnet.comm.window import WindowLayout
 
 _REQUEST = 32  # bytes that say what is wanted
@@ -144,6 +145,8 @@ class SimulatedWindow:
                 moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
                 wire.copy(me, moved, sum(count for count, *_ in started.values()))
                 overhead = 0.0
+        if (player := time.player).looks is not None and not self._looks(player.looks, started):
+            player.looks = None
         begin = self._latest = time.now
         for target, (count, there, back, todo, reads) in started.items():
             wire.operations += count
@@ -160,10 +163,21 @@ class SimulatedWindow:
                 self._arrives(begin + latency + there / bandwidth, target, todo, reads, back, 0)
         if self._open or self._unread:
             # The last `_reach` or `_end` lets it go on.
-            self._waiting = time.player
+            self._waiting = player
             time.switch()
         else:
             time.ahead(self._latest)
+
+    def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
+        """Note what is only looked at; return whether that is all, and waits for no card."""
+        for target, (count, there, back, todo, _) in started.items():
+            way = self._ways.get(target)
+            if way is None or max(there, back) > way.most or any(what > _GET_ONE for what, *_ in todo):
+                return False
+            seconds = (self._wire.overhead * count, way.latency, there / way.bandwidth, back / way.bandwidth)
+            if not looks.add(target == next(iter(started)), seconds, target, todo):
+                return False
+        return True
 
     def _arrives(self, at: float, target: int, todo: list, reads: bool, back: int, opened: int = 1) -> None:
         """It is known when a request arrives; `opened`: of those without a time."""
@@ -185,7 +199,7 @@ class SimulatedWindow:
 
     def _reach(self, target: int, todo: list, back: int) -> None:
         """At the target: what is put is there, what is got is read; `back` bytes are to be sent; -1: nothing else was unknown."""
-        changed = False
+        changed, watch, watched = False, self._time.watches.get(target), False
         for what, place, start, value in todo:
             if what == _GET_ONE:
                 value[0] = place[start]
@@ -193,6 +207,7 @@ class SimulatedWindow:
                 value.reshape(-1)[:] = place[start : start + value.size]
             else:
                 changed = True
+                watched = watched or (watch is not None and id(place) in watch.fields)
                 if what == _PUT:
                     place[start : start + value.size] = value
                 else:
@@ -201,6 +216,8 @@ class SimulatedWindow:
                         self._memory.counted[target].add(start)
         if changed:
             self._time.notify(target)
+        if watched:
+            watch.check(self._time.now, self._rank)
         if back > 0:
             self._wire.queue(target, self._rank, back, self._time.now, self._end)
         elif back:

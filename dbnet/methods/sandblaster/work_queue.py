@@ -83,7 +83,9 @@ class WorkQueue:
         # Of each queue, and of all: portions left. Of each replica: tasks given, and computed as of the last turn.
         self._lengths, self._given_count, self._computed_count = np.zeros((3, self.replicas), np.int64)
         self._left = 0
-        # Of each portion: how many of its holders live, and whether one of them has computed it.
+        # Of each portion: how many of its holders live, whether one of them has computed it. Those that one more may compute, or
+        # None: to be found.
+        self._late: np.ndarray | None = None
         self._living, self._computed = np.zeros(n, np.int64), np.zeros(n, bool)
         self.accepted: list[tuple[int, float, list[int]]] = []
         self.bundles = [0] * self.replicas
@@ -137,7 +139,10 @@ class WorkQueue:
         # Who waits for a task, or, when no portion is left, for a backup.
         free = self._given_count - self._computed_count < (DEPTH if self._left else 1)
         free[[*busy, *self.absent]] = False
+        self._late = None
         for replica in np.flatnonzero(free).tolist():
+            if not self._left and not self._backups_wanted().size:
+                break
             while not self.complete and (p := self._next(replica)) is not None:
                 self._give(replica, p)
                 done = True
@@ -213,7 +218,7 @@ class WorkQueue:
 
     def _backup(self, replica: int) -> int | None:
         """Return the portion to be computed once more: held by few, not computed yet, given out long ago."""
-        late = np.flatnonzero(~self._accepted & (self._living < (COPIES if self._backups else 1)))
+        late = self._backups_wanted()
         order = 2 * self._living[late] + self._computed[late]
         while late.size:
             at = int(order.argmin())
@@ -224,6 +229,12 @@ class WorkQueue:
             late, order = np.delete(late, at), np.delete(order, at)
         return None
 
+    def _backups_wanted(self) -> np.ndarray:
+        """Return the portions that one more may compute."""
+        if self._late is None:
+            self._late = np.flatnonzero(~self._accepted & (self._living < (COPIES if self._backups else 1)))
+        return self._late
+
     def _give(self, replica: int, p: int) -> None:
         given = self._given[replica]
         # Towards the end every portion is a bundle, so that little has to be computed again.
@@ -233,3 +244,4 @@ class WorkQueue:
         self._given_count[replica] += 1
         self._holders[p].append(replica)
         self._living[p] += not self._mute[replica]
+        self._late = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.comm.turns import IDLE, Turns
+from dbnet.comm.turns import Turns
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
@@ -99,7 +99,7 @@ class SandblasterWorker(Worker):
             elif (task := self.tasks.task()) is not None:
                 yield from self._compute(task)
             else:
-                yield IDLE
+                yield self.idle
             yield from self.report()
         self.dropped += self._bundle.count + self._offered.count
         yield from self.report()
@@ -143,7 +143,7 @@ class SandblasterWorker(Worker):
     def _offer(self) -> Turns:
         """Offer the bundle when the one before has its verdict."""
         if self.tasks.verdict is None:
-            yield IDLE
+            yield self.idle
             return
         bundle = self._bundle
         self.tasks.offer(bundle.first, bundle.loss, bundle.right)

@@ -16,6 +16,7 @@ from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
+from dbnet.data.portions import Reader
 from dbnet.network.cost import Profile, WayTable
 from dbnet.network.model import footprint
 from dbnet.run import roles
@@ -122,8 +123,12 @@ class Simulation:
             cut, clips = (ready.cut, link) if link else None, ready.config.method.clipping.norm is not None
             return DryReplica(pace, train, cut, ready.model, (evaluated, EVALUATION_BATCH), clips)
         if link is not None:
-            return roles.load_replica(ready, index, partition, link, partial(PacedReplica, pace, None))
-        return roles.load_replica(ready, index, make=partial(PacedReplica, pace, self._shared), watched=self._shared.watched)
+            replica = roles.load_replica(ready, index, partition, link, partial(PacedReplica, pace, None))
+        else:
+            replica = roles.load_replica(ready, index, make=partial(PacedReplica, pace, self._shared), watched=self._shared.watched)
+        if isinstance(replica.train, Reader):
+            replica.train.at_once()
+        return replica
 
     @cached_property
     def _shared(self) -> Shared:
