@@ -2,5 +2,6 @@
 
 errors (sentences for users) <- toml (nested tables), files (whole or not at all), untrusted (opening what others wrote), registry
 (kind -> class) <- config (a run as one typed value). ranges is the one ownership arithmetic: units, parameters, examples. jit
-compiles kernels; vector holds those on flat vectors. version: the version.
+declares kernels and has them ready; kernels/ holds those on flat vectors, and what makes and loads machine code. version: the
+version.
 """

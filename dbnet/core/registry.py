@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,8 @@ SOURCES: dict[str, dict[str, str]] = {}
 class Member(BaseModel):
     """Base of all members: a frozen value, registered under ``kind`` when its class is defined."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Deferred, since a run takes few of the members that are defined.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     family: ClassVar[str] = ""
     kind: ClassVar[str] = ""
 
@@ -72,7 +74,7 @@ class Family(NamedTuple):
     def member(self, entry: Any) -> type[Member] | None:
         """Return the class that a configuration's entry asks for; nothing if none is at hand."""
         kind = entry.get("kind", self.default) if isinstance(entry, Mapping) else entry
-        return family(self.name).get(kind) if isinstance(kind, str) else None
+        return chosen(self.name, kind) if isinstance(kind, str) else None
 
 
 def member(name: str, where: str, default: str | None = None, short: bool = False) -> Any:
@@ -140,6 +142,14 @@ def family(name: str) -> dict[str, type[Member]]:
     return FAMILIES.setdefault(name, {})
 
 
+def chosen(name: str, kind: str) -> type[Member] | None:
+    """Return the member of a kind, None if there is none; of a family that is not loaded just its file, if that has this name."""
+    place = f"dbnet.{name}"
+    if kind.isidentifier() and find_spec(f"{place}.{kind}") is not None:
+        importlib.import_module(f"{place}.{kind}")
+    return FAMILIES.get(name, {}).get(kind) or family(name).get(kind)
+
+
 def load_file(path: str) -> None:
     """Define the members of a user's own Python file; what was loaded is kept in `SOURCES`, to be stored with a run.
 
@@ -183,6 +193,9 @@ def run_module(entry: dict[str, str], file: Path) -> None:
             if isinstance(member, type) and issubclass(member, Member) and member.__module__ == name and member.kind:
                 FAMILIES.setdefault(member.family, {})[member.kind] = member
         return
+    if "numba" in entry["text"]:
+        # What it compiles by itself may call dbnet's kernels.
+        importlib.import_module("dbnet.core.kernels.compiler")
     sys.modules[name] = module = ModuleType(name)
     module.__file__ = str(file)
     try:
@@ -224,26 +237,27 @@ def make(name: str, entry: dict[str, Any], where: str, key: str = "") -> Any:
     UserError
         Unknown kind or option, or a wrong value; the sentence names the key and the nearest known one.
     """
-    known = family(name)
     entry = dict(entry)
     kind, key = entry.pop("kind", None), key or f"{where}.kind"
+    cls = None if not isinstance(kind, str) else chosen(name, kind)
     if kind is None:
-        raise UserError(f"The key '{key}' is missing; it is one of {', '.join(sorted(known))}.")
-    if not isinstance(kind, str) or kind not in known:
+        raise UserError(f"The key '{key}' is missing; it is one of {', '.join(sorted(family(name)))}.")
+    if cls is None:
+        known = family(name)
         own = "" if name.startswith(("data.", "network.parameters")) else "; one of your own needs its file in model.modules"
         raise UserError(f"{key} = {kind!r} is not one of {', '.join(sorted(known))}{nearest(str(kind), known) or own}.")
     try:
-        return known[kind](**entry)
+        return cls(**entry)
     except UserError as error:
         # A member among its options does not know whose it is.
-        inner = "|".join(key for key in known[kind].model_fields if Family.of(known[kind], key)) or "$"
+        inner = "|".join(key for key in cls.model_fields if Family.of(cls, key)) or "$"
         said = str(error) if f"{where}." in str(error) else re.sub(rf"\b({inner})\b(?=[. ])", rf"{where}.\1", str(error), count=1)
         raise UserError(said) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first, known = error.errors()[0], family(name)
         others = [k for k in sorted(known) if first["type"] == "extra_forbidden" and first["loc"][0] in known[k].model_fields]
         elsewhere = f" {first['loc'][0]} is an option of {key} = {' or '.join(map(repr, others))}." if others else ""
-        raise UserError(explain(error, known[kind], where) + elsewhere) from None
+        raise UserError(explain(error, cls, where) + elsewhere) from None
 
 
 def meaning(model: type[BaseModel], name: str) -> str:
@@ -268,24 +282,6 @@ def valid(model: type[M], tree: dict[str, Any], **context: bool) -> M:
         return model.model_validate(tree, context=context)
     except ValidationError as error:
         raise UserError(explain(error, model)) from None
-
-
-def reached(modules: set[str]) -> set[str]:
-    """Return these loaded modules and all of dbnet's that they take something from, directly or not."""
-    found: set[str] = set()
-    left = list(modules)
-    while left:
-        name = left.pop()
-        if name in found or name not in sys.modules:
-            continue
-        found.add(name)
-        # What stands in a table is taken, too.
-        own = list(vars(sys.modules[name]).values())
-        for value in [*own, *(inner for table in own if isinstance(table, dict) for inner in table.values())]:
-            origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(origin, str) and origin.startswith("dbnet."):
-                left.append(origin)
-    return found
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:

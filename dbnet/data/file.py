@@ -299,8 +299,8 @@ def _read_rows(source: h5py.Dataset, rows: np.ndarray, units: Any) -> np.ndarray
     # The rows that are read together or not at all, and how many of these at a time.
     grain = source.chunks[0] if source.chunks else max(1, _GAP // size)
     most = max(1, _BLOCK // (size * grain))
-    wanted = np.unique(rows // grain)
-    at = 0
+    # NumPy's `unique` would have every rank load masked arrays.
+    wanted, at = (grains := rows // grain)[np.diff(grains, prepend=-1) > 0], 0
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
         for first in range(0, len(run), most):
             lo, hi = int(run[first]) * grain, min((int(run[min(first + most, len(run)) - 1]) + 1) * grain, source.shape[0])

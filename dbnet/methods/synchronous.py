@@ -16,7 +16,7 @@ from dbnet.comm.turns import Turns
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.jit import fence
-from dbnet.core.vector import axpy, fill, scale
+from dbnet.core.kernels.vector import axpy, fill, scale
 from dbnet.methods.downpour import Stochastic
 from dbnet.methods.sgd import SingleWorker
 from dbnet.methods.worker import Worker

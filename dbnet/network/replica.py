@@ -11,7 +11,7 @@ import numpy as np
 
 from dbnet.comm.link import Link
 from dbnet.core.jit import kernel
-from dbnet.core.vector import axpy, clip, dot, fill, scale
+from dbnet.core.kernels.vector import axpy, clip, dot, fill, scale
 from dbnet.data.batches import Batches, Cursor
 from dbnet.data.portions import Reader
 from dbnet.data.subsets import Shares

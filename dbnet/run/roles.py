@@ -36,7 +36,6 @@ from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import why
 from dbnet.core.ranges import Range
-from dbnet.core.registry import reached
 from dbnet.data.batches import Batches
 from dbnet.monitor import runfile, tensorboard
 from dbnet.monitor.display import Display
@@ -160,9 +159,9 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
     work = {"dbnet.network.replica", *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
-    serve = {type(config.rule).__module__, "dbnet.core.vector"}
+    serve = {type(config.rule).__module__, "dbnet.core.kernels.vector"}
     needs = {Role.WORK: work, Role.SERVE: serve, Role.COORDINATE: {"dbnet.core.jit"}, None: work | serve}[role]
-    jit.warm(config.model.dtype, reached(needs).__contains__, role is None)
+    jit.warm(config.model.dtype, jit.reached(needs).__contains__, role is None)
 
 
 def open_record(ready: Setup, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Setup, RunFile]:

@@ -21,8 +21,8 @@ import numpy as np
 
 from dbnet.comm.channel import Channel, Shards
 from dbnet.comm.turns import Turns, Wait
-from dbnet.core import vector
 from dbnet.core.config import Config
+from dbnet.core.kernels import vector
 from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.base import Arrival
 from dbnet.shards.schedule.log import BEGIN, SUM, PartLog

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dbnet.comm.turns import Turns, Wait
-from dbnet.core.vector import coarse, copy
+from dbnet.core.kernels.vector import coarse, copy
 from dbnet.shards.push import Counts, Intake, Push, Receiver
 from dbnet.shards.store import WindowStore
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from dbnet.comm.channel import Channel
 from dbnet.core.config import Config
+from dbnet.core.kernels.vector import first_bad
 from dbnet.core.ranges import Range
-from dbnet.core.vector import first_bad
 from dbnet.network.parameters.layout import FlatLayout
 from dbnet.shards.rules.base import Arrival
 

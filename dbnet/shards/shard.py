@@ -15,8 +15,8 @@ import numpy as np
 
 from dbnet.comm.channel import Channel
 from dbnet.core.config import Config
+from dbnet.core.kernels.vector import narrow
 from dbnet.core.ranges import Range
-from dbnet.core.vector import narrow
 from dbnet.shards.push import Push, Receiving, Refusal
 from dbnet.shards.rules.base import Arrival, Rule
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from dbnet.comm.turns import Turns
-from dbnet.core import vector
+from dbnet.core.kernels import vector
 
 Registers = dict[str, np.ndarray]
 Terms = tuple[tuple[float, str], ...]  # coefficient and register

@@ -36,7 +36,7 @@ from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, looking
 from dbnet.comm.window import Window
-from dbnet.core.vector import narrow, widen
+from dbnet.core.kernels.vector import narrow, widen
 from dbnet.network.model import Footprint
 from dbnet.shards.push import Counts, Intake, Push
 from dbnet.shards.routes import HEADER, Rings, Route, routes

@@ -267,8 +267,8 @@ def test_parameters_may_change_when_all_partitions_have_their_copy() -> None:
 
 
 def test_the_barrier_is_one_for_compiler_and_processor() -> None:
-    fence()
-    code = next(iter(fence.inspect_llvm().values())) if not fence.stats.cache_hits else "fence seq_cst"
+    fence.compiled()
+    code = next(iter(fence.compiled.inspect_llvm().values())) if not fence.compiled.stats.cache_hits else "fence seq_cst"
     assert "fence seq_cst" in code
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dbnet.core import config
 from dbnet.core.errors import Stopped, UserError
+from dbnet.core.kernels.vector import first_bad
 from dbnet.core.ranges import Range
 from dbnet.core.registry import family, make
-from dbnet.core.vector import first_bad
 from dbnet.data.batches import Batches
 from dbnet.data.file import write
 from dbnet.data.portions import Reader

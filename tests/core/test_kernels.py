@@ -9,16 +9,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from bfloat16 import nearest, value_of
 
 from dbnet.core import jit
 from dbnet.core.errors import UserError
-from dbnet.core.vector import coarse, narrow, widen
+from dbnet.core.kernels import objects, vector
+from dbnet.core.kernels.vector import coarse, narrow, widen
 from dbnet.data import batches
 from dbnet.network import network, replica
+from dbnet.network.layers import dropout, filters
 from dbnet.network.layers.activations import ACTIVATIONS
+from dbnet.network.losses import softmax
+from dbnet.network.losses.base import tally
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {"float32": {"rtol": 2e-6, "atol": 1e-6}, "float64": {"rtol": 1e-13, "atol": 1e-14}}
@@ -104,7 +109,7 @@ import sys
 import numpy as np
 from dbnet.core.jit import kernel, prange
 from dbnet.data import batches
-from dbnet.network.layers.filters import product
+from dbnet.core.kernels.products import product
 
 @kernel("f8[:];i8", parallel=True)
 def beyond(out, n):
@@ -205,12 +210,70 @@ def test_a_temporary_cache_that_others_could_fill(what: str, no_home: Path, monk
 
 def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(jit, "_PATIENCE", 0)
+    jit.warm("float32", {"dbnet.core.jit"}.__contains__)
     # A lock of its own: others may be compiling now.
     monkeypatch.setattr(jit, "cache", lambda: tmp_path)
     with jit._lock(fcntl.LOCK_SH):
         assert jit.warm("float32", {"dbnet.core.jit"}.__contains__, False) == 0
         with pytest.raises(UserError, match="has been compiling"):
             jit.warm("float32", {"dbnet.core.jit"}.__contains__, True)
+
+
+# --- machine code ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(jit.CHECKED, reason="kernels that check their bounds are Numba's own")
+def test_machine_code_takes_what_was_declared_and_nothing_else() -> None:
+    """What is read as something else would be garbage, and what is written a crash."""
+    jit.warm("float32", {vector.__name__, tally.__module__}.__contains__)
+    entry, x, frozen = vector.axpy._entries["f8;f4[:];f4[:]"], np.ones(6, "f4"), np.ones(6, "f4")
+    frozen.flags.writeable = False
+    shifted = np.zeros(25, "u1")[1:].view("f4")
+    for wrong in (x[::2], x.astype("f8"), x.astype("i4"), x.reshape(2, 3), x.astype(">f4"), frozen, shifted, [1.0], None, 1.0):
+        assert entry(2.0, wrong, x) is NotImplemented and entry(2.0, x, wrong) is NotImplemented
+    assert entry(2.0, x) is NotImplemented and entry(2.0, x, x, x) is NotImplemented
+    with pytest.raises(TypeError, match="real number"):
+        entry("2", x, x)
+    assert (x == 1).all()
+    for a in (2, 2.0, np.float32(2), np.float64(2), np.int64(2), True):
+        y = np.zeros(6, "f4")
+        assert vector.axpy(a, x, y) is None and (y == np.float32(a)).all()
+    sums = vector.dot(x, x), vector.first_bad(x, 1e9), vector.check_sum(x), tally(np.ones((5, 6), "f4"), np.ones(6, "i8"), 6)
+    assert [type(value) for value in sums] == [float, int, int, tuple]
+    with np.errstate(over="ignore"):
+        assert sums == (6.0, -1, vector.check_sum.py_func(x), (6.0, 6))
+
+
+@pytest.mark.skipif(jit.CHECKED, reason="kernels that check their bounds are Numba's own")
+def test_what_machine_code_does_not_take_is_computed_all_the_same() -> None:
+    jit.warm("float32", {vector.__name__}.__contains__)
+    x, y = np.arange(6, dtype="f4"), np.zeros(6, "f4")
+    vector.copy(x[::2], y[::2])
+    assert y.tolist() == [0, 0, 2, 0, 4, 0]
+    # Numba's own functions may call kernels, too.
+    numba.njit(lambda x, y: vector.copy(x, y))(x, y)
+    assert y.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_machine_code_is_made_anew_where_it_is_another_or_of_another_processor(tmp_path: Path, monkeypatch) -> None:
+    objects.write(tmp_path / "a.kernels", {"stamp": "now", "entries": {}, "rest": []}, b"")
+    assert objects.load(tmp_path / "a.kernels", "before") is None and objects.load(tmp_path / "b.kernels", "now") is None
+    assert objects.load(tmp_path / "a.kernels", "now") is not None
+    names = [(dropout, "dropout.py"), (softmax, "softmax.py jit.py"), (filters, "filters.py products.py")]
+    for module, wanted in names:
+        mine = {(kernel.__name__, words): kernel for words, kernel in jit.KERNELS if kernel.__module__ == module.__name__}
+        files, digest = [], jit._digest
+        monkeypatch.setattr(
+            jit, "_digest", lambda found, files=files, digest=digest: files.extend(found := list(found)) or digest(found)
+        )
+        before = jit._stamp(module.__name__, mine)
+        assert {file.name for file in files} == set(wanted.split())
+        with monkeypatch.context() as other:
+            other.setattr(objects, "machine", lambda: "another processor")
+            assert jit._stamp(module.__name__, mine) != before
+        with monkeypatch.context() as other:
+            other.setattr(jit, "_digest", lambda found: "changed")
+            assert jit._stamp(module.__name__, mine) != before
 
 
 # --- bfloat16 -----------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ ROOMS = ("core", "comm", "data", "network", "checkpoint", "shards", "monitor", "
 MOST = 10
 LIBRARIES = {
     "mpi4py": {"comm.mpi", "comm.communicators", "comm.window", "comm.link", "commands.see.doctor.onesided"},
-    "numba": {"core.jit"},
-    "llvmlite": {"core.jit"},
+    "numba": {"core.jit", "core.kernels.compiler", "core.kernels.tiles"},
+    "llvmlite": {"core.kernels.objects", "core.kernels.compiler", "core.kernels.tiles"},
     "h5py": {
         "core.files",
         "core.untrusted.opening",

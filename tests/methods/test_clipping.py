@@ -7,7 +7,7 @@ import pytest
 
 from dbnet.core import config
 from dbnet.core.errors import UserError
-from dbnet.core.vector import clip
+from dbnet.core.kernels.vector import clip
 from dbnet.data.file import write
 from dbnet.run import roles, setup, train
 

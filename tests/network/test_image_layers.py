@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -341,7 +342,7 @@ def test_pool_agrees_with_torch(over: Any, field: Any, stride: Any, padding: Any
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if isinstance(layer, Local | Conv)], ids=name_of)
 def test_result_does_not_depend_on_the_number_of_threads(layer: Layer) -> None:
     values = arrays(layer, X_SHAPE, BATCH, "float32")
-    before = jit.numba.get_num_threads()
+    before = numba.get_num_threads()
     found = []
     for threads in (1, 2):
         jit.set_threads(threads)

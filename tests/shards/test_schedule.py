@@ -11,9 +11,9 @@ from harness import Late
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import take_turns
 from dbnet.comm.window import Field, LocalWindow, WindowLayout
+from dbnet.core.kernels.vector import check_sum, checked, first_bad
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
-from dbnet.core.vector import check_sum, checked, first_bad
 from dbnet.network.model import Footprint, Piece
 from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule import fetching, log

@@ -11,8 +11,8 @@ from split_space import SplitSpace
 from dbnet.comm.channel import Mailboxes, Shards
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Wait, result
-from dbnet.core import vector
 from dbnet.core.config import build
+from dbnet.core.kernels import vector
 from dbnet.core.ranges import Range
 from dbnet.network.parameters.layout import Drawn, FlatLayout
 from dbnet.shards import space

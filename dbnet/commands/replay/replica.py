@@ -12,7 +12,7 @@ from dbnet.commands.replay.moment import Headway
 from dbnet.commands.replay.outcome import Compared, Difference, Ended
 from dbnet.commands.replay.shard import Parcel, Reading, ReplayedShard, Timeline
 from dbnet.coordinator.orders import ORDER as COLUMNS
-from dbnet.core.vector import coarse, copy
+from dbnet.core.kernels.vector import coarse, copy
 from dbnet.network.model import Footprint
 from dbnet.shards.push import Counts, Push
 from dbnet.shards.routes import Rings, routes

@@ -17,7 +17,7 @@ import numpy as np
 from dbnet.checkpoint.format import CHUNK
 from dbnet.comm.turns import Turns, Wait, give_way
 from dbnet.commands.replay.outcome import Compared, Difference
-from dbnet.core.vector import check_sum
+from dbnet.core.kernels.vector import check_sum
 from dbnet.run.setup import Setup
 from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.rules.base import Arrival

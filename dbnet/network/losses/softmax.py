@@ -37,8 +37,8 @@ def reduce(z: np.ndarray, label: np.ndarray, lo: int, stats: np.ndarray, e: np.n
             e[k, j] = v
             # The largest one's 1 is subtracted, not left out, so that a NaN stays one.
             stats[3, j] += v - (one if stats[2, j] == k + lo else zero)
-    stats[4] = stats[1]
     for j in range(z.shape[1]):
+        stats[4, j] = stats[1, j]
         if lo <= label[j] < lo + z.shape[0]:
             stats[0, j] = z[label[j] - lo, j]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbnet.comm.turns import Turns
-from dbnet.core.vector import check_sum
+from dbnet.core.kernels.vector import check_sum
 from dbnet.network.model import Piece
 from dbnet.shards.local_store import LocalStore
 from dbnet.shards.push import Push

@@ -11,8 +11,8 @@ import numpy as np
 
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.core.jit import fence
+from dbnet.core.kernels.vector import checked
 from dbnet.core.ranges import Range
-from dbnet.core.vector import checked
 from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.schedule.log import CLOSE, COPY, SAVE, SAVED, PartLog

@@ -114,7 +114,7 @@ def test_a_killed_rank_ends_the_job(folder: Path, mpirun: Callable) -> None:
 @pytest.mark.skipif(not MPICH, reason="compiling takes long, and which rank compiles is not MPI's")
 @pytest.mark.long
 def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
-    """With an empty cache one rank compiles, the others and every later process load."""
+    """With an empty cache one rank compiles, the others and every later process load, and import nothing that no role needs."""
     cache = str(folder / "cache")
     probe = folder / "probe.py"
     probe.write_text(
@@ -125,6 +125,8 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
         "jit.warm = lambda *a: counts.append(warm(*a))\n"
         "code = main(['train', 'run.toml', 'stop.seconds=0.2', '--quiet', *sys.argv[1:]])\n"
         "print(f'compiled {sum(counts)}', flush=True)\n"
+        "heavy = 'numba', 'pandas', 'rich', 'matplotlib', 'scipy.linalg', 'dbnet.network.layers.local', 'dbnet.shards.rules.adam'\n"
+        "print('imported', *sorted(set(heavy) & set(sys.modules)), file=sys.stderr, flush=True)\n"
         "sys.exit(code)\n"
     )
     first = mpirun(3, probe, "topology.replicas=1", cwd=folder, DBNET_CACHE=cache).good()
@@ -135,3 +137,5 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
         capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert alone.returncode == 0 and alone.stdout == "compiled 0\n", alone.stderr
+    # The coordinator compiles, and draws the picture, as one process does.
+    assert sorted(re.findall(r"imported ?(.*)", first.err))[:2] == ["", ""] and alone.stderr == "imported matplotlib pandas\n"
