@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dbnet.comm import mpi
-from dbnet.commands.usage import Parser, unread
+from dbnet.commands.usage import Parser, collect_seldom, unread
 from dbnet.core import errors
 from dbnet.core.errors import Stopped, UserError, own_line
 from dbnet.core.version import __version__
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 success, 2 something the user can mend, 1 a failure, 85 stopped by a signal with a checkpoint to go on from, 130 interrupted.
     """
+    collect_seldom()
     try:
         with signals.at_once():
             options = parser().read(arguments)
