@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,6 +62,15 @@ def test_a_run_says_what_its_seconds_went_to(tmp_path: Path) -> None:
     (only,) = run.ours(1, run.tables(network, tmp_path / "data.h5", tmp_path, 1, 1))
     assert only.name == "all roles" and only.examples == 600 and only.seconds > 0
     assert all(only.spent[cause] > 0 for cause in ("start", "gradient", "push", "apply", "poll", "record", "end"))
+
+
+def test_a_start_says_what_its_seconds_went_to(tmp_path: Path, run_file: Path) -> None:
+    words = ["-m", "dbnet.commands.bench.ranks.starting", str(tmp_path), "train", str(run_file), "stop.epochs=1", "--quiet"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    said = json.loads((tmp_path / "spent-0.json").read_text())
+    causes = ("interpreter", "imports", "configuration", "data", "kernels", "run file", "run", "end")
+    assert [cause for cause in causes if not said["spent"][cause] > 0] == [] and len(said["first"]) == 1
 
 
 def test_predictions_are_judged_by_their_median_and_worst_errors() -> None:

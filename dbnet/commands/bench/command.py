@@ -11,11 +11,11 @@ from threadpoolctl import threadpool_limits
 from dbnet.commands.bench.base import Row
 from dbnet.core import jit
 from dbnet.core.errors import UserError, nearest
-from dbnet.core.registry import family
+from dbnet.core.registry import family, make
 from dbnet.monitor import tables
 
 
-def run(parts: Sequence[str], out: Path, repeat: int) -> None:
+def run(parts: Sequence[str], out: Path, repeat: int, ranks: int | None = None) -> None:
     """Measure the named parts (none: all), print the figures and store them in an HDF5 file."""
     known = family("commands.bench")
     for part in parts:
@@ -29,7 +29,8 @@ def run(parts: Sequence[str], out: Path, repeat: int) -> None:
     rows: list[Row] = []
     for name in parts or sorted(known):
         print(f"{name}: {known[name].__doc__.splitlines()[0]}", flush=True)
-        made = known[name]().rows(repeat)
+        asked = {"ranks": ranks} if ranks is not None and "ranks" in known[name].model_fields else {}
+        made = make("commands.bench", {"kind": name, **asked}, "bench").rows(repeat)
         for row in made:
             print(line(row), flush=True)
         rows += made
@@ -55,12 +56,13 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help="any of apply, layers, many_replicas, overhead, partitions, predict, record, run, simulate, space, step, wire "
+        help="any of apply, layers, many_replicas, overhead, partitions, predict, record, run, simulate, space, start, step, wire "
         "(default: all)",
     )
     parser.add_argument("--out", default="bench.h5", metavar="OUT.h5", help="where the figures are stored (default: bench.h5)")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="repetitions of each measurement (default: 7)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks that start and end at once in the part start (default: 8)")
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    run(options.parts, Path(options.out), options.repeat)
+    run(options.parts, Path(options.out), options.repeat, options.ranks)

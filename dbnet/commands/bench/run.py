@@ -45,12 +45,16 @@ SPEECH = Training(
 
 
 class Spending(NamedTuple):
-    """What one process says of itself: its name, processor seconds by cause, and, if it knows, seconds and examples of training."""
+    """What one process says of itself: its name, processor seconds by cause, and, if it knows, seconds and examples of training.
+
+    `ready` is the time of day at which a process of PyTorch's begins to train.
+    """
 
     name: str
     spent: dict[str, float]
     seconds: float
     examples: int
+    ready: float = np.nan
 
 
 class Measured(NamedTuple):
@@ -79,7 +83,7 @@ def told(folder: str) -> list[Spending]:
     """Return what the processes of a job have written of themselves, each into its own file: launchers mix what ranks print."""
     found = [json.loads(path.read_text()) for path in Path(folder).glob("spent-*.json")]
     in_order = sorted(found, key=lambda one: one["rank"])
-    return [Spending(one["name"], one["spent"], one["seconds"], one["examples"]) for one in in_order]
+    return [Spending(*(one[key] for key in ("name", "spent", "seconds", "examples")), one.get("ready", np.nan)) for one in in_order]
 
 
 def ours(ranks: int, run: dict[str, Any], idle: bool = False) -> list[Spending]:

@@ -37,6 +37,7 @@ def main(order: dict[str, Any]) -> None:
         model = torch.nn.parallel.DistributedDataParallel(model)
     rule = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[order["rule"]["kind"]]
     optimizer, loss = rule(model.parameters(), lr=order["rule"]["rate"]), torch.nn.CrossEntropyLoss()
+    ready = time.time()
     start, began, examples = time.process_time(), time.perf_counter(), 0
     for _ in range(order["epochs"]):
         for chosen in torch.randperm(len(x)).split(batch):
@@ -45,7 +46,7 @@ def main(order: dict[str, Any]) -> None:
             optimizer.step()
             examples += len(chosen)
     seconds, spent = time.perf_counter() - began, time.process_time() - start
-    told = {"rank": rank, "name": f"process {rank}", "seconds": seconds, "examples": examples}
+    told = {"rank": rank, "name": f"process {rank}", "seconds": seconds, "examples": examples, "ready": ready}
     Path(order["told"], f"spent-{rank}.json").write_text(json.dumps({**told, "spent": {"start": start, "training": spent}}))
 
 
