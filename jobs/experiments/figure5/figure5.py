@@ -193,7 +193,7 @@ def configuration(case: Case, study: Study, folder: Path, examples: int) -> dict
     if case.method not in BATCH:
         tree["rule"] = {"kind": RULES[case.method], "rate": case.rate}
         if case.method == "Adagrad":
-            # About what the squared gradients of the warmstart sum up to.
+            # Between median and mean of what the squared gradients of a warmstart sum up to.
             tree["rule"]["initial_sum"] = 0.1
         return tree | {"stop": {"accuracy": study.goal, "steps": max(study.gradients // case.replicas, study.steps)}}
     # Two portions a pass and replica, each pushed by itself.
