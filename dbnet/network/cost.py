@@ -9,20 +9,25 @@ rates by kind of layer, what a shard takes, hosts, noise.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from dbnet.core.config import Table
-from dbnet.core.errors import UserError
+from dbnet.core.errors import UserError, nearest
 from dbnet.core.ranges import Region
-from dbnet.core.registry import valid
+from dbnet.core.registry import chosen, family, valid
 from dbnet.core.toml import tables
+from dbnet.network.model import footprint
 
 if TYPE_CHECKING:
     from dbnet.network.model import Model
-    from dbnet.network.partition import Cut
+    from dbnet.network.partition import Cut, Load
+
+
+# Seconds below which a clock stands still in a long run; a slice is at least so many switches.
+SHORTEST, SWITCHES = 1e-9, 10
 
 
 class Machine(NamedTuple):
@@ -37,7 +42,29 @@ class Machine(NamedTuple):
 # --- profiles -----------------------------------------------------------------------------------------------------------------
 
 
-class MeasuredStep(Table):
+def _kinds(name: str) -> AfterValidator:
+    """Return what refuses keys that are no kinds of a family."""
+
+    def known(speeds: dict[str, float]) -> dict[str, float]:
+        for kind in speeds:
+            if chosen(name, kind) is None:
+                kinds = sorted(family(name))
+                raise ValueError(f"there is no kind '{kind}' in {name}{nearest(kind, kinds)}; known here: {', '.join(kinds)}.")
+        return speeds
+
+    return AfterValidator(known)
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class MachineTable(Table):
+    """A table of a machine file, where a number is a number: neither "7" nor true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class MeasuredStep(MachineTable):
     """Steps of one network that were measured on this machine; cut networks keep to it by what the rates say of their parts."""
 
     about: str = Field(default="", description="which one it is, for readers")
@@ -47,22 +74,28 @@ class MeasuredStep(Table):
     forward: float = Field(gt=0, description="seconds of an evaluation's pass through one of its minibatches")
 
 
-class ComputeTable(Table):
+class ComputeTable(MachineTable):
     """What one rank computes."""
 
     rate: float = Field(gt=0, description="GFLOP/s of a working rank in forward and backward passes")
-    rates: dict[str, float] = Field(default={}, description="GFLOP/s by kind of layer, where they differ from rate")
+    rates: Annotated[dict[str, Positive], _kinds("network.layers")] = Field(
+        default={}, description="GFLOP/s by kind of layer, where they differ from rate"
+    )
     evaluation: float = Field(default=1.0, gt=0, description="speed of an evaluation's forward pass as a multiple of these rates")
     step: float = Field(default=0.0, ge=0, description="seconds that a step takes beside its arithmetic")
     layer: float = Field(default=0.0, ge=0, description="seconds that a layer takes in a step beside its arithmetic")
-    measured: tuple[MeasuredStep, ...] = Field(default=(), description="networks whose own steps were measured, which then count")
+    measured: tuple[MeasuredStep, ...] = Field(
+        default=(), strict=False, description="networks whose own steps were measured, which then count"
+    )
     apply: float = Field(gt=0, description="GB/s of gradients that a shard applies")
-    rules: dict[str, float] = Field(default={}, description="speed of a rule of updates as a multiple of apply, where it differs")
+    rules: Annotated[dict[str, Positive], _kinds("shards.rules")] = Field(
+        default={}, description="speed of a rule of updates as a multiple of apply, where it differs"
+    )
     slice: float = Field(default=0.0, ge=0, description="seconds that a shard takes for a slice of a push beside its arithmetic")
     local: float = Field(default=0.0, ge=0, description="GB/s of gradients that a replica steps with by itself; 0: in no time")
 
 
-class HostTable(Table):
+class HostTable(MachineTable):
     """How ranks share hosts."""
 
     ranks: int = Field(default=1, ge=0, description="ranks on a host, in the order of their numbers; 0: all on one")
@@ -70,23 +103,32 @@ class HostTable(Table):
     cores: int = Field(default=0, ge=0, description="cores of a host, shared by its busy ranks; 0: one for each rank")
     pause: float = Field(default=1e-3, ge=0, description="longest pause of an idle rank, seconds")
     late: float = Field(default=0.0, ge=0, description="seconds by which each pause is longer than it was meant to be")
-    turn: float = Field(default=2e-6, gt=0, description="seconds of a turn in which nothing is computed or sent")
+    turn: float = Field(default=2e-6, ge=SHORTEST, description="seconds of a turn in which nothing is computed or sent")
     call: float = Field(default=1e-6, ge=0, description="seconds that starting a one-sided operation takes its rank")
-    look: float = Field(default=1e-6, gt=0, description="seconds of a look for another partition's values")
+    look: float = Field(default=1e-6, ge=SHORTEST, description="seconds of a look for another partition's values")
     switch: float = Field(
         default=0.0, ge=0, description="seconds that a rank takes longer when it comes back to its core after another"
     )
-    slice: float = Field(default=4e-3, gt=0, description="seconds after which a rank leaves its core to those that wait for it")
+    slice: float = Field(default=4e-3, ge=1e-5, description="seconds after which a rank leaves its core to those that wait for it")
+
+    @model_validator(mode="after")
+    def _gets_on(self) -> HostTable:
+        if self.slice < 0.999 * SWITCHES * self.switch:
+            raise ValueError(
+                f"slice = {self.slice:g} is too short for switch = {self.switch:g}, since ranks would do little but come back to "
+                f"their cores; make host.slice at least {SWITCHES} times host.switch, {SWITCHES * self.switch:g}."
+            )
+        return self
 
 
-class WayTable(Table):
+class WayTable(MachineTable):
     """A way from rank to rank."""
 
     latency: float = Field(ge=0, description="seconds of a message of no bytes, one way")
     bandwidth: float = Field(gt=0, description="GB/s")
 
 
-class LargeTable(Table):
+class LargeTable(MachineTable):
     """What differs where a network's parameters are more than caches hold."""
 
     above: float = Field(ge=0, description="MB of parameters from which on this holds")
@@ -95,7 +137,7 @@ class LargeTable(Table):
     step: float = Field(default=0.0, ge=0, description="seconds that a step takes longer for each GB of its parameters")
 
 
-class NoiseTable(Table):
+class NoiseTable(MachineTable):
     """How the times of steps vary: each is multiplied with a number drawn for (partition of a replica, step).
 
     Its mean is 1; with a tail that of the steps which are not late.
@@ -109,15 +151,17 @@ class NoiseTable(Table):
     longest: float = Field(default=200.0, gt=1, description="tail: the longest late step, in mean ones")
 
 
-class SpeedTable(Table):
+class SpeedTable(MachineTable):
     """How machines differ: a replica's times are multiplied with a number of its own."""
 
     slow: float = Field(default=0.0, ge=0, le=1, description="share of replicas that are slow, drawn for each")
     factor: float = Field(default=1.0, gt=0, description="their times, as a multiple of the others'")
-    cycle: tuple[float, ...] = Field(default=(), description="multiples of replicas 0, 1, 2, ..., again and again; default: 1")
+    cycle: tuple[Positive, ...] = Field(
+        default=(), strict=False, description="multiples of replicas 0, 1, 2, ..., again and again; default: 1"
+    )
 
 
-class Profile(Table):
+class Profile(MachineTable):
     """A machine for simulated time."""
 
     about: str = Field(default="", description="what it is, and where its numbers are from")
@@ -189,10 +233,15 @@ class Profile(Table):
         return passes * kind.flops(model.shapes[layer], box) * batch / self.rate(kind.kind)
 
     def step_seconds(self, model: Model, boxes: list[Region], batch: int) -> float:
-        """Return the seconds that the owner of these boxes computes in a step; without what it exchanges."""
-        known = self._measured(model, batch)
-        seconds = self._by_rates(model, boxes, batch)
-        return seconds if known is None else seconds * known.step / self._by_rates(model, model.boxes(), batch)
+        """Return the seconds that the owner of these boxes computes in a step (after `suited`); without what it exchanges."""
+        known, seconds = self._measured(model, batch), self._by_rates(model, boxes, batch)
+        if known is not None:
+            seconds *= known.step / self._by_rates(model, model.boxes(), batch)
+        return (
+            seconds
+            if self.large is None
+            else seconds + self.cold_seconds(footprint(model, boxes, False).size * model.dtype.itemsize)
+        )
 
     def _by_rates(self, model: Model, boxes: list[Region], batch: int) -> float:
         layers, compute = range(len(model.layers)), self.compute
@@ -245,12 +294,9 @@ class Profile(Table):
             now = np.maximum(started + 2 * own[i] - inputs if i else started + own[i] - inputs, there)
         return StepSeconds(float(now.max()), float(compute.max()))
 
-    def passes(self, cut: Cut, partition: int) -> list[float]:
-        """Return the seconds of a pass of a partition through its part of each layer."""
-        return [
-            float(load.flops[partition]) * cut.batch / self.rate(kind.kind)
-            for load, kind in zip(cut.loads, cut.model.layers, strict=True)
-        ]
+    def pass_seconds(self, model: Model, boxes: list[Region], batch: int) -> list[float]:
+        """Return the seconds of a pass of the owner of these boxes through its part of each layer."""
+        return [self.layer_seconds(model, i, boxes[i + 1], batch, 1) for i in range(len(model.layers))]
 
     def apply_seconds(self, nbytes: int) -> float:
         """Return the seconds that a shard takes for a slice of so many bytes."""
@@ -279,25 +325,6 @@ class StepSeconds(NamedTuple):
     @property
     def waited(self) -> float:
         return self.total - self.compute
-
-
-class Load(NamedTuple):
-    """What partitions do at one layer, per example.
-
-    Attributes
-    ----------
-    flops, inner, copied
-        [partitions] of one pass; those of them that need no other partition's values; values that it copies.
-    source, target, values
-        [messages] before the layer.
-    """
-
-    flops: np.ndarray
-    inner: np.ndarray
-    copied: np.ndarray
-    source: np.ndarray
-    target: np.ndarray
-    values: np.ndarray
 
 
 class _Moves:

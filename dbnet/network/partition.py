@@ -22,7 +22,7 @@ import numpy as np
 
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range, Region, flatten, intersect, size_of, split
-from dbnet.network.cost import Load, Machine
+from dbnet.network.cost import Machine
 from dbnet.network.layers.base import Shape
 from dbnet.network.model import Model, contains, interior, shared_size
 
@@ -39,6 +39,25 @@ class Crossing(NamedTuple):
     @property
     def size(self) -> int:
         return sum(map(size_of, self.boxes))
+
+
+class Load(NamedTuple):
+    """What partitions do at one layer, per example.
+
+    Attributes
+    ----------
+    flops, inner, copied
+        [partitions] of one pass; those of them that need no other partition's values; values that it copies.
+    source, target, values
+        [messages] before the layer.
+    """
+
+    flops: np.ndarray
+    inner: np.ndarray
+    copied: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    values: np.ndarray
 
 
 def cut_boxes(shape: Shape, grid: tuple[int, ...], partitions: int) -> Boxes:

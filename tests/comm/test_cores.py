@@ -212,3 +212,23 @@ def test_a_look_for_work_takes_a_core_that_is_shared(turn: float, wanted: dict[i
     time.play({0: looks(), 1: computes()}, {0: 10.0})
     # Pauses of 20 and 40 us. The second look of 100 us has had more than the one that computes, and waits for its end.
     assert found == pytest.approx(wanted)
+
+
+def test_many_that_look_for_work_let_others_get_on() -> None:
+    """Also where more of them wake than the one that computes could come back to its core: it has it for a while then."""
+    time, found = VirtualTime(pause=1e-3, turn=2e-6), {}
+    time.cores = dict.fromkeys(range(31), Cores(time, 1, switch=4e-5))
+
+    def looks() -> Turns:
+        while not found and time.now < 0.2:
+            yield IDLE
+
+    def computes() -> Turns:
+        time.compute(1e-2)
+        found["at"] = time.now
+        return
+        yield
+
+    time.play({rank: computes() if rank == 30 else looks() for rank in range(31)}, dict.fromkeys(range(30), 0.0))
+    # Of twice 40 us once goes into coming back, so it takes twice as long, and as much as the others' looks.
+    assert 1.5e-2 < found["at"] < 2.5e-2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,10 @@ from dbnet.core.config import RecordTable, build
 from dbnet.core.errors import Lost, UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
+from dbnet.core.toml import written
 from dbnet.monitor import runfile
 from dbnet.monitor.results import Run
-from dbnet.network.cost import Profile
+from dbnet.network.cost import Profile, load_profile
 from dbnet.network.model import Footprint, Piece
 from dbnet.run import roles
 from dbnet.run.simulated import replicas
@@ -428,3 +430,32 @@ def test_a_wrong_machine_gets_one_sentence(dbnet: Callable[..., Finished], run_f
         done = dbnet("simulate", run_file, "--machine", "machine.toml")
         assert done.code == 2 and words in done.err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        # Ranks would come back to their cores for ever, or clocks stand still.
+        ({"host": {"switch": 1e-3}}, "slice = 0.004 is too short for switch = 0.001"),
+        ({"host": {"slice": 1e-300}}, "host.slice = 1e-300 is not allowed: it must be at least 1e-05"),
+        ({"host": {"turn": 1e-300}}, "it must be at least 1e-09"),
+        ({"host": {"look": 1e-300}}, "it must be at least 1e-09"),
+        ({"host": {"cores": True}}, "host.cores = true is not allowed: it must be a whole number"),
+        ({"compute": {"rates": {"dense": -5}}}, "compute.rates.dense = -5 is not allowed: it must be greater than 0"),
+        (
+            {"compute": {"rates": {"densee": 5}}},
+            "there is no kind 'densee' in network.layers (did you mean 'dense'?); known here: ",
+        ),
+        ({"compute": {"rules": {"sgd": 0}}}, "compute.rules.sgd = 0 is not allowed: it must be greater than 0"),
+        ({"compute": {"rules": {"sgdd": 1}}}, "there is no kind 'sgdd' in shards.rules (did you mean 'sgd'?); known here: "),
+        ({"compute": {"apply": "7"}}, "compute.apply = '7' is not allowed: it must be a number"),
+        ({"speed": {"cycle": [1, 0]}}, "speed.cycle.1 = 0 is not allowed: it must be greater than 0"),
+    ],
+)
+def test_a_machine_that_nobody_can_have_is_refused(place: Path, table: dict[str, Any], words: str) -> None:
+    tree = machine().model_dump(exclude={"large"})
+    for name, values in table.items():
+        tree[name] |= values
+    Path("machine.toml").write_text("\n".join(f"{name} = {written(values)}" for name, values in tree.items()))
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_profile("machine.toml")

@@ -6,32 +6,52 @@ rank that gives way (`sched_yield`) goes behind those that wait there (measured:
 other's), and so does one that has had the core for a slice while others wait. A core that becomes idle takes a rank that waits for
 another one. Who is next: of those that have had no more than the mean the one whose slice ends first (EEVDF, Stoica and Abdel-
 Wahab 1995). Whoever comes back to a core that another rank has had takes `switch` seconds longer, since its data and addresses are
-to be found again; after a sleep that is part of what its looks take.
+to be found again; after a sleep that is part of what its looks take. Then it has the core for twice that before one that wakes
+displaces it, or many that look for work now and then could keep it from getting on at all.
 
 A rank whose core nobody else wants ends at the moment at which it would alone, to the bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dbnet.comm.simulated.clock import Player, VirtualTime
+from typing import Protocol
 
 # Seconds after which Linux looks again whether ranks that compute are spread over the cores (2 ms, 16 times where they are busy).
 _BALANCE = 0.032
 
 
+class _Player(Protocol):
+    """A rank as its cores know it (`clock.Player`)."""
+
+    rank: int
+
+    def go(self) -> None: ...
+
+
+class _Time(Protocol):
+    """The clocks as cores need them (`clock.VirtualTime`)."""
+
+    now: float
+    player: _Player | None
+
+    def at(self, time: float, rank: int, act: Callable[..., object], *arguments: object) -> None: ...
+
+    def quiet(self, seconds: float) -> bool: ...
+
+    def switch(self) -> None: ...
+
+
 class _Core:
-    """One core: who has it, who waits for it, who had it last; `begun`: when whoever has it came."""
+    """One core: who has it, who waits for it, who had it last; `begun`: when whoever has it came; `kept`: until when it stays."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.holder: _Seat | None = None
         self.last: _Seat | None = None
         self.waiting: list[_Seat] = []
-        self.begun = self.mean = self.balanced = 0.0
+        self.begun = self.kept = self.mean = self.balanced = 0.0
         # The newest plan for its next event.
         self.plan = 0
 
@@ -44,7 +64,7 @@ class _Seat:
     `woken`: it has slept, and had no core since.
     """
 
-    def __init__(self, player: Player) -> None:
+    def __init__(self, player: _Player) -> None:
         self.player = player
         self.core: _Core | None = None
         self.had = self.due = self.left = self.end = self.counted = 0.0
@@ -72,7 +92,7 @@ class Cores:
         Seconds after which a rank leaves its core to those that wait for it.
     """
 
-    def __init__(self, time: VirtualTime, cores: int, switch: float = 0.0, slice: float = 4e-3) -> None:
+    def __init__(self, time: _Time, cores: int, switch: float = 0.0, slice: float = 4e-3) -> None:
         self._time, self._switch, self._slice = time, switch, slice
         self._cores = [_Core(number) for number in range(cores)]
         self._seats: dict[int, _Seat] = {}
@@ -89,7 +109,7 @@ class Cores:
         self._work(seat, seconds)
         seat.watched = False
 
-    def arrived(self, player: Player) -> None:
+    def arrived(self, player: _Player) -> None:
         """What a rank watches for has come: it has seen it when it has a core."""
         seat = self._seats.get(player.rank)
         if seat is None or not seat.watched:
@@ -148,11 +168,7 @@ class Cores:
                 time.now += seconds
                 return
             seat.end = time.now + seconds
-            first = min((other for other in core.waiting if other.woken), key=_order, default=None)
-            if first is not None and self._displaces(first, core):
-                self._take(core, first, seat)
-            else:
-                self._plan(core)
+            self._consider(core)
         time.switch()
 
     def _wake(self, seat: _Seat) -> None:
@@ -176,14 +192,22 @@ class Cores:
         self._queue(core, seat)
         # One that has a core and computes nothing is about to: it is looked at then.
         if holder.end > self._time.now:
-            if self._displaces(seat, core):
-                self._take(core, seat, holder)
-            else:
-                self._plan(core)
+            self._consider(core, seat)
 
-    def _displaces(self, seat: _Seat, core: _Core) -> bool:
-        """Return whether a rank that has woken has had no more than its share."""
-        return seat.had <= self._mean(core) and seat.had <= core.holder.had
+    def _consider(self, core: _Core, seat: _Seat | None = None) -> None:
+        """Let a rank that has woken (`seat` or the first one) displace the holder if it has had no more than its share."""
+        if seat is None:
+            seat = self._first(core)
+        fair = seat is not None and self._time.now >= core.kept and seat.had <= min(self._mean(core), core.holder.had)
+        if fair:
+            self._take(core, seat, core.holder)
+        else:
+            self._plan(core)
+
+    @staticmethod
+    def _first(core: _Core) -> _Seat | None:
+        """Return who comes first of those that have woken and wait for a core."""
+        return min((other for other in core.waiting if other.woken), key=_order, default=None)
 
     def _take(self, core: _Core, seat: _Seat, holder: _Seat) -> None:
         """Let `seat`, which waits, have the core in the place of `holder`."""
@@ -195,8 +219,10 @@ class Cores:
     def _start(self, core: _Core, seat: _Seat) -> None:
         """Let a rank have a core from now on."""
         now = self._time.now
+        core.kept = now
         if core.last is not seat and not seat.woken:
             seat.left += self._switch
+            core.kept += 2 * self._switch
         core.holder = core.last = seat
         seat.woken = False
         core.begun = seat.counted = now
@@ -268,6 +294,8 @@ class Cores:
         at = seat.end
         if core.waiting and core.begun + self._slice < at:
             at = core.begun + self._slice
+        if now < core.kept < at and self._first(core) is not None:
+            at = core.kept
         self._time.at(max(at, now), seat.player.rank, partial(self._happens, core, core.plan))
 
     def _happens(self, core: _Core, plan: int) -> None:
@@ -279,6 +307,9 @@ class Cores:
             core.plan += 1
             seat.left = 0.0
             seat.player.go()
+            return
+        if self._time.now < core.begun + self._slice:
+            self._consider(core)
             return
         seat.left, seat.due = seat.end - self._time.now, seat.had + self._slice
         self._leave(core, seat)

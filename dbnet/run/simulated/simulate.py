@@ -76,8 +76,9 @@ def simulate(
         A rank waited in vain for longer than the run's deadline.
     """
     display = Display(quiet)
-    profile = machine if isinstance(machine, Profile) else load_profile(machine)
     ready = setup(configuration.load(source, overrides, display.warn))
+    # Afterwards, since it may name layers and rules of the run's own modules.
+    profile = machine if isinstance(machine, Profile) else load_profile(machine)
     refuse(ready, dry)
     if not dry:
         ready.check(None)

@@ -84,7 +84,8 @@ class Simulation:
             return None
         if rank not in self.time.cores:
             return LocalLink(self._wires[replica], partition)
-        return PacedLink(self._wires[replica], partition, self.time, self._profile.passes(self._ready.cut, partition))
+        passes = self._profile.pass_seconds(self._ready.model, self._ready.cut.boxes[partition], self._ready.cut.batch)
+        return PacedLink(self._wires[replica], partition, self.time, passes)
 
     def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         local = self._memory.local[self.topology.shard_rank(shard)]
@@ -147,7 +148,7 @@ class Simulation:
         model, profile, out = self._ready.model, self._profile, []
         for partition, boxes in enumerate(self._ready.cut.boxes):
             nbytes = footprint(model, boxes, partition == 0).size * model.dtype.itemsize
-            step = profile.step_seconds(model, boxes, self._batch) + profile.cold_seconds(nbytes)
+            step = profile.step_seconds(model, boxes, self._batch)
             out.append((step, profile.forward_seconds(model, boxes, EVALUATION_BATCH), profile.local_seconds(nbytes)))
         return out
 
