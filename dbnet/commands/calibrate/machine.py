@@ -9,7 +9,7 @@ import numpy as np
 
 from dbnet.commands.calibrate.kernels import Timed
 from dbnet.core.toml import written
-from dbnet.network.cost import ComputeTable, HostTable, LargeTable, Profile, WayTable
+from dbnet.network.cost import SWITCHES, ComputeTable, HostTable, LargeTable, Profile, WayTable
 
 # What stands for a way that could not be measured: shared memory of a present host.
 _ASSUMED = {"latency": 1e-6, "bandwidth": 5.0}
@@ -45,8 +45,18 @@ def switching(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float |
     return max(0.0, float(oftener @ longer / (oftener @ oftener)))
 
 
-def _pairs(runs: Mapping[str, dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(runs[name], runs[f"{name}, one core"]) for name in ("small", "middle")]
+def _switch(told: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the seconds that coming back to a core takes, or 0 and why that was not measured."""
+    if told["shared"]:
+        return 0.0, told["shared"]
+    runs = told["runs"]
+    # Alike in all but the core: ranks that are more than their cores give way after each piece of work.
+    found = switching([(runs.get(f"{name}, crowded", runs[name]), runs[f"{name}, one core"]) for name in ("small", "middle")])
+    if found is None:
+        return 0.0, "others computed here, too, and took the cores as often"
+    if found > HostTable().slice / SWITCHES:
+        return 0.0, f"{1e6 * found:.0f} us came out, more than one can take, since others computed here, too"
+    return found, ""
 
 
 def _step(run: dict[str, Any]) -> tuple[float, float]:
@@ -154,7 +164,7 @@ def profile(
         cost = costs([runs["small"], runs["large"]], found[0].step, flush)
         alone = next((one.step for one in found if 4 * one.model.layout.size == huge["bytes"] and one.batch == huge["batch"]), 0.0)
         beyond = _short(large(huge, runs["large"]["bytes"], cost, alone, flush))
-        host_table["switch"] = switching(_pairs(runs)) or 0.0
+        host_table["switch"] = _switch(told)[0]
         compute |= {"apply": 1e-9 / cost.applied, "slice": cost.slice, "step": max(0.0, rates["step"] + cost.step)}
         beside = cost.step
         host_table |= {"call": cost.call, "turn": max(cost.turn, 1e-7)}
@@ -192,8 +202,8 @@ def unmeasured(told: dict[str, Any] | None, why: str) -> list[str]:
         out.append(f"apply, slice, step, call, turn and switch: {reason}; 5 GB/s and no overheads are assumed.")
     if not told.get("inside"):
         out.append(f"inside: {why or 'no two ranks are on one host'}; 1 us and 5 GB/s are assumed.")
-    if told.get("runs") and switching(_pairs(told["runs"])) is None:
-        out.append("switch: others computed here, too, and took the cores as often; it is left out.")
+    if told.get("runs") and (reason := _switch(told)[1]):
+        out.append(f"switch: {reason}; it is left out.")
     if not told.get("between"):
         out.append("between: all was on one host, so it is a copy of inside; measure it with mpirun on two hosts.")
     return out

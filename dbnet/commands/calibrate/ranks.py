@@ -2,10 +2,10 @@
 
 Runs of one replica and one shard, of networks from small to huge, on three ranks of one host. What a fetch and a push took in the
 small and the large one gives the seconds of an operation and the bandwidth of a copy; what a shard took those of a slice and of a
-byte; what is left of a step, beside kernels and turns, is `compute.step`. The huge one says what differs where no cache
-holds the parameters. Two are made once more with all three ranks on one core: what they take longer there, and how often that core
-went from rank to rank. One-sided operations are then timed bare, within a host and from the first host to another one. As a program
-of its own it writes what was found, as JSON: the way in which `dbnet calibrate` starts three ranks itself.
+byte; what is left of a step, beside kernels and turns, is `compute.step`. The huge one says what differs where no cache holds the
+parameters. Two are made once more with all three ranks on one core, if the system lets them there: what they take longer, and how
+often that core went from rank to rank. One-sided operations are then timed bare, within a host and from the first host to another
+one. As a program of its own it writes what was found, as JSON: the way in which `dbnet calibrate` starts three ranks itself.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dbnet.comm import mpi
+from dbnet.comm.communicators import crowded
 from dbnet.comm.window import Field, MpiWindow, WindowLayout
 from dbnet.commands.bench.ranks.job import Account, count_all
 from dbnet.commands.bench.run import Training, tables
@@ -43,17 +44,20 @@ RANKS = 3
 _BULK, _TRIES, _LOOKS = 1 << 22, 200, 2000
 
 
-def measure(comm: Any) -> dict[str, Any]:
-    """Return, on rank 0, what these ranks have measured: `runs`, `inside` and `between`, each None where that was not possible."""
+def measure(comm: Any, within: Path | None = None) -> dict[str, Any]:
+    """Return, on rank 0, what these ranks have measured: `runs`, `inside` and `between`, each None where that was not possible.
+
+    Files of the runs are in a folder `within` another one while they are made; `shared` says why no runs shared one core.
+    """
     hosts = comm.allgather(socket.gethostname())
     near = next((found for name in dict.fromkeys(hosts) if len(found := _ranks_of(hosts, name)) >= RANKS), [])[:RANKS]
-    found: dict[str, Any] = {"hosts": len(set(hosts)), "runs": None}
+    found: dict[str, Any] = {"hosts": len(set(hosts)), "runs": None, "shared": ""}
     if near:
         # Ranks that wait must not take the cores of those that measure.
         group = comm.Split(int(comm.rank in near), comm.rank)
-        told = _runs(group) if comm.rank in near else None
+        told = _runs(group, within) if comm.rank in near else None
         mpi.meet(comm)
-        found["runs"] = next(one for one in comm.allgather(told) if one is not None)
+        found["runs"], found["shared"] = next(one for one in comm.allgather(told) if one is not None)
     pairs = {"inside": next((r for r in range(1, comm.size) if hosts[r] == hosts[0]), None)}
     pairs["between"] = next((r for r in range(1, comm.size) if hosts[r] != hosts[0]), None)
     for name, other in pairs.items():
@@ -68,22 +72,54 @@ def _ranks_of(hosts: list[str], name: str) -> list[int]:
 # --- real runs ----------------------------------------------------------------------------------------------------------------
 
 
-def _runs(comm: Any) -> dict[str, dict[str, Any]] | None:
-    """Carry out the runs; the first rank returns what each took, by role."""
+def _runs(comm: Any, within: Path | None) -> tuple[dict[str, dict[str, Any]], str] | None:
+    """Carry out the runs; the first rank returns what each took, by role, and why none was made on one core, if none was."""
     account, turns = Account(), [0]
     _count(account, turns)
-    folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    out = {network.name: _run(comm, network, folder, account, turns) for network in (SMALL, MIDDLE, LARGE, HUGE)}
+    with tempfile.TemporaryDirectory(dir=within) if comm.rank == 0 else nullcontext() as mine:
+        folder = Path(comm.bcast(mine))
+        out = {network.name: _run(comm, network, folder, account, turns) for network in (SMALL, MIDDLE, LARGE, HUGE)}
+        again = (SMALL._replace(epochs=8), MIDDLE)
+        with one_core(comm) as why:
+            if not why:
+                out |= {f"{network.name}, one core": _run(comm, network, folder, account, turns) for network in again}
+        if not why and not all(comm.allgather(crowded(comm))):
+            with _always_crowded():
+                out |= {f"{network.name}, crowded": _run(comm, network, folder, account, turns) for network in again}
+        # Whoever is behind still writes there.
+        mpi.meet(comm)
+    return (out, why) if comm.rank == 0 else None
+
+
+@contextmanager
+def one_core(comm: Any) -> Iterator[str]:
+    """Keep all ranks on one core meanwhile; give why that is not possible, the same on all ranks, or nothing."""
     mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {comm.bcast(min(mine))})
+    everyone = comm.allgather(mine)
+    if len(set.union(*everyone)) == 1:
+        yield "ranks may use one core here, which they share in any case"
+        return
+    # One that all may use, if there is one.
+    core, why = min(set.intersection(*everyone) or everyone[0]), ""
     try:
-        for network in (SMALL._replace(epochs=8), MIDDLE):
-            out[f"{network.name}, one core"] = _run(comm, network, folder, account, turns)
+        os.sched_setaffinity(0, {core})
+    except OSError as error:
+        why = f"the system does not let all ranks onto one core ({error.strerror})"
+    try:
+        yield next(filter(None, comm.allgather(why)), "")
     finally:
-        os.sched_setaffinity(0, mine)
-    if comm.rank == 0:
-        shutil.rmtree(folder)
-    return out if comm.rank == 0 else None
+        if not why:
+            os.sched_setaffinity(0, mine)
+
+
+@contextmanager
+def _always_crowded() -> Iterator[None]:
+    """Let ranks give way as if they were more than their cores."""
+    before, ranks.crowded = ranks.crowded, lambda node: True
+    try:
+        yield
+    finally:
+        ranks.crowded = before
 
 
 def _run(comm: Any, network: Training, folder: Path, account: Account, turns: list[int]) -> dict[str, Any]:
@@ -192,7 +228,8 @@ def main(out: str) -> None:
     """Measure, and write what was found."""
     comm = mpi.world()
     with mpi.abort_on_error(comm):
-        found = measure(comm)
+        # Whoever started the ranks removes that folder, however they end.
+        found = measure(comm, Path(out).parent)
         if comm.rank == 0:
             Path(out).write_text(json.dumps(found))
 
