@@ -237,11 +237,8 @@ class Profile(MachineTable):
         known, seconds = self._measured(model, batch), self._by_rates(model, boxes, batch)
         if known is not None:
             seconds *= known.step / self._by_rates(model, model.boxes(), batch)
-        return (
-            seconds
-            if self.large is None
-            else seconds + self.cold_seconds(footprint(model, boxes, False).size * model.dtype.itemsize)
-        )
+        cold = 0 if self.large is None else footprint(model, boxes, False).size
+        return seconds + self.cold_seconds(cold * model.dtype.itemsize)
 
     def _by_rates(self, model: Model, boxes: list[Region], batch: int) -> float:
         layers, compute = range(len(model.layers)), self.compute
@@ -308,11 +305,8 @@ def load_profile(path: str | Path) -> Profile:
     try:
         return valid(Profile, tables(path))
     except UserError as error:
-        said = (
-            str(error)
-            .replace("the configuration", f"the machine file '{path}'")
-            .replace("No configuration file", "No machine file")
-        )
+        said = str(error).replace("the configuration", f"the machine file '{path}'")
+        said = said.replace("No configuration file", "No machine file")
         raise UserError(said.replace("are in jobs/", "are in jobs/machines/")) from None
 
 

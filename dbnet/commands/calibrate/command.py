@@ -132,7 +132,7 @@ def _written(made: KernelCosts, told: dict[str, Any] | None, missing: str, cores
     together = sum(name == here for name, _ in names) if len({name for name, _ in names}) > 1 else 0
     host = machine.Host(here, max(1, int(min(len(mine), quota()))), together, kernels.lateness())
     profile = machine.profile(host, rates, found, told, own)
-    off = kernels.misses(found, Profile.model_validate(profile.model_dump() | {"compute": {**rates, "apply": 1.0}}))
+    off = kernels.misses(found, Profile.model_validate(profile.model_dump() | {"compute": {**rates, "apply": 1.0}, "large": None}))
     notes = [
         f"Measured by dbnet calibrate on {time.strftime('%Y-%m-%d')}, {mpi.library_version() if told else 'no MPI'}.",
         f"Steps of {len(found)} networks are within {100 * abs(off).max():.0f} % of what these rates say (median "
