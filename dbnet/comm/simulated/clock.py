@@ -6,9 +6,13 @@ on a wall clock, and a run is the same again to the bit.
 
 A role runs in a greenlet, so it may wait in the middle of a function: `compute` while it computes, `switch` while a transfer is
 under way. Where nothing of others can matter to a rank it goes on by itself (`ahead`), and what it sends takes its place in the
-heap; before it looks at anything the others catch up (`sync`). One that yields with nothing to do rests as under MPI
-(`turns.drive`): pauses that double up to a bound. A server, which looks at nothing but its own memory, is woken by an arrival at
-the look that would have found it; another rank that says what it waits for rests likewise (`rest`).
+heap; before it looks at anything the others catch up (`sync`).
+
+One that yields with nothing to do rests in pauses that double up to a bound, as under MPI a rank that waits (`turns.drive`). There
+one that is idle lengthens them faster, and servers that share one host with all others rest until somebody rings (`window.Bells`),
+at most 40 ms (a shard) or 80 ms (the coordinator); here they answer within the longest pause. A server, which looks at nothing but
+its own memory, is woken by an arrival at the look that would have found it; another rank that says what it waits for rests likewise
+(`rest`).
 """
 
 from __future__ import annotations
