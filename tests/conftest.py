@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hypothesis import settings
 settings.register_profile("dbnet", deadline=None)
 settings.load_profile("dbnet")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A script's background starts with Ctrl-C ignored, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 RUN_FILE = """# A small network on the handwritten digits.

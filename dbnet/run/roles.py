@@ -158,10 +158,21 @@ def use(config: Config, threads: int, role: Role | None = None) -> None:
     """Give BLAS and the kernels their threads, and have kernels ready: what a role needs, or what the whole run does, compiled."""
     threadpool_limits(limits=threads, user_api="blas")
     jit.set_threads(threads)
-    work = {"dbnet.network.replica", *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
+    work = _working(config)
     serve = {type(config.rule).__module__, "dbnet.core.kernels.vector"}
     needs = {Role.WORK: work, Role.SERVE: serve, Role.COORDINATE: {"dbnet.core.jit"}, None: work | serve}[role]
     jit.warm(config.model.dtype, jit.reached(needs).__contains__, role is None)
+
+
+def _working(config: Config) -> set[str]:
+    """Return the modules that computing takes kernels from."""
+    return {"dbnet.network.replica", *(type(member).__module__ for member in (*config.model.layers, config.model.loss))}
+
+
+def compiles(config: Config) -> bool:
+    """Return whether computing needs the compiler at every start: for kernels over threads, and for a user's own."""
+    kernels, reached = [made for _, made in jit.KERNELS], jit.reached(_working(config))
+    return any(k.__module__ in reached and (not k.__module__.startswith("dbnet.") or k.parallel) for k in kernels)
 
 
 def open_record(ready: Setup, about: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> tuple[Setup, RunFile]:

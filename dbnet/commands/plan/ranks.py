@@ -15,12 +15,14 @@ from dbnet.core.ranges import Range, overlap, size_of
 from dbnet.network.exchange import Exchange
 from dbnet.network.model import Piece, footprint
 from dbnet.network.network import Network
-from dbnet.run.roles import window_layouts
+from dbnet.run.roles import compiles, window_layouts
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 
 # Measured, see tests/system/mpi/test_memory.py: Python, MPI and the libraries that a role uses; what HDF5 holds of each register
 # that it saves.
-PROCESS = {Role.COORDINATE: 227 << 20, Role.SERVE: 206 << 20, Role.WORK: 230 << 20}
+PROCESS = {Role.COORDINATE: 148 << 20, Role.SERVE: 141 << 20, Role.WORK: 153 << 20}
+# The compiler, where kernels need it at every start: on whoever computes, and on the first rank of a host, which readies them.
+COMPILER = 70 << 20
 WRITING = 8 << 20
 
 
@@ -45,7 +47,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
     for rank in range(world.size):
         name = world.name(rank)
         if world.role(rank) is Role.COORDINATE:
-            out.append(RankPlan(rank, name, "no parameters", 0, PROCESS[Role.COORDINATE] + windows[rank].nbytes))
+            out.append(RankPlan(rank, name, "no parameters", 0, process(ready, Role.COORDINATE) + windows[rank].nbytes))
         elif world.role(rank) is Role.SERVE:
             part = ready.ranges[rank - 1]
             vectors = method.receiver.vectors(ready.config)
@@ -55,7 +57,7 @@ def ranks(ready: Setup) -> list[RankPlan]:
             pushed = sum(_common(p.pushed, part) for p in parts) * world.replicas * wire
             moved = fetched // n_fetch + pushed // n_push
             owns = f"parameters {part.lo} .. {part.hi}"
-            out.append(RankPlan(rank, name, owns, moved, PROCESS[Role.SERVE] + windows[rank].nbytes + state))
+            out.append(RankPlan(rank, name, owns, moved, process(ready, Role.SERVE) + windows[rank].nbytes + state))
         else:
             replica, partition = world.place(rank)
             examples = sum(share.size for share in first_shares(ready, replica))
@@ -66,6 +68,11 @@ def ranks(ready: Setup) -> list[RankPlan]:
             owns = f"{mine.size} parameters, shards {_span(touched)}, {data}"
             out.append(RankPlan(rank, name, owns, moved, needs[partition] + data_memory(ready, partition, examples)))
     return out
+
+
+def process(ready: Setup, role: Role) -> int:
+    """Return the bytes of a rank's process by itself: Python, MPI and the libraries."""
+    return PROCESS[role] + COMPILER * (role is not Role.SERVE and compiles(ready.config))
 
 
 def _common(pieces: list[Piece], part: Range) -> int:
@@ -113,7 +120,7 @@ def partition_memory(ready: Setup, partition: int) -> int:
     networks += network_memory(ready, partition, EVALUATION_BATCH if watched else batch, False)
     # What travels as bfloat16 is put together apart.
     carried = config.method.narrow * (size + ready.rings.elements) * ready.rings.wire.itemsize
-    return PROCESS[Role.WORK] + (config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + carried + networks
+    return process(ready, Role.WORK) + (config.method.worker.copies(config) + 1) * size * model.dtype.itemsize + carried + networks
 
 
 def data_memory(ready: Setup, partition: int, own: int) -> int:

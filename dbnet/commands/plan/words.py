@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbnet.comm.topology import Role
-from dbnet.commands.plan.ranks import PROCESS, RankPlan
+from dbnet.commands.plan.ranks import RankPlan, process
 from dbnet.coordinator.heartbeat import polling
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
@@ -83,7 +83,7 @@ def describe(ready: Setup, rows: Sequence[RankPlan], profile: Profile | None = N
         "",
     ]
     vectors = 1 + ready.config.method.receiver.vectors(ready.config)
-    python = sum(PROCESS[ready.topology.role(row.rank)] for row in rows)
+    python = sum(process(ready, ready.topology.role(row.rank)) for row in rows)
     lines += [
         *table(ready, rows),
         "",

@@ -11,11 +11,15 @@ import pytest
 from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import ranks
 from dbnet.core import config
+from dbnet.core.jit import CHECKED
 from dbnet.data.file import write
 from dbnet.run.roles import use
 from dbnet.run.setup import setup
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHECKED, reason="kernels that check their bounds are compiled at every start and take more memory"),
+]
 HERE = Path(__file__).resolve().parent
 WIDE = ["model.layers=[{kind='dense', units=8000, activation='relu'}, {kind='dense', units=10}]"]
 IMAGES = [
