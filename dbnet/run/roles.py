@@ -48,7 +48,8 @@ from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.shards.accrual import Accrual
 from dbnet.shards.local_store import Store
 from dbnet.shards.push import Receiver, Receiving
-from dbnet.shards.schedule.log import PartLog, part_of_schedule, schedule_of
+from dbnet.shards.schedule.log import PartLog
+from dbnet.shards.schedule.paths import part_of_schedule, schedule_of
 from dbnet.shards.schedule.serving import RecordingWriter
 from dbnet.shards.server import NoInbox, Server
 from dbnet.shards.shard import Shard
@@ -208,9 +209,8 @@ def open_log(
     world, limit, by_pass = ready.topology, ready.config.record.limit, not ready.versioned
     if not rank and not by_pass:
         return None
-    path = part_of_schedule(ready.config, world, rank)
-    about = {"run": identity, "part": path.name, "here": here, "threads": threads, "machine": runfile.machine()}
-    log = PartLog(path, about, limit // (world.size - 1), say)
+    about = {"run": identity, "here": here, "threads": threads, "machine": runfile.machine()}
+    log = PartLog(part_of_schedule(ready.config, world, rank), about, limit // (world.size - 1), say)
     if by_pass and world.role(rank) is Role.WORK:
         log.close()
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,8 @@ from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule import fetching, log
 from dbnet.shards.schedule import slices as slices_module
 from dbnet.shards.schedule.fetching import RecordingStore
-from dbnet.shards.schedule.log import FETCH, FULL, PUSH, TAKE, TAKES, PartLog, PartOfSchedule, tail_of
+from dbnet.shards.schedule.log import END, FETCH, FULL, PUSH, TAKE, TAKES, PartLog, PartOfSchedule
+from dbnet.shards.schedule.paths import tail_of
 from dbnet.shards.schedule.serving import CountingShard
 from dbnet.shards.schedule.slices import slice_pieces
 from dbnet.shards.store import WindowStore
@@ -121,7 +125,7 @@ def said(path):
 
 def test_a_part_can_be_read_whenever_its_writer_is_killed(tmp_path):
     rng, path, wanted = np.random.default_rng(3), tmp_path / "shard-0", []
-    writer = PartLog(path, {"part": "shard-0"}, 1 << 12, pytest.fail)
+    writer = PartLog(path, {}, 1 << 12, pytest.fail)
     while path.stat().st_size < 1 << 11:
         if rng.random() < 0.9:
             wanted.append((int(rng.integers(9)), int(rng.integers(1 << 32))))
@@ -149,15 +153,97 @@ def said_since(tail):
     return sum(len(entry.array(TAKE)) if entry.kind == TAKES else 1 for entry in entries)
 
 
+def taking(writer, count, seed=1):
+    """Take slices and return what was written down of them."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(count):
+        out.append((int(rng.integers(9)), int(rng.integers(1 << 32))))
+        writer.take(*out[-1])
+        if not writer.open:
+            return out[:-1]
+    return out
+
+
 def test_a_part_that_is_full_says_so_and_keeps_what_it_has(tmp_path):
     path, told = tmp_path / "shard-0", []
     writer = PartLog(path, {}, 5000, told.append)
-    for number in range(2000):
-        writer.take(number, 77777 * number)
+    wanted = taking(writer, 2000)
     assert not writer.open and len(told) == 1 and "record.limit" in told[0]
     writer.add(PUSH, b"late")
+    writer.take(1, 2)
     writer.close()
     part = PartOfSchedule(path)
-    assert part.full and not part.whole and part.entries[-1].kind == FULL and not tail_of(path).exists()
-    taken = [take for entry in part.entries if entry.kind == TAKES for take in entry.array(TAKE).tolist()]
-    assert taken == [(number, 77777 * number) for number in range(len(taken))] and 700 < len(taken) < 1500
+    assert part.full and not part.whole and 900 > len(wanted) > 600 and said(path) == [*wanted, (FULL, b"")]
+
+
+@pytest.mark.parametrize("limit", [1500, 3000, 9000])
+def test_a_part_and_its_tail_never_have_more_than_their_limit(limit, tmp_path):
+    path, rng = tmp_path / "shard-0", np.random.default_rng(2)
+    writer, most = PartLog(path, {}, limit, lambda _: None), 0
+    for _ in range(100):
+        taking(writer, 20)
+        writer.add(FETCH, rng.bytes(int(rng.integers(200) * rng.integers(10))))
+        most = max(most, sum(file.stat().st_size for file in tmp_path.iterdir()))
+    assert not writer.open and limit // 2 < most <= limit
+    assert PartOfSchedule(path).full
+
+
+@pytest.mark.parametrize("when", ["first", "middle", "last"])
+def test_what_a_full_disk_refuses_is_read_from_the_tail(when, tmp_path, monkeypatch):
+    path, told, write, full = tmp_path / "shard-0", [], os.write, when == "first"
+    writer = PartLog(path, {}, 1 << 14, told.append)
+
+    def half(number, data):
+        if number != writer._file or not full:
+            return write(number, data)
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", half)
+    wanted = taking(writer, 1000)
+    full = True
+    wanted += taking(writer, 300 if when == "last" else 1000, seed=2) if writer.open else []
+    writer.close(b"state")
+    part = PartOfSchedule(path)
+    assert said(path) == wanted + [(END, b"state")] * (when == "last") and len(wanted) > 600
+    assert part.whole == (when == "last") and not part.full and path.stat().st_size == writer._written
+    assert ["No space left" in one for one in told] == [True] * (when != "last")
+
+
+@pytest.mark.parametrize("limit", [3000, 1 << 14])
+def test_a_part_that_cannot_be_closed_lets_the_run_go_on(limit, tmp_path, monkeypatch):
+    path, told, close = tmp_path / "shard-0", [], os.close
+    writer = PartLog(path, {}, limit, told.append)
+
+    def lost(number):
+        close(number)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    wanted, size = taking(writer, 200), path.stat().st_size
+    monkeypatch.setattr(os, "close", lost)
+    wanted += taking(writer, 300)
+    writer.close()
+    monkeypatch.undo()
+    assert "may lack entries" in told[-1] and os.strerror(errno.EDQUOT) in told[-1]
+    if limit > 3000:
+        # The last block never reached the disk.
+        path.write_bytes(path.read_bytes()[:size])
+        assert said(path) == [*wanted, (END, b"")] and len(told) == 1
+    else:
+        assert said(path) == [*wanted, (FULL, b"")] and len(told) == 2
+
+
+def test_a_tail_that_is_left_behind_does_no_harm(tmp_path, monkeypatch):
+    path = tmp_path / "shard-0"
+    writer = PartLog(path, {}, 1 << 14, pytest.fail)
+    wanted = taking(writer, 1000)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    writer.close()
+    assert tail_of(path).exists() and said(path) == [*wanted, (END, b"")]
+    tail_of(path).write_bytes(b"")
+    assert said(path) == [*wanted, (END, b"")]

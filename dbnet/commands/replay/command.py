@@ -27,7 +27,8 @@ from dbnet.monitor.runfile import machine
 from dbnet.run import roles
 from dbnet.run.inference import run_modules
 from dbnet.run.setup import Setup, setup
-from dbnet.shards.schedule.log import PartOfSchedule, part_of_schedule, schedule_of
+from dbnet.shards.schedule.log import PartOfSchedule
+from dbnet.shards.schedule.paths import part_of_schedule, schedule_of
 
 # What evaluations may differ by, relatively, where another machine has recorded.
 NEAR = 1e-6

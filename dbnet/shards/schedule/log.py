@@ -2,9 +2,10 @@
 
 A part is a line that names the format, and blocks: length, and as many bytes (zlib) of entries: kind, length, content. The first
 entry says whose part it is. What has come since the last block lies in a file beside it, NAME.tail, which is mapped into its rank's
-memory: an entry is in the system's hands as soon as it is added, without a call, and whoever is killed leaves all that was added.
-The tail says how many blocks there were before it and where its entries end, so what was just being written is told from what is
-whole.
+memory: an entry is in the system's hands as soon as it is added, without a call (one longer than a tail is a block of its own), and
+whoever is killed leaves all that was added. The tail says how many blocks there were before it and where its entries end, so what
+was just being written is told from what is whole. It goes when the part has come to its end; where a block could not be written it
+stays, for then it holds what comes after the last whole one.
 
 Of a shard, in the order of what it did:
     TAKES     slices taken: (origin, check sum) each; an origin's slices come in order, so nothing else need be said
@@ -27,7 +28,7 @@ A batch method's replicas decide nothing: theirs is empty, and the coordinator h
     CHECKPOINT        name of one that is begun, number of the pass
     HALT              the run is to stop: number of the pass that is broken off, 0 between passes
     END               the run is over
-FULL ends a part that has become too long, or could not be written.
+FULL ends a part that has become too long; one that could not be written on just breaks off.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.comm.topology import Role, Topology
-from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.core.files import reserve, why
+from dbnet.shards.schedule.paths import tail_of
 
 (
     ABOUT, TAKES, CLOSE, SAVE, COPY, SAVED, END, FETCH, SNAPSHOT, PUSH, ORDER, SHARE, EVALUATED,
@@ -75,21 +76,6 @@ _FIRST = 2 * _BLOCKS.size
 _MOST, _LEAST = 1 << 16, 1 << 10
 
 
-def schedule_of(config: Config) -> Path:
-    """Return the path of the folder of a run's recorded schedule."""
-    return config.output(".schedule")
-
-
-def part_of_schedule(config: Config, world: Topology, rank: int) -> Path:
-    """Return the path of a rank's part."""
-    if world.role(rank) is Role.COORDINATE:
-        return schedule_of(config) / "coordinator"
-    if world.role(rank) is Role.SERVE:
-        return schedule_of(config) / f"shard-{world.shard_of(rank)}"
-    replica, partition = world.place(rank)
-    return schedule_of(config) / f"replica-{replica}.{partition}"
-
-
 class LogEntry(NamedTuple):
     """One entry of a part."""
 
@@ -113,27 +99,28 @@ class PartLog:
     path
         The file to make.
     about
-        What the part says of itself.
+        What the part says of itself, besides its name.
     limit
-        Bytes after which it ends.
+        Bytes that it may have, its tail (1 KB at least) among them.
     say
         Is told in a sentence why the record ends early.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], limit: int, say: Callable[[str], None]) -> None:
         self.path, self._limit, self._say = path, limit, say
-        self._end = min(_MOST, max(_LEAST, limit // 4))
+        size = min(_MOST, max(_LEAST, limit // 4))
         try:
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            self._tail = _mapped(tail_of(path), self._end)
+            self._tail = _mapped(tail_of(path), size)
+            os.write(self._file, _FORMAT)
         except OSError as error:
             raise UserError(f"Cannot write '{path}' ({why(error)}); every rank must reach run.folder to record.") from None
         # Where the next entry goes, and where slices taken are put down that are its content so far.
         self._at, self._taking = _FIRST, 0
-        self._written = self._blocks = 0
+        # FULL has room in it always.
+        self._end, self._written, self._blocks = size - _HEAD.size, len(_FORMAT), 0
         _PUT_BLOCKS(self._tail, _BLOCKS.size, _FIRST)
-        self._write(_FORMAT)
-        self.add(ABOUT, about)
+        self.add(ABOUT, {"part": path.name, **about})
 
     @property
     def open(self) -> bool:
@@ -194,25 +181,33 @@ class PartLog:
             self._append(self._tail[_FIRST : self._at])
 
     def _append(self, entries: bytes) -> None:
-        """Write a block; afterwards the tail is empty."""
-        self._write(block(entries))
-        self._at, self._blocks = _FIRST, self._blocks + 1
-        # In this order: what is in the block may not be taken to follow it.
-        _PUT_BLOCKS(self._tail, _BLOCKS.size, _FIRST)
-        _PUT_BLOCKS(self._tail, 0, self._blocks)
-        if self._file is not None and self._written > self._limit:
-            self._write(block(_HEAD.pack(FULL, 0)))
-            self._stop(f"'{self.path}' has {self._written:,} bytes, the part of record.limit that it may have")
+        """Write a block; afterwards the tail is empty, or the record has ended and the tail is left as it is."""
+        data = block(entries)
+        if self._written + len(data) + len(self._tail) > self._limit:
+            _PUT_HEAD(self._tail, self._at, FULL, 0)
+            _PUT_BLOCKS(self._tail, _BLOCKS.size, self._at + _HEAD.size)
+            self._stop(f"'{self.path}' may have {self._limit:,} bytes, its part of record.limit")
+        elif failed := self._write(data):
+            self._stop(f"'{self.path}' cannot be written: {failed}")
+        else:
+            self._at, self._blocks = _FIRST, self._blocks + 1
+            # In this order: what is in the block may not be taken to follow it.
+            _PUT_BLOCKS(self._tail, _BLOCKS.size, _FIRST)
+            _PUT_BLOCKS(self._tail, 0, self._blocks)
 
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            return
+    def _write(self, data: bytes) -> str:
+        """Write a block, or return why it cannot be written."""
+        left = data
         try:
-            self._written += len(data)
-            while data:
-                data = data[os.write(self._file, data) :]
+            while left:
+                left = left[os.write(self._file, left) :]
         except OSError as error:
-            self._stop(f"'{self.path}' cannot be written: {why(error)}")
+            # If this cannot be done either, a reader takes the tail in place of what is not whole.
+            with suppress(OSError):
+                os.ftruncate(self._file, self._written)
+            return why(error)
+        self._written += len(data)
+        return ""
 
     def _stop(self, reason: str) -> None:
         self._say(f"The schedule is recorded no further ({reason}); the run goes on.")
@@ -222,19 +217,25 @@ class PartLog:
         """End the part as that of a rank that has come to its end; again does nothing."""
         if self._file is not None:
             self.add(END, content)
-            self._turn()
-        self._leave()
-
-    def _leave(self) -> None:
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            tail_of(self.path).unlink(missing_ok=True)
+            failed = self._at > _FIRST and self._write(block(self._tail[_FIRST : self._at]))
+            # The tail holds the end, too: what does not reach the disk is read from there.
+            if self._leave() and not failed:
+                # Nobody reads one that its block has overtaken.
+                with suppress(OSError):
+                    tail_of(self.path).unlink(missing_ok=True)
 
-
-def tail_of(path: Path) -> Path:
-    """Return the path of what a part's rank has added since its last block."""
-    return path.with_name(f"{path.name}.tail")
+    def _leave(self) -> bool:
+        """Close the files; return whether all that was written is there."""
+        number, self._file = self._file, None
+        self._tail.close()
+        try:
+            os.close(number)
+        except OSError as error:
+            # Of a file elsewhere, which had no room for what was written before.
+            self._say(f"The recorded schedule may lack entries ('{self.path}' cannot be closed: {why(error)}); the run goes on.")
+            return False
+        return True
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
