@@ -14,6 +14,7 @@ from harness import Late
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import take_turns
 from dbnet.comm.window import Field, LocalWindow, WindowLayout
+from dbnet.core.errors import UserError
 from dbnet.core.kernels.vector import check_sum, checked, first_bad
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
@@ -247,3 +248,34 @@ def test_a_tail_that_is_left_behind_does_no_harm(tmp_path, monkeypatch):
     assert tail_of(path).exists() and said(path) == [*wanted, (END, b"")]
     tail_of(path).write_bytes(b"")
     assert said(path) == [*wanted, (END, b"")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tail_has_all_its_blocks_before_it_is_written_to(known, tmp_path, monkeypatch):
+    """A hole in a mapped file kills its rank once the disk is full."""
+    if not known:
+        monkeypatch.setattr("dbnet.core.files._ALLOCATE", None)
+    PartLog(tmp_path / "shard-0", {}, 1 << 20, print)
+    made = tail_of(tmp_path / "shard-0").stat()
+    assert 512 * made.st_blocks >= made.st_size == 1 << 16
+
+
+def test_a_disk_without_room_or_without_mapping_is_named(tmp_path, monkeypatch):
+    path, write = tmp_path / "shard-0", os.write
+
+    def mapped(*_):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    def full(number, data):
+        if len(data) < 1000:
+            return write(number, data)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.mmap, "mmap", mapped)
+        with pytest.raises(UserError, match=r"shard-0\.tail' cannot be mapped into memory \(No such device\).*set run.folder"):
+            PartLog(path, {}, 1 << 20, print)
+    path.unlink()
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match=r"Cannot write '.*shard-0' \(No space left on device\).*have room"):
+        PartLog(path, {}, 1 << 20, print)

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbnet.core.errors import UserError
-from dbnet.core.files import reserve, why
+from dbnet.core.files import why
 from dbnet.shards.schedule.paths import tail_of
 
 (
@@ -112,9 +112,11 @@ class PartLog:
         try:
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             self._tail = _mapped(tail_of(path), size)
-            os.write(self._file, _FORMAT)
+            _write(self._file, _FORMAT)
         except OSError as error:
-            raise UserError(f"Cannot write '{path}' ({why(error)}); every rank must reach run.folder to record.") from None
+            raise UserError(
+                f"Cannot write '{path}' ({why(error)}); to record, every rank must reach run.folder and have room there."
+            ) from None
         # Where the next entry goes, and where slices taken are put down that are its content so far.
         self._at, self._taking = _FIRST, 0
         # FULL has room in it always.
@@ -197,10 +199,8 @@ class PartLog:
 
     def _write(self, data: bytes) -> str:
         """Write a block, or return why it cannot be written."""
-        left = data
         try:
-            while left:
-                left = left[os.write(self._file, left) :]
+            _write(self._file, data)
         except OSError as error:
             # If this cannot be done either, a reader takes the tail in place of what is not whole.
             with suppress(OSError):
@@ -239,14 +239,27 @@ class PartLog:
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
-    """Make a file of `size` bytes and map it; its blocks are reserved, since a full disk would kill whoever writes to it."""
+    """Make a file of `size` bytes and map it; they are written first: on a full disk a hole kills whoever writes to it."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        os.ftruncate(number, size)
-        reserve(number, path.parent, size)
-        return mmap.mmap(number, size)
+        _write(number, bytes(size))
+        # Some file systems look for room only now.
+        os.fsync(number)
+        try:
+            return mmap.mmap(number, size)
+        except OSError as error:
+            raise UserError(
+                f"'{path}' cannot be mapped into memory ({why(error)}), which some network and FUSE file systems do not allow; "
+                "to record, set run.folder to another file system, or leave record.schedule out."
+            ) from None
     finally:
         os.close(number)
+
+
+def _write(number: int, data: bytes) -> None:
+    """Write all of `data` to an open file."""
+    while data:
+        data = data[os.write(number, data) :]
 
 
 def block(entries: bytes) -> bytes:
