@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import secrets
@@ -151,6 +152,31 @@ def reserve(number: int, folder: Path, size: int) -> None:
             raise OSError(code, os.strerror(code))
     # A disk that cannot reserve is asked what it has left.
     require_room(folder, size - os.fstat(number).st_size)
+
+
+def put(number: int, data: bytes) -> None:
+    """Write all of `data` to an open file."""
+    while data:
+        data = data[os.write(number, data) :]
+
+
+def mapped(path: Path, size: int, advice: str) -> mmap.mmap:
+    """Make a file of `size` zeros and map it; UserError that ends in `advice` where that cannot be.
+
+    They are written, since on a full disk a hole kills whoever writes to it.
+    """
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        put(number, bytes(size))
+        # Some file systems look for room only now.
+        os.fsync(number)
+        try:
+            return mmap.mmap(number, size)
+        except OSError as error:
+            words = f"{why(error)}; not every network or FUSE file system can do that"
+            raise UserError(f"'{path}' cannot be mapped into memory ({words}); {advice}.") from None
+    finally:
+        os.close(number)
 
 
 def why(error: Exception) -> str:

@@ -191,7 +191,7 @@ def test_what_cannot_be_replayed_is_refused(run_file: Path, dbnet: Callable[...,
     assert not plain.with_suffix(".schedule").exists()
     path = recorded(run_file)
     (path.with_suffix(".schedule") / "shard-1").write_text("something else")
-    assert "is no part of a schedule" in dbnet("replay", path).err
+    assert "is no part of a recorded schedule" in dbnet("replay", path).err
     (path.with_suffix(".schedule") / "shard-1").unlink()
     assert dbnet("replay", path).code == 2
 

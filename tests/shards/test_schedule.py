@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from itertools import cycle
 from pathlib import Path
@@ -126,7 +127,7 @@ def said(path):
 
 def test_a_part_can_be_read_whenever_its_writer_is_killed(tmp_path):
     rng, path, wanted = np.random.default_rng(3), tmp_path / "shard-0", []
-    writer = PartLog(path, {}, 1 << 12, pytest.fail)
+    writer = PartLog(path, {}, 5000, pytest.fail)
     while path.stat().st_size < 1 << 11:
         if rng.random() < 0.9:
             wanted.append((int(rng.integers(9)), int(rng.integers(1 << 32))))
@@ -192,7 +193,7 @@ def test_a_part_and_its_tail_never_have_more_than_their_limit(limit, tmp_path):
 @pytest.mark.parametrize("when", ["first", "middle", "last"])
 def test_what_a_full_disk_refuses_is_read_from_the_tail(when, tmp_path, monkeypatch):
     path, told, write, full = tmp_path / "shard-0", [], os.write, when == "first"
-    writer = PartLog(path, {}, 1 << 14, told.append)
+    writer = PartLog(path, {}, 20_000, told.append)
 
     def half(number, data):
         if number != writer._file or not full:
@@ -204,7 +205,7 @@ def test_what_a_full_disk_refuses_is_read_from_the_tail(when, tmp_path, monkeypa
     monkeypatch.setattr(os, "write", half)
     wanted = taking(writer, 1000)
     full = True
-    wanted += taking(writer, 300 if when == "last" else 1000, seed=2) if writer.open else []
+    wanted += taking(writer, 200 if when == "last" else 1000, seed=2) if writer.open else []
     writer.close(b"state")
     part = PartOfSchedule(path)
     assert said(path) == wanted + [(END, b"state")] * (when == "last") and len(wanted) > 600
@@ -212,7 +213,7 @@ def test_what_a_full_disk_refuses_is_read_from_the_tail(when, tmp_path, monkeypa
     assert ["No space left" in one for one in told] == [True] * (when != "last")
 
 
-@pytest.mark.parametrize("limit", [3000, 1 << 14])
+@pytest.mark.parametrize("limit", [3000, 20_000])
 def test_a_part_that_cannot_be_closed_lets_the_run_go_on(limit, tmp_path, monkeypatch):
     path, told, close = tmp_path / "shard-0", [], os.close
     writer = PartLog(path, {}, limit, told.append)
@@ -237,7 +238,7 @@ def test_a_part_that_cannot_be_closed_lets_the_run_go_on(limit, tmp_path, monkey
 
 def test_a_tail_that_is_left_behind_does_no_harm(tmp_path, monkeypatch):
     path = tmp_path / "shard-0"
-    writer = PartLog(path, {}, 1 << 14, pytest.fail)
+    writer = PartLog(path, {}, 20_000, pytest.fail)
     wanted = taking(writer, 1000)
 
     def refuse(*_, **__):
@@ -272,10 +273,29 @@ def test_a_disk_without_room_or_without_mapping_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(log.mmap, "mmap", mapped)
-        with pytest.raises(UserError, match=r"shard-0\.tail' cannot be mapped into memory \(No such device\).*set run.folder"):
+        patch.setattr(mmap, "mmap", mapped)
+        with pytest.raises(UserError, match=r"shard-0\.tail' cannot be mapped into memory \(No such device;.*set run.folder"):
             PartLog(path, {}, 1 << 20, print)
     path.unlink()
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(UserError, match=r"Cannot write '.*shard-0' \(No space left on device\).*have room"):
         PartLog(path, {}, 1 << 20, print)
+
+
+def test_a_part_of_another_dbnet_is_named_as_such(tmp_path):
+    path = tmp_path / "shard-0"
+    writer = PartLog(path, {}, 1 << 20, pytest.fail)
+    # More origins than there were in the formats before.
+    writer.take(70_000, 1)
+    writer.close()
+    assert said(path) == [(70_000, 1), (END, b"")]
+    blocks = path.read_bytes()[len(log._FORMAT) :]
+    for first, words in {
+        b"dbnet schedule 3\n": "an older dbnet, in format 3 ",
+        b"dbnet schedule 12\n": "a newer dbnet, in format 12 ",
+        b"dbnet schedule x\n": "no part of a recorded schedule",
+        b"": "no part of a recorded schedule",
+    }.items():
+        path.write_bytes(first + blocks)
+        with pytest.raises(UserError, match=words):
+            PartOfSchedule(path)

@@ -34,7 +34,6 @@ FULL ends a part that has become too long; one that could not be written on just
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 import zlib
@@ -46,7 +45,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbnet.core.errors import UserError
-from dbnet.core.files import why
+from dbnet.core.files import mapped, put, why
 from dbnet.shards.schedule.paths import tail_of
 
 (
@@ -59,8 +58,9 @@ NAMES = (
     "a pass's beginning", "a pass's sum", "a pass", "an iteration", "a reason to end", "an order to evaluate", "a checkpoint",
     "a halt", "the end of the record",
 )  # fmt: skip
-TAKE = np.dtype([("origin", "<u2"), ("check", "<u4")])
-_FORMAT = b"dbnet schedule 3\n"
+TAKE = np.dtype([("origin", "<u4"), ("check", "<u4")])
+_KIND, _VERSION = b"dbnet schedule ", 4
+_FORMAT = b"%b%d\n" % (_KIND, _VERSION)
 _HEAD = struct.Struct("<BI")
 _LENGTH = struct.Struct("<I")
 # What a tail begins with: blocks before it, and where its entries end.
@@ -69,7 +69,7 @@ _PUT_BLOCKS, _PUT_HEAD, _PUT_LENGTH, _PUT_TAKE = (
     _BLOCKS.pack_into,
     _HEAD.pack_into,
     _LENGTH.pack_into,
-    struct.Struct("<HI").pack_into,
+    struct.Struct("<II").pack_into,
 )
 _FIRST = 2 * _BLOCKS.size
 # Bytes of a block before it is compressed, at most and at least.
@@ -111,8 +111,8 @@ class PartLog:
         size = min(_MOST, max(_LEAST, limit // 4))
         try:
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            self._tail = _mapped(tail_of(path), size)
-            _write(self._file, _FORMAT)
+            self._tail = mapped(tail_of(path), size, "to record, set run.folder to another one, or leave record.schedule out")
+            put(self._file, _FORMAT)
         except OSError as error:
             raise UserError(
                 f"Cannot write '{path}' ({why(error)}); to record, every rank must reach run.folder and have room there."
@@ -200,7 +200,7 @@ class PartLog:
     def _write(self, data: bytes) -> str:
         """Write a block, or return why it cannot be written."""
         try:
-            _write(self._file, data)
+            put(self._file, data)
         except OSError as error:
             # If this cannot be done either, a reader takes the tail in place of what is not whole.
             with suppress(OSError):
@@ -238,30 +238,6 @@ class PartLog:
         return True
 
 
-def _mapped(path: Path, size: int) -> mmap.mmap:
-    """Make a file of `size` bytes and map it; they are written first: on a full disk a hole kills whoever writes to it."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        _write(number, bytes(size))
-        # Some file systems look for room only now.
-        os.fsync(number)
-        try:
-            return mmap.mmap(number, size)
-        except OSError as error:
-            raise UserError(
-                f"'{path}' cannot be mapped into memory ({why(error)}), which some network and FUSE file systems do not allow; "
-                "to record, set run.folder to another file system, or leave record.schedule out."
-            ) from None
-    finally:
-        os.close(number)
-
-
-def _write(number: int, data: bytes) -> None:
-    """Write all of `data` to an open file."""
-    while data:
-        data = data[os.write(number, data) :]
-
-
 def block(entries: bytes) -> bytes:
     """Return entries as a block of a part."""
     squeezed = zlib.compress(entries, 1)
@@ -287,13 +263,25 @@ class PartOfSchedule:
         except OSError as error:
             raise UserError(f"No part '{path}' of the recorded schedule can be read ({why(error)}).") from None
         if not data.startswith(_FORMAT):
-            raise UserError(f"'{path}' is no part of a schedule that this dbnet has recorded.")
+            raise UserError(_refusal(path, data))
         self.path, self.entries = path, _entries(_unpacked(data[len(_FORMAT) :], tail_of(path)))
         if not self.entries or self.entries[0].kind != ABOUT:
             raise UserError(f"'{path}' is damaged: it does not say whose part it is.")
         self.about: dict[str, Any] = self.entries.pop(0).value
         last = self.entries[-1].kind if self.entries else None
         self.whole, self.full = last == END, last == FULL
+
+
+def _refusal(path: Path, data: bytes) -> str:
+    """Return why a file is no part that can be read here."""
+    number = data[len(_KIND) : len(_KIND) + 9].split(b"\n")[0]
+    if not data.startswith(_KIND) or not number.isdigit():
+        return f"'{path}' is no part of a recorded schedule."
+    other = "an older" if int(number) < _VERSION else "a newer"
+    return (
+        f"'{path}' was recorded by {other} dbnet, in format {int(number)} (here it is {_VERSION}): "
+        "replay it with that one, or record the run anew."
+    )
 
 
 def _entries(data: bytes) -> list[LogEntry]:
