@@ -95,6 +95,54 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 
+def store_of(folder, world, feet, change=lambda rank: None):
+    """Return partition 0's end over one shard, and the shard's numbers of changes."""
+    size, dtype = feet[-1][-1].range.hi, np.dtype("f8")
+    pieces = slice_pieces([routes(foot, [Range(0, size)])[0] for foot in feet], SLICE)
+    rings = Rings([Range(0, size)], [list(range(len(feet)))], dtype, SLICE * 8, 4)
+    layouts = [WindowLayout([*rings.fields(0, world), Field("version", "int64", (len(pieces),))]), *[WindowLayout(())] * len(feet)]
+    memory = LocalWindow([WindowLayout(()), *layouts])
+    parts = (Crumbling(memory, change), world, (0, 0), Footprint(feet[0], feet[0], feet[0][-1].range.hi), rings)
+    made = RecordingStore(PartLog(folder / "replica-0.0", {}, 1 << 20, print), feet[0], [pieces], np.zeros(1, np.int64), *parts)
+    return made, memory.at(1).local["version"]
+
+
+def test_changes_of_what_is_not_fetched_do_not_tear_a_fetch(tmp_path):
+    changes = []
+
+    def change(rank):
+        if len(changes) < 100:
+            changes.append(rank)
+            versions[2:] += 1
+
+    feet = [[Piece(Range(0, 8), 0)], [Piece(Range(8, 16), 0)]]
+    store, versions = store_of(tmp_path, Topology(1, 1, 2), feet, change)
+    take_turns([store.fetch()])
+    assert changes and store.again == 0 and store.clocks[0] == 0
+    store.close()
+
+
+def test_a_plan_adds_up_each_piece_once(tmp_path, monkeypatch):
+    count, stops, read = 60, [], RecordingStore._read_of
+
+    class Place:
+        def __init__(self, place):
+            self.start, self._stop = place.start, place.stop
+
+        @property
+        def stop(self):
+            stops.append(self)
+            return self._stop
+
+    def counted(self, *parts):
+        return [(rank, there, Place(place)) for rank, there, place in read(self, *parts)]
+
+    monkeypatch.setattr(RecordingStore, "_read_of", counted)
+    store, versions = store_of(tmp_path, Topology(1, 1), [[Piece(Range(0, SLICE * count), 0)]])
+    assert len(versions) == count and count <= len(stops) < 5 * count
+    store.close()
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_a_check_sum_sees_a_bit_and_an_exchange():
     x = np.random.default_rng(1).standard_normal(1000).astype(np.float32)

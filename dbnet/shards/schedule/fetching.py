@@ -38,12 +38,13 @@ class ReadGroup(NamedTuple):
     Attributes
     ----------
     looks
-        (rank, first piece, end, first piece there) of the numbers to look at, and the lowest bits of them all.
+        (rank, first piece, end, first piece there) of the numbers to look at, and as masks all bits, and the lowest ones, of those
+        whose pieces are fetched.
     ranks, moves
         From where what is fetched.
     """
 
-    looks: list[tuple[int, int, int, int, int]]
+    looks: list[tuple[int, int, int, int, int, int]]
     ranks: list[int]
     moves: list[Move]
 
@@ -79,6 +80,7 @@ class RecordingStore(WindowStore):
         self._snapped, self._now = np.zeros((2, starts[-1]), np.int64)
         self._before = np.zeros(len(pieces), np.int64)
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
+        self._sizes = np.array([sum(place.stop - place.start for *_, place in moves) for moves in self._reads], np.int64)
         self._groups = self._plan_groups(starts)
         self.again = 0
 
@@ -99,14 +101,16 @@ class RecordingStore(WindowStore):
             rank, first, turn = self._topology.shard_rank(route.shard), starts[route.shard], 0
             lo, end = first, starts[route.shard + 1]
             while lo < end:
-                hi, moves = lo, []
-                while hi < end and (hi == lo or _elements(moves) + _elements(self._reads[hi]) <= most):
+                hi, moves, room = lo, [], most
+                while hi < end and (hi == lo or self._sizes[hi] <= room):
                     moves += self._reads[hi]
+                    room -= self._sizes[hi]
                     hi += 1
                 if turn == len(groups):
                     groups.append(ReadGroup([], [], []))
                 if moves:
-                    groups[turn].looks.append((rank, lo, hi, lo - first, sum(1 << 64 * i for i in range(hi - lo))))
+                    fetched = (self._sizes[lo:hi] > 0).astype(np.int64)
+                    groups[turn].looks.append((rank, lo, hi, lo - first, _number(-fetched), _number(fetched)))
                     groups[turn].ranks.append(rank)
                     groups[turn].moves.extend(_joined(moves))
                 lo, turn = hi, turn + 1
@@ -161,23 +165,23 @@ class RecordingStore(WindowStore):
 
     def _look(self, out: np.ndarray, group: ReadGroup) -> None:
         """Read how often each piece of a group was changed."""
-        for rank, lo, hi, there, _ in group.looks:
+        for rank, lo, hi, there, *_ in group.looks:
             self._window.get(rank, "version", out[lo:hi], there)
         for rank in group.ranks:
             self._window.flush(rank)
 
     def _torn(self, seen: np.ndarray, group: ReadGroup) -> bool:
         """Return whether some piece of a group was not read as one version."""
-        for _, lo, hi, _, odd in group.looks:
-            # As bytes, and as one number: nothing here is done for each piece.
-            before = seen[lo:hi].tobytes()
-            if before != self._now[lo:hi].tobytes() or int.from_bytes(before, byteorder) & odd:
+        for _, lo, hi, _, fetched, odd in group.looks:
+            # As one number: nothing here is done for each piece.
+            before, now = _number(seen[lo:hi]), _number(self._now[lo:hi])
+            if (before ^ now) & fetched or before & odd:
                 return True
         return False
 
     def _mend(self, w: np.ndarray, seen: np.ndarray, group: ReadGroup, whole: bool) -> Turns:
         """Read again what was not read as one version."""
-        now, torn = self._now, [number for _, lo, hi, _, _ in group.looks for number in range(lo, hi)]
+        now, torn = self._now, [number for _, lo, hi, *_ in group.looks for number in range(lo, hi) if self._reads[number]]
         while torn := [number for number in torn if seen[number] != now[number] or seen[number] % 2]:
             still = [number for number in torn if now[number] % 2 == 0]
             if still:
@@ -190,8 +194,9 @@ class RecordingStore(WindowStore):
             self._look(now, group)
 
 
-def _elements(moves: Sequence[Move]) -> int:
-    return sum(place.stop - place.start for _, _, place in moves)
+def _number(versions: np.ndarray) -> int:
+    """Return the bits of int64 numbers as one."""
+    return int.from_bytes(versions.tobytes(), byteorder)
 
 
 def _joined(moves: Sequence[Move]) -> list[Move]:
