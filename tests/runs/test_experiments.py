@@ -12,7 +12,10 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "jobs" / "experiments"
 FIGURE3, FIGURE5 = (EXPERIMENTS / name / f"{name}.py" for name in ("figure3", "figure5"))
 
 
-def script(path: Path) -> ModuleType:
+def script(path: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> ModuleType:
+    """Load a script; as when it is started, modules beside it are found."""
+    if monkeypatch is not None:
+        monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -47,25 +50,33 @@ def test_figure5_runs_a_small_study_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made-up sounds, two replicas, a handful of gradients; the second time everything is there."""
-    figure5 = script(FIGURE5)
+    figure5 = script(FIGURE5, monkeypatch)
     prepare = figure5.prepare
     monkeypatch.setattr(figure5, "prepare", lambda folder, path: prepare(folder, path, each=1))
     study = figure5.Study(goal=0.01, warm=2, replicas=(2,), rates=(("fixed rate", (0.01,)), ("Adagrad", (0.1,))), tuned_at=2)
     study = study._replace(gradients=8, steps=1, whole=2, iterations=1, batch_replicas=(2,), passes=((1.0, 1.0),), seeds=(1,))
+    # What an interrupted run left behind is not begun from.
+    left = tmp_path / "runs" / f"{figure5.name_of(figure5.warm(1))}.h5"
+    left.parent.mkdir()
+    left.touch()
+    with pytest.raises(SystemExit, match="without --show they are made"):
+        figure5.main(["--show", "--out", str(tmp_path)], study)
     figure5.main(["--out", str(tmp_path)], study)
+    assert {path.name for path in left.parent.glob("*-2.h5")} == set()
     out = capsys.readouterr().out
     assert "| Downpour, Adagrad | 2 | 264 |" in out and "| Sandblaster L-BFGS | 2 | 258 |" in out and "1 of 1" in out
     assert (tmp_path / "figure5.png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "runs.csv").read_bytes()
     assert len(before.splitlines()) == 1 + 1 + 2 + 1 + 1
     monkeypatch.setattr(figure5, "measured", None)
+    figure5.main(["--show", "--out", str(tmp_path)], study)
     figure5.main(["--out", str(tmp_path)], study)
     assert (tmp_path / "runs.csv").read_bytes() == before
 
 
-def test_figure5_steps_take_as_long_as_the_papers() -> None:
+def test_figure5_steps_take_as_long_as_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 100 examples of 41.8 M parameters on four machines, and its 167 MB through their cards."""
-    figure5 = script(FIGURE5)
+    figure5 = script(FIGURE5, monkeypatch)
     machine = figure5.machine(figure5.Case("Adagrad", 10, 1.0, 0.1, 1))
     layers = [{"kind": "dense", "units": figure5.HIDDEN}, {"kind": "dense", "units": figure5.CLASSES}]
     model = script(FIGURE3).model_of(layers, (figure5.COMPONENTS,), "softmax")
