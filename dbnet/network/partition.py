@@ -7,8 +7,8 @@ transpose.
 
 The grids are the user's (`cut` of a layer), or those with the smallest predicted time: a shortest path through the layers, where a
 grid costs its largest partition's arithmetic, and a pair of neighbouring grids the largest exchange, and a copy where the output of
-one is no contiguous piece of the other's input. What a step takes on a machine is predicted closer (`cost.Profile.replica_step`),
-from when each partition can go on. The last layer is cut so that each partition's units are neighbours, since a loss knows a
+one is no contiguous piece of the other's input. What a step takes on a machine is predicted closer (`commands.plan.step`), from
+when each partition can go on. The last layer is cut so that each partition's units are neighbours, since a loss knows a
 partition's units by the index of the first: an image into rows.
 """
 

@@ -11,6 +11,7 @@ import pytest
 from geometries import CLASSES, Geometry
 from test_partition import NETWORKS, case, dense, model_of
 
+from dbnet.commands.plan.step import replica_step
 from dbnet.commands.see.checks import partitioned
 from dbnet.network.cost import Profile
 from dbnet.network.model import Model
@@ -37,7 +38,7 @@ def gathered(cut: Cut, latency: float, speed: float) -> float:
 def test_an_uncut_replica_takes_what_it_computes(name: str) -> None:
     model, profile = case(name)[0], machine(compute={"rate": 1.0, "rates": {"dense": 0.3}, "step": 1e-4, "apply": 1.0})
     cut = Cut(model, 1, 6)
-    step, copied = profile.replica_step(cut), sum(int(load.copied.sum()) for load in cut.loads)
+    step, copied = replica_step(profile, cut), sum(int(load.copied.sum()) for load in cut.loads)
     assert step.compute == pytest.approx(profile.step_seconds(model, model.boxes(), 6), rel=1e-12)
     # Values that the next layer does not look at are left out by a copy, and their deltas.
     assert step.waited == pytest.approx(2 * copied * 6 * 8 / (10 * SPEED), rel=1e-9, abs=1e-15)
@@ -52,7 +53,7 @@ def test_dense_layers_wait_for_all_values_and_hide_deltas_behind_the_gradient(sp
     moves = LATENCY + 3 * 8 * 10 / speed
     up = first + 2 * CALL + moves + second
     down = second + 2 * CALL + max(second, moves) + first
-    step = machine(speed=speed).replica_step(cut)
+    step = replica_step(machine(speed=speed), cut)
     assert step.total == pytest.approx(up + gathered(cut, LATENCY, speed) + down, rel=1e-12)
     assert step.compute == pytest.approx(2 * first + 3 * second, rel=1e-12)
 
@@ -66,7 +67,7 @@ def test_images_compute_their_interior_meanwhile(speed: float) -> None:
     moves = LATENCY + 8 * 10 / speed
     up = 4 * one + 2 * CALL + max(2 * one, moves) + one
     down = 3 * one + 2 * CALL + max(3 * one, moves) + 4 * one
-    assert machine(speed=speed).replica_step(cut).total == pytest.approx(up + gathered(cut, LATENCY, speed) + down, rel=1e-12)
+    assert replica_step(machine(speed=speed), cut).total == pytest.approx(up + gathered(cut, LATENCY, speed) + down, rel=1e-12)
 
 
 def test_partitions_of_a_host_share_its_card_and_their_neighbours_pay_less() -> None:
@@ -75,7 +76,7 @@ def test_partitions_of_a_host_share_its_card_and_their_neighbours_pay_less() -> 
     each, first, second, found = 2 * 8 * 100, 2 * 2 * 100 / RATE, 8 * 2 * 100 / RATE, []
     for ranks, faster in ((1, 1), (2, 1), (4, 10), (0, 10)):
         rest = 2 * first + 2 * second + 12 * CALL + gathered(cut, LATENCY / faster, SPEED * faster)
-        found.append(machine(ranks).replica_step(cut).total - rest)
+        found.append(replica_step(machine(ranks), cut).total - rest)
     far, near = LATENCY + 3 * each / SPEED, LATENCY / 10 + 3 * each / SPEED / 10
     # A card sends what its two partitions have for the two on the other host.
     card = LATENCY + 4 * each / SPEED
@@ -146,7 +147,7 @@ def test_large_networks_are_predicted_of_their_shapes_alone() -> None:
     model = model_of([*stage, *stage, stage[0]], (100, 100, 3), 73 * 73 * 36, "logistic", "float32")
     tracemalloc.start()
     try:
-        alone, four = (machine(compute={"rate": 100.0, "apply": 1.0}).replica_step(Cut(model, p, 100)) for p in (1, 4))
+        alone, four = (replica_step(machine(compute={"rate": 100.0, "apply": 1.0}), Cut(model, p, 100)) for p in (1, 4))
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()

@@ -7,6 +7,7 @@ from typing import Any
 
 from dbnet.comm.topology import Role
 from dbnet.commands.plan.ranks import RankPlan, process
+from dbnet.commands.plan.step import replica_step
 from dbnet.coordinator.heartbeat import polling
 from dbnet.coordinator.progress import INTERVAL, REPLICAS
 from dbnet.core.errors import UserError
@@ -27,7 +28,7 @@ def gradient_seconds(cut: Cut, profile: Profile | None) -> float:
     """Return the seconds of a replica's gradient: on a machine, its ranks with a core each, or on what is assumed of any."""
     if profile is None:
         return cut.seconds
-    return profile.suited(cut.model.layout.size * cut.model.dtype.itemsize).replica_step(cut).total
+    return replica_step(profile.suited(cut.model.layout.size * cut.model.dtype.itemsize), cut).total
 
 
 def cut_lines(ready: Setup, profile: Profile | None = None) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from dbnet.commands.plan.step import replica_step
 from dbnet.core.registry import make
 from dbnet.network.cost import Profile, load_profile
 from dbnet.network.model import Model
@@ -95,7 +96,7 @@ def cut_of(model: Model, machines: int) -> Cut:
 
 def speedups(model: Model, machines: Sequence[int], profile: Profile) -> np.ndarray:
     """Return the predicted speed-ups on so many machines, against one."""
-    times = [profile.replica_step(cut_of(model, n)).total for n in (1, *machines)]
+    times = [replica_step(profile, cut_of(model, n)).total for n in (1, *machines)]
     return times[0] / np.array(times[1:])
 
 
