@@ -1,10 +1,9 @@
 """The one decorator of kernels, with one cache policy.
 
 A kernel is declared with its signature, in which ``T`` stands for the run's floating-point type. Importing compiles nothing, and
-imports no compiler; `warm` loads the machine code of the kernels declared so far for one type, and makes what is missing. The first
-rank of a node warms while the others wait, then these load: nothing is compiled twice. The cache lies in ``$DBNET_CACHE``, or else
-in ``~/.cache/dbnet``, one folder per host, so that ranks of different hosts never write the same file; where that cannot be
-written, in a temporary one.
+imports no compiler; `warm` loads the machine code of dbnet's kernels declared so far for one type, and makes what is missing. Those
+that are declared outside of dbnet are Numba's own functions, compiled by it. The first rank of a node warms while the others wait,
+then these load: nothing is compiled twice (`kernels.folder` says where).
 
 `exp` and `expm1` inside a kernel are a polynomial for float32 that the compiler vectorises (PyPI's Numba has no vector mathematics
 library); their relative error is below 2e-7 for -87 < x < 88.
@@ -12,80 +11,27 @@ library); their relative error is below 2e-7 for -87 < x < 88.
 
 from __future__ import annotations
 
-import atexit
 import fcntl
-import functools
 import hashlib
 import importlib
 import math
-import os
-import shutil
-import socket
-import stat
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import FunctionType, ModuleType
 from typing import Any
 
-from dbnet.core.errors import UserError
-from dbnet.core.kernels import objects
+from dbnet.core.kernels import folder, objects
+from dbnet.core.kernels.folder import CHECKED
 
-
-def cache_folder() -> Path:
-    """Return the folder that holds this host's compiled kernels; a temporary one where the home is not writable."""
-    root = os.environ.get("DBNET_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dbnet"
-    # Numba notices a change of a kernel's own file, not of what it inlines from here.
-    digest = _digest([Path(__file__), *sorted(Path(__file__).with_name("kernels").glob("*.py"))])[:8]
-    folder = base / f"kernels-{socket.gethostname()}-{digest}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        if root:
-            raise UserError(f"Cannot write to DBNET_CACHE '{root}': {error.strerror}; set it to another folder.") from None
-    folder = _own_folder() / folder.name
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _own_folder() -> Path:
-    """Return a folder for temporary files that nobody else can write: Numba unpickles what it finds."""
-    path = Path(tempfile.gettempdir()) / f"dbnet-{os.geteuid()}"
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    state = path.lstat()
-    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o077:
-        return path
-    fresh = tempfile.mkdtemp(prefix="dbnet-")
-    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
-    return Path(fresh)
-
-
-# Whether kernels check the bounds of their arrays (NUMBA_BOUNDSCHECK=1).
-CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
-
-
-@functools.cache
-def cache() -> Path:
-    """Return the folder that the kernels of this process come from: those that check bounds have one of their own."""
-    folder = os.environ.get("NUMBA_CACHE_DIR") or str(cache_folder())
-    return Path(folder + "-checked" if CHECKED and not folder.endswith("-checked") else folder)
-
-
-_PATIENCE = 300
-KERNELS: list[tuple[str, Kernel]] = []
+# Each with a signature; those that were declared outside of dbnet are Numba's.
+KERNELS: list[tuple[str, Any]] = []
 
 
 class Kernel:
-    """A function that is called as machine code.
+    """One of dbnet's own kernels: a function that is called as machine code.
 
     Attributes
     ----------
@@ -118,7 +64,7 @@ class Kernel:
     @cached_property
     def compiled(self) -> Any:
         """The kernel as Numba knows it, which compiles it for whatever it is called with."""
-        return _compiler().made(self)
+        return _compiler().own(self)
 
     @property
     def _numba_type_(self) -> Any:
@@ -138,12 +84,17 @@ def _compiler() -> Any:
     return importlib.import_module("dbnet.core.kernels.compiler")
 
 
+def _is_own(function: Callable) -> bool:
+    """Return whether a function is dbnet's: only these are called as machine code, whose files do not change while it runs."""
+    return function.__module__.startswith("dbnet.")
+
+
 def _refuse(*arguments: Any) -> Any:
     return NotImplemented
 
 
-def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Callable[[Callable], Kernel]:
-    """Declare a kernel: compiled, cached, without the interpreter lock.
+def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Callable[[Callable], Any]:
+    """Declare a kernel: compiled, cached, without the interpreter lock; outside of dbnet it is what ``numba.njit`` makes of it.
 
     Parameters
     ----------
@@ -156,21 +107,38 @@ def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Call
         Let the compiler reorder sums (fastmath without NaN assumptions).
     """
 
-    def declare(function: Callable) -> Kernel:
+    def declare(function: Callable) -> Any:
         # An error inside a parallel loop is lost: where bounds are checked it runs as a plain one.
-        made = Kernel(function, parallel and not CHECKED, fast)
+        threads = parallel and not CHECKED
+        made = Kernel(function, threads, fast) if _is_own(function) else _compiler().made(function, threads, fast)
         KERNELS.extend((signature, made) for signature in signatures)
         return made
 
     return declare
 
 
-class Inline:
-    """A function that kernels take into them; called by itself it is compiled."""
+def inline(function: Callable) -> Any:
+    """Declare a function that kernels take into them; outside of dbnet it is what ``numba.njit`` makes of it."""
+    return Inline(function) if _is_own(function) else _compiler().made_inline(function)
+
+
+class Taken:
+    """A function of which the compiler knows what stands for it in a kernel (``overload``), imported when that is asked for."""
 
     def __init__(self, function: Callable) -> None:
         self.py_func = function
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.py_func(*arguments)
+
+    @property
+    def _numba_type_(self) -> Any:
+        return _compiler().type_of(self)
+
+
+class Inline(Taken):
+    """One of dbnet's own functions that kernels take into them; called by itself it is compiled."""
 
     def __call__(self, *arguments: Any) -> Any:
         return self.compiled(*arguments)
@@ -180,15 +148,16 @@ class Inline:
         """The function as Numba knows it."""
         return _compiler().made_inline(self.py_func)
 
+    @property
+    def _numba_type_(self) -> Any:
+        return self.compiled._numba_type_
 
-inline = Inline
 
-
-class prange:
-    """A range whose turns threads share in a parallel kernel."""
-
-    def __new__(cls, *bounds: int) -> range:  # type: ignore[misc]
-        return range(*bounds)
+def __getattr__(name: str) -> Any:
+    """Return `prange`, the range whose turns threads share in a parallel kernel: Numba's, which only such a kernel imports."""
+    if name != "prange":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return importlib.import_module("numba").prange
 
 
 def warm(dtype: str, only: Callable[[str], bool] = lambda module: True, first: bool = True) -> int:
@@ -198,12 +167,19 @@ def warm(dtype: str, only: Callable[[str], bool] = lambda module: True, first: b
     """
     short = {"float32": "f4", "float64": "f8"}[dtype]
     modules: dict[str, dict[tuple[str, str], Kernel]] = {}
+    others: list[tuple[str, Any]] = []
     for signature, made in KERNELS:
-        if only(made.__module__):
-            # A module that is defined again has other ones of the same names.
-            modules.setdefault(made.__module__, {})[made.py_func.__qualname__, signature.replace("T", short)] = made
-    with _lock(fcntl.LOCK_EX if first else fcntl.LOCK_SH):
+        module, words = made.py_func.__module__, signature.replace("T", short)
+        if only(module):
+            if isinstance(made, Kernel):
+                modules.setdefault(module, {})[made.py_func.__qualname__, words] = made
+            else:
+                others.append((words, made))
+    with folder.lock(fcntl.LOCK_EX if first else fcntl.LOCK_SH):
+        if first:
+            objects.sweep(folder.cache())
         compiled = sum(_ready(module, dtype, kernels) for module, kernels in modules.items())
+        compiled += sum(_compiler().compile_one(words, made) for words, made in others)
     _tell_threads()
     return compiled
 
@@ -214,11 +190,10 @@ def _ready(module: str, dtype: str, named: dict[tuple[str, str], Kernel]) -> int
         return 0
     if CHECKED:
         return sum(_compile(words, made) for (_, words), made in named.items())
-    path, stamp, compiled = cache() / f"{module}-{dtype}.kernels", _stamp(module, named), 0
-    found = objects.load(path, stamp)
+    path, compiled = folder.cache() / f"{module}-{dtype}-{_stamp(module, named)}.kernels", 0
+    found = objects.load(path)
     if found is None:
-        compiled = _compiler().write(path, stamp, named)
-        found = objects.load(path, stamp)
+        compiled, found = _compiler().write(path, named)
     about, entries = found
     for symbol, entry in entries.items():
         name, words = about["entries"][symbol]
@@ -230,7 +205,7 @@ def _ready(module: str, dtype: str, named: dict[tuple[str, str], Kernel]) -> int
 
 def _compile(words: str, made: Kernel) -> int:
     """Have Numba call a kernel; return whether it had to be compiled, 0 or 1."""
-    compiled = _compiler().compile_one(words, made)
+    compiled = _compiler().compile_one(words, made.compiled)
     made.enter(words, made.compiled)
     return compiled
 
@@ -239,39 +214,10 @@ def _stamp(module: str, named: dict[tuple[str, str], Kernel]) -> str:
     """Return what changes with the code of a module's kernels, of what they take elsewhere, or with what it is made for."""
     functions = [made.py_func for made in named.values()]
     taken = [function.__globals__.get(name) for function in functions for name in function.__code__.co_names]
-    modules = {module, *(value.__module__ for value in taken if isinstance(value, FunctionType | Kernel | Inline))}
-    # A notebook has no file.
-    found = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules) if name.startswith(("dbnet.", module))]
+    modules = {module, *(value.__module__ for value in taken if isinstance(value, FunctionType | Kernel | Taken))}
+    files = folder.digest([Path(sys.modules[name].__file__ or "") for name in sorted(modules) if name.startswith("dbnet.")])
     names = [f"{name}({words}) {made.parallel} {made.fast}" for (name, words), made in named.items()]
-    code = [f"{function.__code__.co_code.hex()} {function.__code__.co_consts}" for function in functions]
-    files = _digest([Path(file) for file in found if file])
-    return hashlib.sha256("\n".join([files, *names, *code, objects.machine()]).encode()).hexdigest()
-
-
-def _digest(files: list[Path]) -> str:
-    """Return the SHA-256 of files."""
-    return hashlib.sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest()
-
-
-@contextmanager
-def _lock(kind: int) -> Iterator[None]:
-    """Let one process of this host at a time write the cache, or many read it."""
-    folder = cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        patience = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise UserError(
-                        f"Another process has been compiling into '{folder}' for {_PATIENCE} s; wait for it, or set DBNET_CACHE to "
-                        "another folder."
-                    ) from None
-                time.sleep(0.02)
-        yield
+    return hashlib.sha256("\n".join([folder.digest_of_entries(), files, *names, objects.machine()]).encode()).hexdigest()[:16]
 
 
 _THREADS: list[int] = []
@@ -312,6 +258,7 @@ def reached(modules: set[str]) -> set[str]:
 # --- what kernels call: for the compiler see `kernels.compiler` -----------------------------------------------------------------
 
 
+@Taken
 def barrier() -> None:
     """Let no load and no store of a kernel pass from before this call to after it, or back."""
 
@@ -322,21 +269,27 @@ def fence() -> None:
     barrier()
 
 
-def _pass_lock() -> None:
+def _pass_locks() -> None:
+    with _LOCK:
+        pass
+    # Of one lock alone what stands before could pass its acquiring, and what follows its release. On x86 and AArch64 no acquiring
+    # passes a release that stands before it, so that nothing passes both.
     with _LOCK:
         pass
 
 
 _LOCK = Lock()
-# A thread that looks for signs of life while others start must not load the compiler: till then a lock, which is a barrier, too.
-fence._first = _pass_lock
+# A thread that looks for signs of life while others start must not load the compiler.
+fence._first = _pass_locks
 
 
+@Taken
 def exp(x: float) -> float:
     """Return e to the x; in a kernel on float32 as a polynomial."""
     return math.exp(x)
 
 
+@Taken
 def expm1(x: float) -> float:
     """Return e to the x less 1, also where x is small; in a kernel on float32 as a polynomial."""
     return math.expm1(x)

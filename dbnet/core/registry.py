@@ -194,7 +194,7 @@ def run_module(entry: dict[str, str], file: Path) -> None:
                 FAMILIES.setdefault(member.family, {})[member.kind] = member
         return
     if "numba" in entry["text"]:
-        # What it compiles by itself may call dbnet's kernels.
+        # What it compiles by itself is cached where kernels are.
         importlib.import_module("dbnet.core.kernels.compiler")
     sys.modules[name] = module = ModuleType(name)
     module.__file__ = str(file)

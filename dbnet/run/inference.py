@@ -18,10 +18,10 @@ from dbnet.checkpoint.reader import Checkpoint
 from dbnet.comm import mpi
 from dbnet.comm.communicators import cores_for, crowded, node_of
 from dbnet.comm.link import MpiLink
-from dbnet.core import jit
 from dbnet.core.config import Config, restored
 from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken, writing
+from dbnet.core.kernels.folder import cache
 from dbnet.core.ranges import flatten, size_of
 from dbnet.core.registry import is_running, named, run_module
 from dbnet.data.batches import Batches
@@ -159,7 +159,7 @@ def run_modules(path: str, entries: list[dict[str, str]], trust: bool, option: s
             f"{option} runs it."
         )
     for entry in entries:
-        file = jit.cache() / "modules" / entry["sha256"] / "own.py"
+        file = cache() / "modules" / entry["sha256"] / "own.py"
         # Numba wants a file, and so does whoever reads a traceback.
         if not file.exists() or file.read_bytes() != entry["text"].encode():
             with writing(file) as part:

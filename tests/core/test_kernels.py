@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import inspect
+import linecache
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numba
 import numpy as np
@@ -16,7 +23,7 @@ from bfloat16 import nearest, value_of
 
 from dbnet.core import jit
 from dbnet.core.errors import UserError
-from dbnet.core.kernels import objects, vector
+from dbnet.core.kernels import folder, objects, vector
 from dbnet.core.kernels.vector import coarse, narrow, widen
 from dbnet.data import batches
 from dbnet.network import network, replica
@@ -179,7 +186,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_temporary_cache_is_nobody_elses(no_home: Path) -> None:
-    one, two = jit.cache_folder(), jit.cache_folder()
+    one, two = folder.cache_folder(), folder.cache_folder()
     assert one == two and one.parent == no_home and one.is_dir()
     assert no_home.stat().st_mode & 0o777 == 0o700
 
@@ -201,19 +208,19 @@ def test_a_temporary_cache_that_others_could_fill(what: str, no_home: Path, monk
             monkeypatch.setattr(os, "geteuid", lambda: me + 1)
             no_home.rename(no_home.with_name(f"dbnet-{me + 1}"))
     before = sorted(no_home.parent.rglob("*"))
-    one, two = jit.cache_folder(), jit.cache_folder()
+    one, two = folder.cache_folder(), folder.cache_folder()
     assert one != two and sorted(path for path in no_home.parent.rglob("*") if path in before) == before
-    for folder in (one, two):
-        fresh = folder.parent
-        assert folder.is_dir() and fresh.parent == no_home.parent and fresh not in before and fresh.stat().st_mode & 0o777 == 0o700
+    for made in (one, two):
+        fresh = made.parent
+        assert made.is_dir() and fresh.parent == no_home.parent and fresh not in before and fresh.stat().st_mode & 0o777 == 0o700
 
 
 def test_kernels_are_loaded_by_many_at_the_same_time_and_compiled_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(jit, "_PATIENCE", 0)
+    monkeypatch.setattr(folder, "_PATIENCE", 0)
     jit.warm("float32", {"dbnet.core.jit"}.__contains__)
     # A lock of its own: others may be compiling now.
-    monkeypatch.setattr(jit, "cache", lambda: tmp_path)
-    with jit._lock(fcntl.LOCK_SH):
+    monkeypatch.setattr(folder, "cache", lambda: tmp_path)
+    with folder.lock(fcntl.LOCK_SH):
         assert jit.warm("float32", {"dbnet.core.jit"}.__contains__, False) == 0
         with pytest.raises(UserError, match="has been compiling"):
             jit.warm("float32", {"dbnet.core.jit"}.__contains__, True)
@@ -255,25 +262,178 @@ def test_what_machine_code_does_not_take_is_computed_all_the_same() -> None:
     assert y.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_machine_code_is_made_anew_where_it_is_another_or_of_another_processor(tmp_path: Path, monkeypatch) -> None:
-    objects.write(tmp_path / "a.kernels", {"stamp": "now", "entries": {}, "rest": []}, b"")
-    assert objects.load(tmp_path / "a.kernels", "before") is None and objects.load(tmp_path / "b.kernels", "now") is None
-    assert objects.load(tmp_path / "a.kernels", "now") is not None
+def test_machine_code_is_made_anew_where_it_is_another_or_of_another_processor(monkeypatch) -> None:
     names = [(dropout, "dropout.py"), (softmax, "softmax.py jit.py"), (filters, "filters.py products.py")]
     for module, wanted in names:
         mine = {(kernel.__name__, words): kernel for words, kernel in jit.KERNELS if kernel.__module__ == module.__name__}
-        files, digest = [], jit._digest
+        files, digest = [], folder.digest
         monkeypatch.setattr(
-            jit, "_digest", lambda found, files=files, digest=digest: files.extend(found := list(found)) or digest(found)
+            folder, "digest", lambda found, files=files, digest=digest: files.extend(found := list(found)) or digest(found)
         )
         before = jit._stamp(module.__name__, mine)
         assert {file.name for file in files} == set(wanted.split())
-        with monkeypatch.context() as other:
-            other.setattr(objects, "machine", lambda: "another processor")
-            assert jit._stamp(module.__name__, mine) != before
-        with monkeypatch.context() as other:
-            other.setattr(jit, "_digest", lambda found: "changed")
-            assert jit._stamp(module.__name__, mine) != before
+        for where, name, other in (
+            (objects, "machine", lambda: "another processor"), (folder, "digest", lambda found: "changed"),
+            (folder, "digest_of_entries", lambda: "changed"),
+        ):  # fmt: skip
+            with monkeypatch.context() as changed:
+                changed.setattr(where, name, other)
+                assert jit._stamp(module.__name__, mine) != before
+
+
+def test_of_old_machine_code_some_is_kept_and_of_what_was_begun_nothing(tmp_path: Path, monkeypatch) -> None:
+    for i in range(objects._KEPT + 3):
+        path = tmp_path / f"a.b-float32-{i:02}.kernels"
+        objects.write(path, {"entries": {}, "rest": []}, b"")
+        os.utime(path, (i, i))
+    objects.write(tmp_path / "a-float32-0.kernels", {"entries": {}, "rest": []}, b"")
+    objects.write(path, {"entries": {}, "rest": [1]}, b"")
+    assert objects.load(path) == ({"entries": {}, "rest": [1]}, {}) and objects.load(tmp_path / "c.kernels") is None
+    names = [f"a.b-float32-{i:02}.kernels" for i in range(3, objects._KEPT + 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a-float32-0.kernels", *names])
+    (tmp_path / ".new-killed").touch()
+    monkeypatch.setattr(folder, "cache", lambda: tmp_path)
+    jit.warm("float32", lambda module: False, False)
+    assert (tmp_path / ".new-killed").exists(), "another may be writing it"
+    jit.warm("float32", lambda module: False, True)
+    assert not (tmp_path / ".new-killed").exists()
+
+
+WARM = """
+import resource, signal, sys
+from dbnet.core import jit
+from dbnet.core.kernels import objects
+if sys.argv[1:]:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+jit.warm("float32", {"dbnet.core.jit"}.__contains__)
+assert jit.fence() is None
+print(type(jit.fence._first).__name__, "numba" in sys.modules)
+"""
+
+
+def warmed(cache: Path, *words: str) -> tuple[str, str]:
+    """Have a process warm `fence` with this cache, and call it; return what it printed."""
+    names = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "NUMBA_BOUNDSCHECK")}
+    command = [sys.executable, "-c", WARM, *words]
+    done = subprocess.run(command, env={**names, "DBNET_CACHE": str(cache)}, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout, done.stderr
+
+
+MADE, LOADED = ("builtin_function_or_method True\n", ""), ("builtin_function_or_method False\n", "")
+
+
+@pytest.fixture(scope="module")
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache that has been filled."""
+    cache = tmp_path_factory.mktemp("cache")
+    assert warmed(cache) == MADE and warmed(cache) == LOADED
+    return cache
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "not ours"])
+def test_damaged_machine_code_is_made_anew(damage: str, machine_code: Path, tmp_path: Path) -> None:
+    """What the linker is given may end the process."""
+    shutil.copytree(machine_code, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.rglob("*.kernels")
+    data = file.read_bytes()
+    middle = len(data) // 2
+    changed = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    file.write_bytes({"empty": b"", "cut": data[:middle], "changed": changed, "not ours": b"{}\n" * 9}[damage])
+    assert warmed(tmp_path) == MADE and warmed(tmp_path) == LOADED
+
+
+def test_on_a_full_disk_kernels_are_compiled_all_the_same(tmp_path: Path) -> None:
+    out, said = warmed(tmp_path, "100")
+    assert out == MADE[0] and said.count("\n") == 1
+    assert "dbnet: Compiled kernels cannot be written to" in said and "File too large; the next start" in said
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".kernels" or path.name.startswith(".new-")]
+
+
+# --- kernels of users' own -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict]:
+    """Return a function that runs a cell of a notebook, which has no file, and returns what is defined then."""
+    monkeypatch.setattr(jit, "KERNELS", [])
+    names: dict = {"__name__": "notebook"}
+    monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))
+
+    def run(text: str) -> dict:
+        file = f"<ipython-input-{len(linecache.cache)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}>"
+        monkeypatch.setitem(linecache.cache, file, (len(text), None, text.splitlines(True), file))
+        exec(compile(text, file, "exec"), names)
+        return names
+
+    return run
+
+
+def test_a_kernel_that_is_edited_in_a_notebook_is_another(cell: Callable[[str], dict]) -> None:
+    cell("import numpy as np; from dbnet.core.jit import inline, kernel")
+    text = "@inline\ndef more(x):\n    return x + {}\n\n@kernel('T[:]')\ndef f(x):\n    x[0] = more(np.{}(x[0]))\n"
+    for more, name in ((1, "sin"), (1, "cos"), (3, "cos")):
+        f, x = cell(text.format(more, name))["f"], np.full(1, 0.25, "f4")
+        jit.warm("float32", {"notebook"}.__contains__)
+        f(x)
+        np.testing.assert_allclose(x, more + getattr(np, name)(0.25), rtol=1e-6)
+
+
+OWN = """
+import numba
+from dbnet.core.jit import exp, inline, kernel, prange
+from dbnet.core.kernels.vector import axpy
+from dbnet.network.layers.dropout import mix
+
+@inline
+def twice(x):
+    return 2 * x
+
+def times(n):
+    @kernel("T[:]; f8", parallel=True)
+    def f(x, by):
+        for i in prange(x.size):
+            x[i] = n * twice(by)
+    return f
+
+@kernel("i8; b1[:]", "f8; b1[:]")
+def factorial(n, wrong):
+    if wrong[0]:
+        raise ValueError("that is wrong")
+    return 1 if n < 2 else n * factorial(n - 1, wrong)
+
+@numba.njit
+def raw(x, y):
+    axpy(exp(x[0]), x, y)
+    y[0] += twice(1) + mix(1)
+"""
+
+
+def test_users_kernels_are_numbas(cell: Callable[[str], dict]) -> None:
+    """With all that works with these; and dbnet's own are taken by them."""
+    own = cell(OWN)
+    f, x, y, no = own["times"](3), np.zeros(4, "f4"), np.zeros(4), np.zeros(1, bool)
+    jit.warm("float32", {"notebook"}.__contains__)
+    f(by=0.5, x=x)
+    assert x.tolist() == [3] * 4 and list(inspect.signature(f).parameters) == ["x", "by"]
+    factorial = own["factorial"]
+    assert factorial(5, no) == 120 and factorial(2.5, no) == 2.5 and factorial.py_func(3, no) == 6
+    with pytest.raises(ValueError, match="that is wrong"):
+        factorial(5, ~no)
+    own["raw"](np.ones(4), y)
+    np.testing.assert_allclose(y, [np.e + 2 + dropout.mix.py_func(1), np.e, np.e, np.e], rtol=1e-12)
+    assert pickle.loads(pickle.dumps(factorial))(4, no) == 24
+
+
+def test_what_dbnet_has_for_kernels_brings_its_compiler() -> None:
+    """Where Numba has begun to compile before anything has imported that."""
+    code = (
+        "import sys, numba; from dbnet.core import jit; assert 'dbnet.core.kernels.compiler' not in sys.modules\n"
+        "print(numba.njit(lambda x: jit.exp(x) + jit.expm1(0.0))(1.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0 and abs(float(done.stdout) - np.e) < 1e-12, done.stderr
 
 
 # --- bfloat16 -----------------------------------------------------------------------------------------------------------------

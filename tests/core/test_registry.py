@@ -75,7 +75,8 @@ def _some(annotation: object) -> object:
         ({"kind": "adam", "rate": -1}, "rule.rate = -1 is not allowed: it must be greater than 0."),
     ],
 )
-def test_unknown_things_are_named(entry: dict, said: str) -> None:
+def test_unknown_things_are_named(entry: dict, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "shards.rules", shipped("shards.rules"))
     with pytest.raises(UserError) as error:
         make("shards.rules", entry, "rule")
     assert said in str(error.value)

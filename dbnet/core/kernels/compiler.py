@@ -18,14 +18,15 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
 from dbnet.core import jit
-from dbnet.core.kernels import objects, tiles  # noqa: F401
+from dbnet.core.kernels import folder, objects, tiles  # noqa: F401
 
 # Read whenever a kernel is made, so it holds also where something else imported Numba first.
-numba.config.CACHE_DIR = str(jit.cache())
+numba.config.CACHE_DIR = str(folder.cache())
 
 _NAMES = {
     "f4": types.float32, "f8": types.float64, "i8": types.int64, "u8": types.uint64, "u2": types.uint16, "u1": types.uint8,
@@ -47,7 +48,7 @@ def arguments_of(words: str) -> tuple[Any, ...]:
     """Return Numba's types of a signature without T."""
     found = []
     for word in words.split(";") if words else ():
-        name, bracket, rest = word.partition("[")
+        name, bracket, rest = word.strip().partition("[")
         found.append(types.Array(_NAMES[name], rest.count(":"), "C") if bracket else _NAMES[name])
     return tuple(found)
 
@@ -64,23 +65,27 @@ def words_of(arguments: Sequence[Any]) -> str:
     return ";".join(words)
 
 
-def made(kernel: jit.Kernel) -> Any:
+def made(function: Callable, parallel: bool, fast: bool) -> Any:
     """Return a kernel as Numba knows it, not compiled yet."""
-    flags = {"reassoc", "nsz", "contract", "arcp"} if kernel.fast else {"contract"}
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": flags, "parallel": kernel.parallel}
-    return numba.njit(**options)(_resolved(kernel.py_func))
+    flags = {"reassoc", "nsz", "contract", "arcp"} if fast else {"contract"}
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags, parallel=parallel)(function)
 
 
-def made_inline(function: Callable) -> Any:
-    """Return a function that kernels take into them, as Numba knows it."""
-    return numba.njit(inline="always", error_model="numpy")(_resolved(function))
+made_inline = numba.njit(inline="always", error_model="numpy")
+
+
+def type_of(taken: jit.Taken) -> Any:
+    """Return Numba's type of a function that is overloaded here."""
+    # Whoever asks may have begun to compile before this module was imported.
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    return cpu_target.typing_context._get_global_type(taken)
 
 
 def _resolved(function: Any) -> Callable:
-    """Return the function with what Numba knows in place of the declarations that it names."""
+    """Return one of dbnet's functions with what Numba knows in place of the declarations that it names."""
     names = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     known = {name: value.compiled for name, value in names.items() if isinstance(value, jit.Kernel | jit.Inline)}
-    known.update({name: numba.prange for name, value in names.items() if value is jit.prange})
     if not known:
         return function
     new = FunctionType(function.__code__, {**function.__globals__, **known}, function.__name__, function.__defaults__)
@@ -88,11 +93,16 @@ def _resolved(function: Any) -> Callable:
     return new
 
 
+def own(kernel: jit.Kernel) -> Any:
+    """Return one of dbnet's kernels as Numba knows it, not compiled yet."""
+    return made(_resolved(kernel.py_func), kernel.parallel, kernel.fast)
+
+
 # --- files of machine code ------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, stamp: str, kernels: Mapping[tuple[str, str], jit.Kernel]) -> int:
-    """Compile kernels, or take them from Numba's cache, and write their machine code; return how many were compiled.
+def write(path: Path, kernels: Mapping[tuple[str, str], jit.Kernel]) -> tuple[int, objects.Loaded]:
+    """Compile kernels, or take them from Numba's cache, and write their machine code; return how many were compiled, and load it.
 
     Parameters
     ----------
@@ -101,7 +111,7 @@ def write(path: Path, stamp: str, kernels: Mapping[tuple[str, str], jit.Kernel])
     """
     compiled, entries, libraries, rest = 0, {}, [], []
     for (name, words), kernel in kernels.items():
-        compiled += compile_one(words, kernel)
+        compiled += compile_one(words, kernel.compiled)
         result = kernel.compiled.overloads[arguments_of(words)]
         if kernel.parallel or not _enterable(words, result.signature.return_type):
             rest.append([name, words])
@@ -111,15 +121,24 @@ def write(path: Path, stamp: str, kernels: Mapping[tuple[str, str], jit.Kernel])
     code = _linked(path.stem, list(zip(entries, libraries, strict=True))) if entries else b""
     if code is None:
         entries, code, rest = {}, b"", [*rest, *entries.values()]
-    objects.write(path, {"stamp": stamp, "entries": entries, "rest": rest}, code)
-    return compiled
+    about = {"entries": entries, "rest": rest}
+    try:
+        objects.write(path, about, code)
+    except OSError as error:
+        folder.say_unwritten(str(error.strerror))
+    return compiled, objects.enter(about, code)
 
 
-def compile_one(words: str, kernel: jit.Kernel) -> int:
-    """Compile a kernel for a signature, or take it from Numba's cache; return whether it was compiled, 0 or 1."""
-    before = sum(kernel.compiled.stats.cache_misses.values())
-    kernel.compiled.compile(arguments_of(words))
-    return sum(kernel.compiled.stats.cache_misses.values()) - before
+def compile_one(words: str, kernel: Any) -> int:
+    """Compile a kernel of Numba's for a signature, or take it from its cache; return whether it was compiled, 0 or 1."""
+    before, arguments = sum(kernel.stats.cache_misses.values()), arguments_of(words)
+    try:
+        kernel.compile(arguments)
+    except OSError as error:
+        if arguments not in kernel.overloads:
+            raise
+        folder.say_unwritten(str(error.strerror))
+    return sum(kernel.stats.cache_misses.values()) - before
 
 
 def _enterable(words: str, result: Any) -> bool:

@@ -8,8 +8,10 @@ calls: machine code in a file knows none.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import struct
 import sys
@@ -70,23 +72,69 @@ def machine() -> str:
     return f"{sys.version} {versions} {asked} {processor}"
 
 
+# Of files that differ in their stamp alone: versions, processors and environments that take turns on a host.
+_KEPT = 8
+
+
 def write(path: Path, about: dict[str, Any], code: bytes) -> None:
-    """Write a file of machine code and what `about` says of it, whole or not at all."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(number, "wb") as file:
-        file.write(json.dumps(about).encode() + b"\n" + code)
-    os.replace(name, path)
+    """Write a file of machine code and what `about` says of it, whole or not at all; OSError where that cannot be.
 
-
-def load(path: Path, stamp: str) -> tuple[dict[str, Any], dict[str, Callable]] | None:
-    """Return what a file says of itself and its entries by symbol; None where it is not there, or of another `stamp`."""
+    Its name ends in a hyphen and a stamp; of those that are named alike but for that the oldest go.
+    """
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=_NEW)
     try:
-        head, _, code = path.read_bytes().partition(b"\n")
+        with os.fdopen(number, "wb") as file:
+            file.write(_sealed(json.dumps(about).encode() + b"\n" + code))
+        os.replace(name, path)
+    except OSError:
+        os.unlink(name)
+        raise
+    alike = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*{path.suffix}")
+    for old in sorted(alike, key=_age)[_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+_NEW = ".new-"
+
+
+def _sealed(data: bytes) -> bytes:
+    """Return data behind their length and SHA-256."""
+    return f"{len(data)} {hashlib.sha256(data).hexdigest()}\n".encode() + data
+
+
+def _age(path: Path) -> float:
+    """Return how old a file is, in seconds since some moment; one that another process has removed is the oldest."""
+    try:
+        return -path.stat().st_mtime
     except FileNotFoundError:
+        return math.inf
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes have left that were killed while they wrote; only where no other can be writing."""
+    for path in folder.glob(_NEW + "*"):
+        path.unlink(missing_ok=True)
+
+
+Loaded = tuple[dict[str, Any], dict[str, Callable]]
+
+
+def load(path: Path) -> Loaded | None:
+    """Return what a file says of itself and its entries by symbol; None where it is not there, or not as it was written."""
+    try:
+        data = path.read_bytes()
+    except OSError:
         return None
-    about = json.loads(head)
-    if about["stamp"] != stamp:
+    _, _, inner = data.partition(b"\n")
+    # The linker would take whatever it is given.
+    if data != _sealed(inner):
         return None
+    head, _, code = inner.partition(b"\n")
+    return enter(json.loads(head), code)
+
+
+def enter(about: dict[str, Any], code: bytes) -> Loaded:
+    """Link machine code; return what `about` says of it and its entries by symbol."""
     if code:
         _engine().add_object_file(llvm.ObjectFileRef.from_data(code))
         _engine().finalize_object()

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from dbnet.core.jit import Taken
 
+
+@Taken
 def product(c, c_at, a, a_at, b, b_at, size, add, ahead):  # type: ignore[no-untyped-def]
     """Compute c[m, n] = (c[m, n] +) sum over p, k of a[m, p, k] b[p, k, n]; n is contiguous in b and in c.
 

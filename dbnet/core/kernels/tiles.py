@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from dbnet.core.jit import CHECKED
+from dbnet.core.kernels.folder import CHECKED
 from dbnet.core.kernels.products import inside, product
 
 

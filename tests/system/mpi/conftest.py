@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pytest
 from faults import COUNTS
 from hosts import Hosts, NoHosts
 
-from dbnet.core.jit import cache_folder
+from dbnet.core.kernels.folder import cache
 from dbnet.monitor.results import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -263,8 +264,12 @@ class OverHosts:
         The hosts, whose links can be cut while a job runs.
     """
 
-    def __init__(self, hosts: Hosts) -> None:
-        self.hosts = hosts
+    def __init__(self, hosts: Hosts, caches: Path) -> None:
+        self.hosts, self._caches, here = hosts, caches, cache()
+        here.mkdir(parents=True, exist_ok=True)
+        # They are this machine: what was compiled here is theirs, too.
+        for name in hosts.names:
+            (caches / here.name.replace(f"s-{socket.gethostname()}-", f"s-{name}-")).symlink_to(here)
 
     @contextmanager
     def start(
@@ -280,7 +285,7 @@ class OverHosts:
             Whether the others are to live when a rank is killed.
         """
         options, wrapper = SURVIVING[VENDOR] if surviving else ([], [])
-        surroundings = {**self.hosts.surroundings(VENDOR), "NUMBA_CACHE_DIR": str(cache_folder()), **env}
+        surroundings = {**self.hosts.surroundings(VENDOR), "NUMBA_CACHE_DIR": str(self._caches), **env}
         try:
             launcher = [*self.hosts.launcher(VENDOR, MPIRUN, ranks, options), *wrapper]
             with started(launcher, words, cwd or ROOT, surroundings) as job:
@@ -300,13 +305,13 @@ class OverHosts:
 
 
 @pytest.fixture(scope="session")
-def hosts() -> Iterator[OverHosts]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OverHosts]:
     """Return two hosts that share nothing but files; skip where this machine cannot make them."""
     try:
         made = Hosts(2)
     except NoHosts as error:
         pytest.skip(str(error))
-    yield OverHosts(made)
+    yield OverHosts(made, tmp_path_factory.mktemp("caches"))
     made.close()
 
 

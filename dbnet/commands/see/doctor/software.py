@@ -17,8 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dbnet.commands.see.doctor.base import BROKEN, OK, SLOW, Finding, looked
-from dbnet.core import jit
 from dbnet.core.files import hdf5
+from dbnet.core.kernels.folder import cache
 from dbnet.core.untrusted.opening import opened
 from dbnet.core.version import __version__
 from dbnet.monitor.runfile import revision
@@ -85,7 +85,7 @@ def _blas() -> Finding:
 
 def _kernels() -> Finding:
     """Where compiled kernels are kept: they must outlive this process, and be found again."""
-    folder = jit.cache()
+    folder = cache()
     files = list(folder.rglob("*.nbc")) if folder.exists() else []
     size = sum(path.stat().st_size for path in files) / 2**20
     said = f"{len(files)} compiled ones ({size:.0f} MiB) in {folder}"
