@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from dbnet.comm.topology import Topology
 
+_MOVING = 1e-3
+
 
 class Message(NamedTuple):
     source: int
@@ -57,37 +59,53 @@ class _Box:
 class MpiChannel:
     """Non-blocking point-to-point messages on the servers' communicator; receiving also lets MPI progress.
 
+    Whoever is woken when a message is sent may look before it is there: it may wait in its sender's queue until that one calls MPI
+    again, and a long one is moved by both. So its receiver is woken once more at the sender's next look, and at each while it is
+    still under way.
+
     Parameters
     ----------
     wake
         Lets a rank that rests look at once.
     patient
-        Kinds of messages for which nobody is woken.
+        Kinds of messages for which nobody is woken, unless MPI moves them no further without their receiver.
     """
 
     def __init__(self, comm: Any, wake: Callable[[int], None] = lambda rank: None, patient: Collection[str] = ()) -> None:
         self._comm, self._wake, self._patient = comm, wake, patient
-        self._sent: list[Any] = []
+        # Request, receiver, kind of what was under way at the last look.
+        self._sent: list[tuple[Any, int, str]] = []
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
-        self._forget()
-        self._sent.append(self._comm.isend(Message(self._comm.rank, kind, content), rank))
+        self._sent.append((self._comm.isend(Message(self._comm.rank, kind, content), rank), rank, kind))
         if kind not in self._patient:
             self._wake(rank)
 
     def receive(self) -> Message | None:
         message = self._comm.improbe()
+        self._look()
         return None if message is None else message.recv()
 
     def pending(self) -> bool:
         # What MPI calls sent may wait in its queue until its sender calls MPI again. A rank sends itself nothing: looking for that
         # moves everything, and asks nobody who may have left.
         self._comm.iprobe(self._comm.rank)
-        self._forget()
+        self._look()
         return bool(self._sent)
 
-    def _forget(self) -> None:
-        self._sent = [request for request in self._sent if not request.Test()]
+    def rest(self, seconds: float, rest: Callable[[float], None]) -> None:
+        """Rest by `rest` for so long, but for a millisecond while something is under way: only this rank's looks move it."""
+        rest(min(seconds, _MOVING) if self.pending() else seconds)
+
+    def _look(self) -> None:
+        """After MPI has moved: forget what has gone, and wake whoever may have been woken too early."""
+        sent, self._sent = self._sent, []
+        for request, rank, kind in sent:
+            gone = request.Test()
+            if not gone:
+                self._sent.append((request, rank, kind))
+            if not gone or kind not in self._patient:
+                self._wake(rank)
 
 
 class Shards:

@@ -9,14 +9,17 @@ puts there later; and at the target `sync` between two accesses to its own memor
 it counts. `sync` is `MPI_Win_sync` and a barrier of our own, since in MPICH and in Open MPI's component for one host that call is a
 full memory barrier, but in Open MPI's component for several hosts it only lets MPI progress.
 
-A target that rests looks into its memory now and then. `wake` lets it look at once, where all ranks are on one host (`Bells`).
+A target that rests looks into its memory now and then. `wake` lets it look at once, where all ranks are on one host (`Bells`). It
+may rest only where transfers need no look of its own, which `direct` finds out.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import socket
+import time
 from collections.abc import Sequence
 from math import prod
 from operator import itemgetter
@@ -31,6 +34,9 @@ from dbnet.core.jit import fence
 
 SHARED = "/dev/shm"
 _RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
+_HEARD = 64  # rings that are heard at once, more than the system lets wait
+# Trying out a window: bytes of a long transfer, pause between two looks, what is put last.
+_BULK, _PAUSE, _LAST = 1 << 20, 5e-4, 3
 
 
 class Field(NamedTuple):
@@ -118,8 +124,9 @@ class LocalWindow:
 class Bells:
     """How the ranks of one host wake each other: each rests on a socket, to which others send an empty datagram.
 
-    That says no more than that there may be something; what was sent before it is seen after it. A rank that has gone has no
-    socket, so nobody waits for it.
+    That says no more than that there may be something. What was flushed before it is seen after it; a message may come later, so
+    its sender rings again (`MpiChannel`). A rank that has gone has no socket, so nobody waits for it. Any user of the host may send
+    to the socket, which costs a look.
 
     Parameters
     ----------
@@ -129,49 +136,70 @@ class Bells:
     Attributes
     ----------
     everywhere
-        Whether every rank can wake every other.
+        Whether every rank can wake every other; where not, nobody is woken.
     """
 
     def __init__(self, comm: Any, node: Any) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        # An abstract name, chosen by the system: no file is left behind.
-        self._socket.bind("")
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-        names = node.allgather((comm.rank, self._socket.getsockname()))
+        self._socket, self._poll = _listening(), select.poll()
+        if self._socket is not None:
+            self._poll.register(self._socket, select.POLLIN)
+        names = node.allgather((comm.rank, None if self._socket is None else self._socket.getsockname()))
         self._names = dict(names)
         # Ranks that share memory may yet see other sockets than each other.
         reached = self._send(names[(node.rank + 1) % node.size][1])
         self.everywhere = all(comm.allgather(reached and node.size == comm.size))
+        if not self.everywhere:
+            self.close()
 
     def ring(self, rank: int) -> None:
         """Wake a rank, if it rests on this host."""
-        if rank in self._names:
-            self._send(self._names[rank])
+        self._send(self._names.get(rank))
 
-    def _send(self, name: bytes) -> bool:
-        """Return whether there is such a socket."""
+    def _send(self, name: bytes | None) -> bool:
+        """Return whether it was sent."""
+        if self._socket is None or name is None:
+            return False
         try:
             self._socket.sendto(b"", name)
-        except BlockingIOError:
-            # It has not yet heard what it was sent before.
-            return True
-        except ConnectionRefusedError:
+        except OSError:
+            # A ring is but a hint: it must end no push. Mostly the other has gone, or has not yet heard what it was sent before;
+            # where the system wants memory, or some 280 rings of this rank are unheard on the host, it looks after its rest.
             return False
         return True
 
     def rest(self, seconds: float) -> None:
         """Rest until somebody rings, or has rung since the last time, but no longer than so many seconds, in milliseconds."""
-        heard = self._poll.poll(1e3 * seconds)
-        while heard:
+        if self._socket is None or not self._poll.poll(1e3 * seconds):
+            return
+        # Whoever sends without end does not keep this rank from looking.
+        for _ in range(_HEARD):
             try:
                 self._socket.recv(1)
-            except BlockingIOError:
+            except OSError:
                 return
 
     def close(self) -> None:
-        self._socket.close()
+        """Wake nobody any more."""
+        self._names = {}
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def _listening() -> socket.socket | None:
+    """Return a socket with a name of its own; None where the system gives none."""
+    try:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    try:
+        made.setblocking(False)
+        # An abstract name leaves no file behind. What the system chooses is used again, and may be another job's elsewhere.
+        made.bind(f"\0dbnet-{secrets.token_hex(8)}")
+    except OSError:
+        made.close()
+        return None
+    return made
 
 
 class MpiWindow:
@@ -197,9 +225,43 @@ class MpiWindow:
         _require_model(self._win.model, MPI)
         memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
         memory[:] = 0
-        self.local = mine.views(memory)
+        self._memory, self.local = memory, mine.views(memory)
         comm.Barrier()
         self._win.Lock_all(MPI.MODE_NOCHECK)
+
+    def direct(self, comm: Any, seconds: float = 1.0) -> bool:
+        """Return whether transfers come to an end while their targets do not call MPI; collective, before fields are used.
+
+        It is tried out, since MPI does not say: the last rank puts into all others' memory, and these look for so many seconds.
+        """
+        others = [rank for rank in range(comm.size - 1) if self._layouts[rank].nbytes]
+        seen, nothing = True, np.zeros(0, np.uint8)
+        if comm.rank == comm.size - 1:
+            for rank in others:
+                comm.Recv(nothing, rank)
+            for rank in others:
+                self._reach(rank)
+        elif comm.rank in others:
+            # From here on this rank keeps away from MPI.
+            comm.Send(nothing, comm.size - 1)
+            end = time.monotonic() + seconds
+            while not (seen := self._memory[0] == _LAST) and time.monotonic() < end:
+                time.sleep(_PAUSE)
+        comm.Barrier()
+        self._memory[:_BULK] = 0
+        self.sync()
+        return all(comm.allgather(bool(seen)))
+
+    def _reach(self, rank: int) -> None:
+        """Put and get, few bytes and many; at last another number in front, which shows that all before has come to an end."""
+        long = np.full(min(self._layouts[rank].nbytes, _BULK), 1, np.uint8)
+        for data in (long, long[:1]):
+            for move in (self._win.Put, self._win.Get):
+                move((data, data.nbytes, self._byte), rank, (0, data.nbytes, self._byte))
+                self._win.Flush(rank)
+        long[0] = _LAST
+        self._win.Put((long, 1, self._byte), rank, (0, 1, self._byte))
+        self._win.Flush(rank)
 
     def _target(self, rank: int, field: str, data: np.ndarray, start: int) -> tuple[int, int, Any]:
         return (self._layouts[rank].offsets[field] + start * data.itemsize, data.nbytes, self._byte)
@@ -235,7 +297,7 @@ class MpiWindow:
         fence()
 
     def free(self) -> None:
-        self.local = {}
+        self.local, self._memory = {}, np.zeros(0, np.uint8)
         self._win.Unlock_all()
         self._win.Free()
         if self._bells is not None:

@@ -86,10 +86,13 @@ def train_ranks(
         )
     bells = Bells(comms.world, comms.node)
     window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready), bells))
+    if not (direct := comms.node.size == comms.world.size and window.direct(comms.world)):
+        bells.close()
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
-    rank, done = Rank(ready, comms, window, bells, interrupt, starting, _common_clock(comms, offset), log, trace), None
+    clock = _common_clock(comms, offset)
+    rank, done = Rank(ready, comms, window, bells if direct else None, interrupt, starting, clock, log, trace), None
     try:
         if role is Role.COORDINATE:
             done, broken = _coordinate(ready, rank, record, display)
@@ -135,7 +138,7 @@ class Rank:
     Parameters
     ----------
     ready, comms, window, bells
-        The run, communicators, the window, and what wakes who rests on it.
+        The run, communicators, the window, and what wakes who rests on it; None where nobody may rest, since looks move transfers.
     interrupt, starting
         Signals, and the start of the run.
     clock
@@ -147,8 +150,8 @@ class Rank:
     saves = True
 
     def __init__(
-        self, ready: Setup, comms: Communicators, window: Window, bells: Bells, interrupt: Interrupt, starting: Starting,
-        clock: Callable[[], float], log: PartLog | None = None, trace: Trace | None = None,
+        self, ready: Setup, comms: Communicators, window: Window, bells: Bells | None, interrupt: Interrupt,
+        starting: Starting, clock: Callable[[], float], log: PartLog | None = None, trace: Trace | None = None,
     ) -> None:  # fmt: skip
         self._log, self.trace, self._bells = log, trace, bells
         self._ready, self._comms, self._window, self._interrupt, self._starting = ready, comms, window, interrupt, starting
@@ -180,7 +183,8 @@ class Rank:
 
     def channel(self, rank: int) -> MpiChannel:
         # Four times a second every shard tells of its updates.
-        return MpiChannel(self._comms.servers, self._window.wake, ("events",))
+        self._channel = MpiChannel(self._comms.servers, self._window.wake, ("events",))
+        return self._channel
 
     def memory(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         local = self._window.local
@@ -209,17 +213,20 @@ class Rank:
             drive(role, config.deadline, crowded(self._comms.node), beat=beat, graph=graph, **self._idle(config.deadline))
 
     def _idle(self, deadline: float) -> dict[str, Any]:
-        """Return how seldom this rank looks when idle; over several hosts as often as ever, since its looks move transfers.
+        """Return how seldom this rank looks when idle; as often as ever where its looks move transfers, as over several hosts.
 
         Coordinator and shards are woken by whoever has something for them; replicas are addressed by nobody.
         """
-        if self._comms.node.size < self._comms.world.size:
+        if self._bells is None:
             return {}
         role, lazy = self._ready.topology.role(self.rank), {"lazy": min(POLL / 2, deadline / 1000)}
         if self._bells.everywhere and role is not Role.WORK:
             longest = 4 * POLL if role is Role.COORDINATE else 2 * POLL
-            lazy |= {"lazy": min(longest, deadline / 1000), "rest": self._bells.rest}
+            lazy |= {"lazy": min(longest, deadline / 1000), "rest": self._rest}
         return lazy
+
+    def _rest(self, seconds: float) -> None:
+        self._channel.rest(seconds, self._bells.rest)
 
 
 def _coordinate(ready: Setup, rank: Rank, record: RunFile, display: Display) -> tuple[Outcome, bool]:

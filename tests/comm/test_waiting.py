@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import select
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -16,11 +18,12 @@ from dbnet.comm import mpi
 from dbnet.comm.link import MpiLink
 from dbnet.comm.patience import Patience
 from dbnet.comm.threads import Job, Mover
-from dbnet.comm.topology import Topology
+from dbnet.comm.topology import Role, Topology
 from dbnet.comm.turns import IDLE, Turns, Wait, drive
 from dbnet.comm.window import Bells
 from dbnet.coordinator.heartbeat import Watchdog
 from dbnet.core.errors import Lost
+from dbnet.run.ranks import Rank
 
 BOUND = 10.0
 
@@ -115,9 +118,10 @@ class Hosts:
     """What `Bells` asks of a communicator, of a process that is several ranks: those before this one have said their part."""
 
     def __init__(self, rank: int, size: int, before: Sequence[Any] = ()) -> None:
-        self.rank, self.size, self.before = rank, size, list(before)
+        self.rank, self.size, self.before, self.asked = rank, size, list(before), 0
 
     def allgather(self, mine: Any) -> list[Any]:
+        self.asked += 1
         return [mine] if isinstance(mine, bool) else [*self.before, mine]
 
 
@@ -130,16 +134,95 @@ def test_ranks_of_a_host_wake_each_other() -> None:
     name = (0, first._socket.getsockname())
     second = Bells(Hosts(1, 2), Hosts(1, 2, [name]))
     assert second.everywhere and waiting(first)
+    assert second._socket.getsockname() != name[1] and len(name[1]) > 16, "two jobs, in whatever namespace, share no name"
     first.rest(20.0)
     assert not waiting(first), "what was heard does not end the next rest"
     for _ in range(1000):
         second.ring(0)
     assert waiting(first), "whoever rings often waits for nobody"
     second.ring(5)
-    assert not Bells(Hosts(1, 3), Hosts(1, 2, [name])).everywhere, "one rank is on another host"
+    third = Bells(Hosts(1, 3), Hosts(1, 2, [name]))
+    assert not third.everywhere, "one rank is on another host"
+    first.rest(20.0)
+    third.ring(0)
+    assert not waiting(first), "who does not rest is not woken"
     first.close()
     second.ring(0)
     assert not Bells(Hosts(1, 2), Hosts(1, 2, [name])).everywhere, "it sees other sockets"
+    second.close()
+    second.ring(0)
+
+
+class Broken(socket.socket):
+    """A socket of a system that allows or gives nothing."""
+
+    def sendto(self, *_: Any) -> int:
+        raise self.why
+
+    recv = sendto
+
+
+@pytest.mark.parametrize("why", [errno.ENOBUFS, errno.ENOMEM, errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EBADF])
+def test_a_ring_that_cannot_be_sent_ends_nothing(why: int) -> None:
+    bells = Bells(Hosts(0, 1), Hosts(0, 1))
+    assert bells.everywhere
+    bells._socket, whole = Broken(socket.AF_UNIX, socket.SOCK_DGRAM), bells._socket
+    bells._socket.why = OSError(why, "so it is")
+    bells.ring(0)
+    bells.rest(20.0)
+    whole.close()
+    bells.close()
+
+
+@pytest.mark.parametrize("what", ["socket", "bind", "sendto"])
+def test_a_rank_without_a_socket_takes_part_in_all_that_is_collective(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "so it is")
+
+    first = Bells(Hosts(0, 1), Hosts(0, 1))
+    names, world, node = [(0, first._socket.getsockname())], Hosts(1, 2), Hosts(1, 2)
+    node.before = names
+    if what == "socket":
+        monkeypatch.setattr(socket, "socket", refuse)
+    else:
+        monkeypatch.setattr(socket, "socket", type("Refusing", (socket.socket,), {what: refuse}))
+    bells = Bells(world, node)
+    assert not bells.everywhere and (node.asked, world.asked) == (1, 1)
+    monkeypatch.undo()
+    bells.ring(0)
+    assert not Bells(Hosts(0, 2), Hosts(0, 2, [(0, b""), (1, None)])).everywhere, "another has none"
+    first.close()
+
+
+def test_a_stranger_who_sends_without_end_costs_one_look() -> None:
+    bells, heard = Bells(Hosts(0, 1), Hosts(0, 1)), []
+
+    def recv(size: int) -> None:
+        heard.append(size)
+        assert len(heard) < 1000
+
+    whole, bells._socket = bells._socket, SimpleNamespace(recv=recv)
+    bells.rest(20.0)
+    assert len(heard) > 10, "more than wait at once"
+    whole.close()
+
+
+@pytest.mark.parametrize("role", Role)
+def test_who_rests_on_one_host(role: Role) -> None:
+    """Servers, by what they have sent, where all can be woken; nobody where transfers need a look."""
+    rank, rests = object.__new__(Rank), []
+    rank.rank, rank._ready = 0, SimpleNamespace(topology=SimpleNamespace(role=lambda rank: role))
+    rank._channel = SimpleNamespace(rest=lambda seconds, rest: rests.append((seconds, rest)))
+    rank._bells = None
+    assert rank._idle(BOUND) == {}
+    rank._bells = SimpleNamespace(everywhere=False, rest=rests.append)
+    assert rank._idle(BOUND) == {"lazy": 0.01}
+    rank._bells.everywhere = True
+    idle = rank._idle(BOUND)
+    assert idle["lazy"] == 0.01 and ("rest" in idle) is (role is not Role.WORK)
+    if "rest" in idle:
+        idle["rest"](idle["lazy"])
+        assert rests == [(0.01, rank._bells.rest)]
 
 
 def test_who_was_idle_between_two_waits_begins_anew() -> None:

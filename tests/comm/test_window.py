@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partialmethod
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from harness import Late, World
 
 from dbnet.comm import window
-from dbnet.comm.channel import MpiChannel
+from dbnet.comm.channel import Message, MpiChannel
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Wait
-from dbnet.comm.window import LocalWindow, WindowLayout
+from dbnet.comm.window import Field, LocalWindow, MpiWindow, WindowLayout
 from dbnet.coordinator.heartbeat import Heartbeat, heartbeat_fields
 from dbnet.coordinator.orders import EVALUATE, LOST, MADE, SHARES, OrderBook, Orders, coordinator_fields, most_shares
 from dbnet.core.errors import UserError
@@ -348,9 +349,106 @@ def test_targets_are_woken_when_what_they_are_to_see_is_there() -> None:
     comm = SimpleNamespace(rank=1, isend=lambda message, rank: sent.append(rank))
     channel = MpiChannel(comm, lambda rank: woken.append((rank, *sent)), ("events",))
     channel.send(0, "events")
-    channel._sent.clear()
     channel.send(0, "drained")
     assert woken == [(0, 0, 0)]
+
+
+class Slow:
+    """A communicator whose messages arrive at the sender's next look; long ones are under way until they are taken."""
+
+    def __init__(self) -> None:
+        self.rank, self.here, self.queue = 0, [], []
+
+    def isend(self, message: Message, rank: int) -> SimpleNamespace:
+        self.queue.append(message.kind)
+        return SimpleNamespace(Test=lambda: message.content is None or message.kind not in self.here + self.queue)
+
+    def iprobe(self, rank: int) -> None:
+        self.here, self.queue = self.here + self.queue, []
+
+    improbe = partialmethod(iprobe, 0)
+
+
+def test_who_is_woken_before_the_message_is_there_is_woken_again() -> None:
+    """A server rests long only when nothing that it sent needs its looks; by then all who got something were woken after that."""
+    comm, rung, rests = Slow(), [], []
+    channel = MpiChannel(comm, lambda rank: rung.append((rank, bool(comm.here))), ("few", "many"))
+    channel.send(1, "drained")
+    channel.send(2, "few")
+    channel.send(3, "many", np.zeros(1))
+    channel.send(4, "saved", np.zeros(1))
+    assert rung == [(1, False), (4, False)]
+    channel.receive()
+    assert rung[2:] == [(1, True), (3, True), (4, True)], "a long message needs its receiver, be it ever so patient"
+    channel.rest(0.04, rests.append)
+    assert rung[5:] == [(3, True), (4, True)]
+    comm.here.clear()
+    channel.rest(0.04, rests.append)
+    channel.rest(0.04, rests.append)
+    assert rests == [1e-3, 0.04, 0.04] and len(rung) == 8
+    # Nothing that is sent between two looks is left out.
+    channel.send(1, "drained")
+    channel.rest(0.04, rests.append)
+    assert rung[8:] == [(1, False), (1, True)]
+
+
+class Told:
+    """A window's MPI and its communicator: what is put into `memory` arrives at once, or when its rank calls MPI again."""
+
+    def __init__(self, rank: int, size: int, said: list, at_once: bool = True) -> None:
+        self.rank, self.size, self.said, self.at_once = rank, size, said, at_once
+        self.memory = np.zeros(4, np.uint8)
+
+    def Send(self, data: np.ndarray, rank: int) -> None:
+        if self.at_once:
+            self.memory[:] = 1
+            self.memory[0] = 3
+
+    def Recv(self, data: np.ndarray, rank: int) -> None:
+        self.said.append(("Recv", rank))
+
+    def Put(self, data: tuple, rank: int, target: tuple) -> None:
+        self.said.append(("Put", rank, data[1], int(data[0][0])))
+
+    def Get(self, data: tuple, rank: int, target: tuple) -> None:
+        self.said.append(("Get", rank, data[1]))
+
+    def Flush(self, rank: int) -> None:
+        self.said.append(("Flush", rank))
+
+    def Barrier(self) -> None:
+        self.memory[0] = 3
+
+    def Sync(self) -> None:
+        pass
+
+    def allgather(self, seen: bool) -> list[bool]:
+        return [True, seen]
+
+
+def tried(comm: Told) -> bool:
+    """Try a window out whose two first ranks of three have four bytes."""
+    win = object.__new__(MpiWindow)
+    win._win, win._memory, win._byte = comm, comm.memory, None
+    win._layouts = [WindowLayout([Field("four", "uint8", (4,))])] * 2 + [WindowLayout(())]
+    return win.direct(comm, 0.0)
+
+
+def test_a_window_is_direct_where_targets_need_not_call_mpi() -> None:
+    for at_once in (True, False):
+        comm = Told(0, 3, [], at_once)
+        assert tried(comm) is at_once and not comm.memory.any(), "window memory starts with zeros"
+    said: list = []
+    assert tried(Told(2, 3, said))
+    # No target looks in vain, and none is answered by one that has not yet left MPI.
+    assert said[:2] == [("Recv", 0), ("Recv", 1)]
+    for rank in (0, 1):
+        mine = [(what, *more) for what, whom, *more in said[2:] if whom == rank]
+        assert mine == [
+            *(("Put", 64, 1), ("Flush",), ("Get", 64), ("Flush",)),
+            *(("Put", 1, 1), ("Flush",), ("Get", 1), ("Flush",)),
+            *(("Put", 1, 3), ("Flush",)),
+        ]
 
 
 class Counted(LocalWindow):
