@@ -126,7 +126,7 @@ def test_kernels_are_compiled_once(folder: Path, mpirun: Callable) -> None:
         "code = main(['train', 'run.toml', 'stop.seconds=0.2', '--quiet', *sys.argv[1:]])\n"
         "print(f'compiled {sum(counts)}', flush=True)\n"
         "heavy = 'numba', 'pandas', 'rich', 'matplotlib', 'scipy.linalg', 'dbnet.network.layers.local', 'dbnet.shards.rules.adam'\n"
-        "print('imported', *sorted(set(heavy) & set(sys.modules)), file=sys.stderr, flush=True)\n"
+        "print(' '.join(['imported', *sorted(set(heavy) & set(sys.modules))]) + '\\n', end='', file=sys.stderr, flush=True)\n"
         "sys.exit(code)\n"
     )
     first = mpirun(3, probe, "topology.replicas=1", cwd=folder, DBNET_CACHE=cache).good()
