@@ -84,7 +84,7 @@ def test_a_host_with_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_software_with_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_FLOPS", 1e9)
     monkeypatch.setattr(software, "_NEEDED", ("numpy", "no_such_package"))
-    monkeypatch.setattr(software.jit, "cache", lambda: Path(software.tempfile.gettempdir()) / "dbnet-0" / "kernels")
+    monkeypatch.setattr(software, "cache", lambda: Path(software.tempfile.gettempdir()) / "dbnet-0" / "kernels")
     found = {finding.subject: finding for finding in software.findings(tmp_path)}
     assert (found["BLAS"].state, found["packages"].state, found["HDF5"].state) == (SLOW, BROKEN, OK)
     assert "no_such_package is missing" in found["packages"].said and "DBNET_CACHE" in found["kernels"].fix
