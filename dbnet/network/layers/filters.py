@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dbnet.core.jit import kernel, prange
+from dbnet.core import jit
+from dbnet.core.jit import kernel
 from dbnet.core.kernels.products import product
 
 # --- filters ------------------------------------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def filter_forward(
     _, x_cols, in_maps, _ = x.shape
     patch = W.shape[3]
     ahead = maps * patch if W.shape[0] * W.shape[1] > 1 else 0
-    for r in prange(r0, r1):
+    for r in jit.prange(r0, r1):
         top, down, tall = rows[r]
         for c in range(c0, c1):
             left, right, wide = cols[c]
@@ -59,7 +60,7 @@ def filter_dx(dx: np.ndarray, W: np.ndarray, dy: np.ndarray, rows: np.ndarray, c
     # As many rows of inputs as a field is high gather from the outputs that see them: such bands are independent, and each
     # position's weights are read in two runs at most.
     high = patch // max(1, width * in_maps)
-    for band in prange((dx.shape[0] + high - 1) // high):
+    for band in jit.prange((dx.shape[0] + high - 1) // high):
         lo, hi = band * high, min((band + 1) * high, dx.shape[0])
         dx[lo:hi] = 0
         for r in range(n_rows):
@@ -89,7 +90,7 @@ def batch_outside(x: np.ndarray) -> np.ndarray:
 def turn(xt: np.ndarray, x: np.ndarray) -> None:
     """Copy x to xt, 16 units at a time."""
     rows, cols, in_maps, batch = x.shape
-    for r in prange(rows):
+    for r in jit.prange(rows):
         units = x[r].reshape(cols * in_maps, batch)
         for first in range(0, cols * in_maps, 16):
             for j in range(batch):
@@ -105,7 +106,7 @@ def local_dW(
     n_rows, n_cols, maps, batch = dy.shape
     line = xt.shape[2]
     patch = dW.shape[3]
-    for r in prange(n_rows):
+    for r in jit.prange(n_rows):
         top, down, tall = rows[r]
         for c in range(n_cols):
             left, right, wide = cols[c]
@@ -127,7 +128,7 @@ def shared_dW(dW: np.ndarray, dy: np.ndarray, xt: np.ndarray, in_maps: int, rows
     line = xt.shape[2]
     patch = dW.shape[1]
     # Each row of the field sums over all outputs, so that these rows are independent.
-    for row in prange(patch // max(1, width * in_maps)):
+    for row in jit.prange(patch // max(1, width * in_maps)):
         for r in range(n_rows):
             i = row - rows[r, 1]
             if i < 0 or i >= rows[r, 2]:
