@@ -83,8 +83,10 @@ class Route(NamedTuple):
 
     def segments(self, first: int, n: int) -> list[tuple[int, int, int]]:
         """Return (element within the slice, place in the shard, length) for `n` elements from `first` on."""
-        out, i, end = [], bisect_right(self.starts, first) - 1, first + n
-        at = first
+        i, at, end = bisect_right(self.starts, first) - 1, first, first + n
+        if n > 0 and (i + 1 == len(self.starts) or end <= self.starts[i + 1]):
+            return [(0, self.targets[i] + first - self.starts[i], n)]
+        out = []
         while at < end:
             stop = min(end, self.starts[i + 1] if i + 1 < len(self.starts) else end)
             out.append((at - first, self.targets[i] + at - self.starts[i], stop - at))

@@ -9,6 +9,7 @@ that was found: their difference is the staleness. A push that is refused (`push
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ EVENT = np.dtype(
         ("seconds", "f8"),
     ]
 )
+_ROW = Struct("=iiqqqid")  # the same: an event costs no more than its bytes
 
 
 class Shard:
@@ -58,10 +60,10 @@ class Shard:
         self.range, self.rule, self.params, self.clock = part, rule, params, clock
         self.largest, self.informed = rule.largest(params.dtype), rule.informed
         self.state = {name: np.full(part.size, rule.initial(name), params.dtype) for name in rule.state}
-        self._begun = np.zeros_like(clock)
+        self._begun = [0] * len(clock)
         self._seconds = seconds
         self._refused: list[Refusal] = []
-        self._events = np.zeros(1024, EVENT)
+        self._events = bytearray(1024 * EVENT.itemsize)
         self._count = 0
 
     @classmethod
@@ -83,8 +85,8 @@ class Shard:
 
     def begin(self, partition: int, fetched: int = 0) -> int:
         """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
-        self._begun[partition] = max(self._begun[partition], self.clock[partition]) + 1
-        return int(self._begun[partition])
+        self._begun[partition] = t = max(self._begun[partition], int(self.clock[partition])) + 1
+        return t
 
     def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         """Apply the rule to the parameters from `lo` (counted within the shard) on with the slice `g` [n] of push `t`."""
@@ -121,19 +123,22 @@ class Shard:
 
     def take_refused(self) -> list[Refusal]:
         """Return what was refused since the last call."""
+        if not self._refused:
+            return []
         refused, self._refused = self._refused, []
         return refused
 
     def record(self, push: Push, applied: int) -> None:
         """Make an event of a push that was applied when the clock was `applied`."""
-        if self._count == len(self._events):
-            self._events = np.resize(self._events, 2 * self._count)
-        self._events[self._count] = (*push[:4], applied, push.steps, self._seconds())
+        at = self._count * EVENT.itemsize
+        if at == len(self._events):
+            self._events += bytes(at)
+        _ROW.pack_into(self._events, at, *push[:4], applied, push.steps, self._seconds())
         self._count += 1
 
     def take_events(self) -> np.ndarray:
         """Return the events since the last call, in the order of the updates."""
-        events = self._events[: self._count].copy()
+        events = np.frombuffer(self._events, EVENT, self._count).copy()
         self._count = 0
         return events
 

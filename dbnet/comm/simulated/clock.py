@@ -196,15 +196,17 @@ class Player:
         self._switch = greenlet(partial(self._play, role)).switch
         self.reason, self._since, self.done = "", 0.0, False
         self._pause = _SHORTEST
-        # Of a server: since when it rests (None: it does not), which rest it is, whether something arrived in its turn, how long it
-        # rests where nothing does.
+        # Of a server: since when it rests (None: it does not), until when if nothing arrives, whether something arrived in its
+        # turn, how long it rests where nothing does.
         self._resting: float | None = None
-        self._rest, self._news, self._looks = 0, False, _LOOKS
-        # Of others: what they did since their last pause, None: more than to look; the rest, None: they do not; when it
-        # ends, as far as that is known; when they are asked whether it ends by itself.
+        self._until, self._news, self._looks = 0.0, False, _LOOKS
+        # Of others: what they did since their last pause, None: more than to look; the rest, None: they do not, and which one it
+        # is; when it ends, as far as that is known.
         self.looks: Looks | None = None
         self._sleep: Rest | None = None
-        self._awakes = self._alarm = inf
+        self._rest, self._awakes = 0, inf
+        # When one is asked whether its rest ends by itself.
+        self._alarm = inf
 
     def go(self) -> None:
         """Take the turn."""
@@ -218,9 +220,11 @@ class Player:
         for wait in role:
             if wait is None:
                 self._pause, self.reason, self.looks = _SHORTEST, "", None
-                if self._longest or time.cores:
+                if time.cores:
                     time.compute(time.turn)
                     time.give_way()
+                elif self._longest:
+                    time.elapse(time.turn)
                 else:
                     # It looks at nothing but what it has got.
                     time.now += time.turn
@@ -256,9 +260,9 @@ class Player:
         else:
             if time.watches:
                 time.tell()
-            self._resting, self._rest = time.now, self._rest + 1
-            time.at(time.now + self._looks, self.rank, partial(self._look, self._rest))
+            self._resting, self._until = time.now, time.now + self._looks
             self._looks = min(2 * self._looks, self._longest)
+            self._set_alarm(self._until)
             time.switch()
 
     def _longer(self) -> float:
@@ -267,25 +271,43 @@ class Player:
         self._pause = min(2 * pause, max(self._time.pause, _SHORTEST))
         return pause + self._time.late
 
-    def _look(self, rest: int) -> None:
-        """The end of a rest in which nothing arrived."""
-        if self._resting is not None and rest == self._rest:
-            self._resting = None
-            self.go()
-
     def notify(self) -> None:
         """Something has arrived: it is found at the next look of a rank that would look after one pause after the other."""
         if self._resting is None:
             self._news = True
             return
         time, at = self._time, self._resting
-        if time.pause:
-            while at < time.now and self._pause < time.pause:
+        now, longest, late = time.now, time.pause, time.late
+        if longest:
+            while at < now and self._pause < longest:
                 at += self._longer()
-            if at < time.now:
-                at += (whole := time.pause + time.late) * -(-(time.now - at) // whole)
+            if at < now:
+                at += (whole := longest + late) * -(-(now - at) // whole)
         self._resting, self._looks = None, _LOOKS
-        time.at(max(at, time.now), self.rank, self.go)
+        time.at(at if at > now else now, self.rank, self.go)
+
+    def _set_alarm(self, at: float) -> None:
+        """Ask at this moment whether the rest ends; an earlier alarm asks anew."""
+        if at < self._alarm:
+            self._alarm = at
+            self._time.at(at, self.rank, self._ring, at)
+
+    def _ring(self, at: float) -> None:
+        if at != self._alarm:
+            return
+        self._alarm = inf
+        if self._resting is not None:
+            if self._until > at:
+                self._set_alarm(self._until)
+            else:
+                # Nothing has arrived.
+                self._resting = None
+                self.go()
+        elif (rest := self._sleep) is not None:
+            if rest.until - rest.margin > at:
+                self._set_alarm(rest.until - rest.margin)
+            else:
+                self._wake(*rest.end())
 
     # --- rests of those that look at others -----------------------------------------------------------------------------------
 
@@ -301,27 +323,10 @@ class Player:
         self._sleep, self._rest, self._awakes = rest, self._rest + 1, inf
         for part, target, place, start, out, _ in looks.read:
             time.watch(target).add(place, start, out.size, self, self._rest, part)
-        self._set_alarm()
+        self._set_alarm(rest.until - rest.margin)
         time.switch()
         self.looks = Looks()
         return True
-
-    def _set_alarm(self) -> None:
-        at = self._sleep.until - self._sleep.margin
-        # An earlier one asks anew.
-        if at < self._alarm:
-            self._alarm = at
-            self._time.at(at, self.rank, self._ring, at)
-
-    def _ring(self, at: float) -> None:
-        if at != self._alarm:
-            return
-        self._alarm = inf
-        if self._sleep is not None:
-            if self._sleep.until - self._sleep.margin > at:
-                self._set_alarm()
-            else:
-                self._wake(*self._sleep.end())
 
     def changed(self, rest: int, part: int, moment: float, writer: int) -> None:
         """A word that it looks at was written."""

@@ -44,15 +44,14 @@ class SimulatedMailboxes:
 
 class _Box:
     def __init__(self, boxes: SimulatedMailboxes, rank: int) -> None:
-        self._boxes, self._rank = boxes, rank
+        self._boxes, self._rank, self._box = boxes, rank, boxes.boxes[rank]
 
     def send(self, rank: int, kind: str, content: Any = None) -> None:
         message = Message(self._rank, kind, content)
         self._boxes.wire.send(self._rank, rank, weight(content), self._boxes.deliver, rank, message)
 
     def receive(self) -> Message | None:
-        box = self._boxes.boxes[self._rank]
-        return box.popleft() if box else None
+        return self._box.popleft() if self._box else None
 
     def pending(self) -> bool:
         """Whether somebody must wait for what it sent: what is under way arrives by itself."""

@@ -98,10 +98,10 @@ def _inbox(inbox: Inbox, receiver: Receiver, lane: Lane) -> None:
     for entry in inbox.intakes:
         entry.take = letting(entry.take)
 
-    def applied(row: int, origin: int, slot: int) -> None:
+    def applied(row: int, origin: int, slot: int, header: tuple[int, ...]) -> None:
         nonlocal told
         slices, begin, told = head[origin] - tail[origin], now(), None
-        apply(row, origin, slot)
+        apply(row, origin, slot, header)
         if told is not None:
             refused, number, late = told
             add(names[refused], begin, now(), number, origin, late, slices)

@@ -38,16 +38,18 @@ class PacedInbox(Inbox):
 
     def drain(self) -> bool:
         counted, busy = self._counted, False
+        if not counted:
+            return False
         for origin in sorted(counted):
             row = self._rows[origin]
             busy = (not self._closed[row] and self._take(row, origin)) or busy
-            if self._closed[row] or self.head[origin] == self.tail[origin]:
+            if self._closed[row] or self._heads[origin] == self._tails[origin]:
                 counted.discard(origin)
         return busy
 
-    def apply(self, row: int, origin: int, slot: int) -> None:
-        self._time.compute(self._profile.apply_seconds(int(self._headers[row, slot, 2]) * self._item))
-        super().apply(row, origin, slot)
+    def apply(self, row: int, origin: int, slot: int, header: tuple[int, ...]) -> None:
+        self._time.compute(self._profile.apply_seconds(header[2] * self._item))
+        super().apply(row, origin, slot, header)
 
 
 class HollowInbox(PacedInbox):
