@@ -17,10 +17,12 @@ its own memory, is woken by an arrival at the look that would have found it; ano
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
+from typing import Any
 
 from greenlet import getcurrent, greenlet
 
@@ -30,6 +32,8 @@ from dbnet.comm.turns import Turns, Wait
 from dbnet.core.errors import Lost
 
 _SHORTEST = 2e-5
+# When it is made, what makes it, of what.
+Glance = tuple[float, Callable[[Any], object], Any]
 _LOOKS = 0.1  # seconds after which a server that nothing arrives at looks at its clock
 
 
@@ -57,6 +61,9 @@ class VirtualTime:
         The rank whose turn it is; None between turns.
     watches
         By rank the words of its memory that others wait for.
+    glances
+        By rank, and by who is to make it: a look at its memory that nobody else's turn depends on. It is made before the rank
+        changes something at that moment or later, or when its maker wants it.
     rests
         Whether ranks rest at all; else every look is played.
     """
@@ -69,6 +76,7 @@ class VirtualTime:
         self.now, self.player = 0.0, None
         self.cores: dict[int, Cores] = {}
         self.watches: dict[int, Watch] = {}
+        self.glances: defaultdict[int, dict[int, Glance]] = defaultdict(dict)
         self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
         self._number = self.living = 0
         self._players: dict[int, Player] = {}
@@ -155,12 +163,23 @@ class VirtualTime:
 
     def sync(self) -> None:
         """Let everything happen that is earlier than the clock of the rank whose turn it is."""
-        heap, rank = self._heap, self.player.rank
+        heap, player = self._heap, self.player
         if heap:
-            first = heap[0]
+            first, rank = heap[0], player.rank
             if first[0] < self.now or (first[0] == self.now and first[1] <= rank):
-                self.at(self.now, rank, self.player.go)
+                self.at(self.now, rank, player.go)
                 self._hub.switch()
+                return
+        if player.glances:
+            self.glance(player.rank, player.rank)
+
+    def glance(self, rank: int, writer: int) -> None:
+        """Have the looks made at a rank's memory that come before what `writer` does now."""
+        now, glances = self.now, self.glances[rank]
+        for maker, (at, read, what) in list(glances.items()):
+            if at < now or (at == now and maker < writer):
+                del glances[maker]
+                read(what)
 
     def compute(self, seconds: float) -> None:
         """Let the rank whose turn it is compute for so many seconds of a core, which may be a shared one."""
@@ -195,6 +214,7 @@ class Player:
         self._time, self.rank, self._longest, self._name = time, rank, looks, name
         self._switch = greenlet(partial(self._play, role)).switch
         self.reason, self._since, self.done = "", 0.0, False
+        self.glances = time.glances[rank]
         self._pause = _SHORTEST
         # Of a server: since when it rests (None: it does not), until when if nothing arrives, whether something arrived in its
         # turn, how long it rests where nothing does.
@@ -211,6 +231,8 @@ class Player:
     def go(self) -> None:
         """Take the turn."""
         time = self._time
+        if self.glances:
+            time.glance(self.rank, self.rank)
         time.player = self
         self._switch()
         time.player = None

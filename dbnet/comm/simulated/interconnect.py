@@ -56,6 +56,8 @@ class Interconnect:
         As given.
     crowded
         For each rank whether there are others on its host.
+    visited
+        Ranks whose host's cards take in other things than what they ask for.
     sent
         Bytes between hosts so far.
     operations
@@ -72,6 +74,7 @@ class Interconnect:
         self._card = {host: between.bandwidth * cards.get(host, 1) for host in hosts}
         ranks = Counter(hosts)
         self.crowded = [ranks[host] > 1 for host in hosts]
+        self.visited = {rank for rank, crowded in enumerate(self.crowded) if crowded}
         self._leaves: dict[int, float] = defaultdict(float)
         self._enters: dict[int, float] = defaultdict(float)
         self.sent = self.operations = 0
@@ -106,13 +109,28 @@ class Interconnect:
 
         It must be sent in the order of `begin`, so that the first is served first.
         """
+        at, _, _, lasts = self.leave(source, nbytes, begin)
+        self.time.at(at, source, self._enter, self.hosts[target], nbytes, lasts, told, arguments)
+
+    def leave(self, source: int, nbytes: int, begin: float) -> tuple[float, int, int, float]:
+        """Send what waits for the cards of its host; return when its first byte is there, and as it came `source`, bytes, seconds."""
         self.sent += nbytes
-        here, there = self.hosts[source], self.hosts[target]
+        here = self.hosts[source]
         lasts, free = nbytes / self._card[here], self._leaves[here]
         if free > begin:
             begin = free
         self._leaves[here] = begin + lasts
-        self.time.at(begin + self._between.latency, source, self._enter, there, nbytes, lasts, told, arguments)
+        return begin + self._between.latency, source, nbytes, lasts
+
+    def enter(self, target: int, left: list[tuple[float, int, int, float]]) -> float:
+        """Return when all that has left for a rank that is not `visited` is there."""
+        there, latest = self.hosts[target], 0.0
+        free, card = self._enters[there], self._card[there]
+        for begin, _, nbytes, lasts in sorted(left):
+            free = (free if free > begin else begin) + nbytes / card
+            latest = max(latest, free, begin + lasts)
+        self._enters[there] = free
+        return latest
 
     def _enter(self, host: int, nbytes: int, lasts: float, told: Callable[..., object], arguments: tuple) -> None:
         """The first byte is there; the last one comes `lasts` later, or when the cards here have taken them all."""

@@ -31,6 +31,7 @@ class SimulatedMailboxes:
     def __init__(self, size: int, wire: Interconnect) -> None:
         self.boxes: list[deque[Message]] = [deque() for _ in range(size)]
         self.wire = wire
+        wire.visited.update(range(size))
 
     def at(self, rank: int) -> _Box:
         """Return the end that belongs to `rank`."""
@@ -72,6 +73,8 @@ class SimulatedWires(Wires):
     def __init__(self, ranks: Sequence[int], wire: Interconnect) -> None:
         super().__init__(len(ranks))
         self.ranks, self.wire = ranks, wire
+        if len(ranks) > 1:
+            wire.visited.update(ranks)
         self.waiting: dict[int, tuple[deque, Player]] = {}
 
     def send(self, source: int, to: int, tag: Any, values: np.ndarray) -> None:

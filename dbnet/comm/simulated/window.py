@@ -93,28 +93,30 @@ class SimulatedWindow:
         self._memory, self._wire, self._time, self._rank = memory, wire, wire.time, rank
         self._flat, self._hollow = memory.flat, memory.hollow
         self.local = memory.local[rank]
-        # For each target: the way to it; operations, bytes there and back, and what is to be done there.
+        # For each target: the way to it; operations, bytes there and back, what is to be done there, and how much of it reads.
         self._ways: dict[int, Hop] = {}
         self._started: dict[int, list] = {}
-        # Of what is under way: answers without a time, requests that are to read; when the last answer is here; who waits for it.
+        # Of what is under way: answers without a time, looks that are to be made; when the last answer is here; who waits for it;
+        # answers that have left (`Interconnect.enter`).
         self._open = self._unread = 0
         self._latest = 0.0
         self._waiting: Player | None = None
+        self._answers: list[tuple[float, int, int, float]] = []
 
     def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
         entry = self._started.get(rank)
         if entry is None:
-            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], False]
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], 0]
         entry[0] += 1
         entry[2] += out.nbytes
         if field not in self._hollow:
-            entry[4] = True
+            entry[4] += 1
             entry[3].append((_GET_ONE if out.shape == (1,) else _GET, self._flat[rank][field], start, out))
 
     def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
         entry = self._started.get(rank)
         if entry is None:
-            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], False]
+            entry = self._started[rank] = [0, _REQUEST, _REQUEST, [], 0]
         entry[0] += 1
         entry[1] += data.nbytes
         if field in self._hollow:
@@ -133,11 +135,12 @@ class SimulatedWindow:
             entry[3].append((_PUT, place, start, data.flatten()))
 
     def flush(self, rank: int) -> None:
-        if not self._started:
+        started = self._started
+        if not started:
             return
-        wire, time, me, ways, started = self._wire, self._time, self._rank, self._ways, self._started
         self._started = {}
-        overhead = wire.overhead
+        wire, time, me, ways = self._wire, self._time, self._rank, self._ways
+        overhead, player = wire.overhead, time.player
         if wire.crowded[me]:
             # What waits for cards, or for cores, does so in the order of its time.
             time.sync()
@@ -145,9 +148,10 @@ class SimulatedWindow:
                 moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
                 wire.copy(me, moved, sum(count for count, *_ in started.values()))
                 overhead = 0.0
-        if (player := time.player).looks is not None and not self._looks(player.looks, started):
+        if player.looks is not None and not self._looks(player.looks, started):
             player.looks = None
-        begin = self._latest = time.now
+        begin = latest = self._latest = time.now
+        last, looked = begin, []
         for target, (count, there, back, todo, reads) in started.items():
             wire.operations += count
             begin += overhead * count
@@ -158,15 +162,39 @@ class SimulatedWindow:
             if there > most:
                 self._open += 1
                 wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
-            else:
-                wire.sent += there if most == PACKET else 0
-                self._arrives(begin + latency + there / bandwidth, target, todo, reads, back, 0)
+                continue
+            at = begin + latency + there / bandwidth
+            if most == PACKET:
+                wire.sent += there
+            if back > most:
+                self._open += 1
+                time.at(at, me, self._reach, target, todo, back)
+                continue
+            if most == PACKET:
+                wire.sent += back
+            end = at + latency + back / bandwidth
+            if end > latest:
+                latest = end
+            if reads == len(todo) and not time.cores:
+                # Nobody but its target can change what is looked at: it is read before that goes on, or with the last look.
+                time.glances[target][me] = at, _read, todo
+                looked.append(target)
+                if at > last:
+                    last = at
+            elif todo:
+                self._unread += reads > 0
+                time.at(at, me, self._reach, target, todo, -(reads > 0))
+        if latest > self._latest:
+            self._latest = latest
+        if looked:
+            self._unread += 1
+            time.at(last, me, self._glance, looked)
         if self._open or self._unread:
-            # The last `_reach` or `_end` lets it go on.
+            # The last thing to become known lets it go on.
             self._waiting = player
             time.switch()
         else:
-            time.ahead(self._latest)
+            time.ahead(latest)
 
     def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
         """Note what is only looked at; return whether that is all, and waits for no card."""
@@ -179,51 +207,70 @@ class SimulatedWindow:
                 return False
         return True
 
-    def _arrives(self, at: float, target: int, todo: list, reads: bool, back: int, opened: int = 1) -> None:
-        """It is known when a request arrives; `opened`: of those without a time."""
+    def _arrives(self, at: float, target: int, todo: list, reads: int, back: int) -> None:
+        """It is known when a request arrives that has waited for cards."""
         latency, bandwidth, most = self._ways[target]
         if back > most:
             # The answer waits for cards, in the order of arrivals.
-            self._open += 1 - opened
             self._time.at(at, self._rank, self._reach, target, todo, back)
             return
         if todo:
-            self._unread += reads
-            self._time.at(at, self._rank, self._reach, target, todo, -reads)
+            self._unread += reads > 0
+            self._time.at(at, self._rank, self._reach, target, todo, -(reads > 0))
         self._wire.sent += back if most == PACKET else 0
-        end = at + latency + back / bandwidth
-        if end > self._latest:
-            self._latest = end
-        if opened:
-            self._end(end)
+        self._end(at + latency + back / bandwidth)
+
+    def _glance(self, targets: list[int]) -> None:
+        """The last look at what these hold: what has not been read yet has not changed."""
+        glances, me = self._time.glances, self._rank
+        for target in targets:
+            found = glances[target].pop(me, None)
+            if found is not None:
+                _read(found[2])
+        self._unread -= 1
+        if not self._open and not self._unread:
+            self._go_on()
 
     def _reach(self, target: int, todo: list, back: int) -> None:
         """At the target: what is put is there, what is got is read; `back` bytes are to be sent; -1: nothing else was unknown."""
-        changed, watch, watched = False, self._time.watches.get(target), False
+        time, changed, watched = self._time, False, False
         for what, place, start, value in todo:
-            if what == _GET_ONE:
-                value[0] = place[start]
-            elif what == _GET:
-                value.reshape(-1)[:] = place[start : start + value.size]
+            if what == _PUT_COUNTER:
+                changed = True
+                place[start] = value
+                self._memory.counted[target].add(start)
+            elif what <= _GET_ONE:
+                _read(((what, place, start, value),))
             else:
                 changed = True
-                watched = watched or (watch is not None and id(place) in watch.fields)
+                time.glance(target, self._rank)
+                watched = watched or (target in time.watches and id(place) in time.watches[target].fields)
                 if what == _PUT:
                     place[start : start + value.size] = value
                 else:
                     place[start] = value
-                    if what == _PUT_COUNTER:
-                        self._memory.counted[target].add(start)
         if changed:
-            self._time.notify(target)
+            time.notify(target)
         if watched:
-            watch.check(self._time.now, self._rank)
+            time.watches[target].check(time.now, self._rank)
         if back > 0:
-            self._wire.queue(target, self._rank, back, self._time.now, self._end)
+            self._answer(target, back)
         elif back:
             self._unread -= 1
             if not self._open and not self._unread:
                 self._go_on()
+
+    def _answer(self, target: int, nbytes: int) -> None:
+        """Have an answer sent that waits for cards."""
+        wire = self._wire
+        if self._rank in wire.visited:
+            wire.queue(target, self._rank, nbytes, self._time.now, self._end)
+            return
+        # Nothing else comes in here: what is under way needs no turn of its own.
+        self._answers.append(wire.leave(target, nbytes, self._time.now))
+        self._open -= 1
+        if not self._open and not self._unread:
+            self._go_on()
 
     def _end(self, end: float) -> None:
         """It is known when an answer is here."""
@@ -235,6 +282,9 @@ class SimulatedWindow:
 
     def _go_on(self) -> None:
         """Nothing is unknown any more."""
+        if self._answers:
+            self._latest = max(self._latest, self._wire.enter(self._rank, self._answers))
+            self._answers = []
         player, self._waiting = self._waiting, None
         self._time.ahead(self._latest)
         player.go()
@@ -250,3 +300,12 @@ class SimulatedWindow:
 
     def free(self) -> None:
         self.local = {}
+
+
+def _read(todo: Sequence[tuple]) -> None:
+    """Read what is got."""
+    for what, place, start, out in todo:
+        if what == _GET_ONE:
+            out[0] = place[start]
+        else:
+            out.reshape(-1)[:] = place[start : start + out.size]
