@@ -113,7 +113,7 @@ class Interconnect:
         self.time.at(at, source, self._enter, self.hosts[target], nbytes, lasts, told, arguments)
 
     def leave(self, source: int, nbytes: int, begin: float) -> tuple[float, int, int, float]:
-        """Send what waits for the cards of its host; return when its first byte is there, and as it came `source`, bytes, seconds."""
+        """Send what waits for the cards of its host; return when its first byte is there, and `source`, bytes, seconds."""
         self.sent += nbytes
         here = self.hosts[source]
         lasts, free = nbytes / self._card[here], self._leaves[here]

@@ -10,8 +10,8 @@ import numpy as np
 
 from dbnet.comm.channel import Message
 from dbnet.comm.link import NAP, PATIENCE, SPINS, Wires
-from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import Interconnect
+from dbnet.comm.simulated.player import Player
 
 _ENVELOPE = 128  # bytes of a message beside its arrays
 

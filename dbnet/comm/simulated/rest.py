@@ -8,6 +8,7 @@ looks that were all played, to the bit; these looks are no operations that were 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,20 @@ class Watch:
                     sleeper.changed(rest, part, now, rank)
             if not waiting:
                 del self.fields[key]
+
+
+class Glances(dict[Any, tuple[float, int, Callable[[Any], object], Any]]):
+    """Looks at one rank's memory that are no turns of their own, by who makes them: moment, rank, what makes it, of what.
+
+    Each is made before something there changes at its moment or later, or when its maker goes on.
+    """
+
+    def before(self, now: float, writer: int) -> None:
+        """Make those that come before what `writer` does now."""
+        for maker, (at, rank, read, what) in list(self.items()):
+            if at < now or (at == now and rank < writer):
+                del self[maker]
+                read(what)
 
 
 class Looks:

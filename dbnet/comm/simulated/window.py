@@ -3,7 +3,8 @@
 Transfers of one origin to one target between two flushes travel together: a request with what is put, an answer with what is got.
 They leave at the first flush, to all targets at once, and it waits for all of them: nothing lies between the flushes of a fetch. It
 waits no longer than until all is read that was to be got, and it is known when all transfers end: its rank goes on at that time
-(`VirtualTime.ahead`).
+(`VirtualTime.ahead`). Most of what is under way needs no turn of its own: a look at a few words is made before their rank changes
+them (`rest.Glances`), and answers to one that nobody else sends anything come in one after the other (`Interconnect.enter`).
 Headers and slices lie in the memory of their target at once: nobody looks at them before the head that is put after them arrives.
 """
 
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dbnet.comm.simulated.clock import Player
 from dbnet.comm.simulated.interconnect import PACKET, Hop, Interconnect
+from dbnet.comm.simulated.player import Player
 from dbnet.comm.simulated.rest import Looks
 from dbnet.comm.window import WindowLayout
 
@@ -177,7 +178,7 @@ class SimulatedWindow:
                 latest = end
             if reads == len(todo) and not time.cores:
                 # Nobody but its target can change what is looked at: it is read before that goes on, or with the last look.
-                time.glances[target][me] = at, _read, todo
+                time.glances[target][self] = at, me, _read, todo
                 looked.append(target)
                 if at > last:
                     last = at
@@ -193,8 +194,7 @@ class SimulatedWindow:
             # The last thing to become known lets it go on.
             self._waiting = player
             time.switch()
-        else:
-            time.ahead(latest)
+        time.ahead(self._latest)
 
     def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
         """Note what is only looked at; return whether that is all, and waits for no card."""
@@ -222,11 +222,11 @@ class SimulatedWindow:
 
     def _glance(self, targets: list[int]) -> None:
         """The last look at what these hold: what has not been read yet has not changed."""
-        glances, me = self._time.glances, self._rank
+        glances = self._time.glances
         for target in targets:
-            found = glances[target].pop(me, None)
+            found = glances[target].pop(self, None)
             if found is not None:
-                _read(found[2])
+                _read(found[3])
         self._unread -= 1
         if not self._open and not self._unread:
             self._go_on()
@@ -243,7 +243,7 @@ class SimulatedWindow:
                 _read(((what, place, start, value),))
             else:
                 changed = True
-                time.glance(target, self._rank)
+                time.glances[target].before(time.now, self._rank)
                 watched = watched or (target in time.watches and id(place) in time.watches[target].fields)
                 if what == _PUT:
                     place[start : start + value.size] = value
@@ -286,7 +286,6 @@ class SimulatedWindow:
             self._latest = max(self._latest, self._wire.enter(self._rank, self._answers))
             self._answers = []
         player, self._waiting = self._waiting, None
-        self._time.ahead(self._latest)
         player.go()
 
     def wake(self, rank: int) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dbnet.comm.simulated.rest import next_look
 from dbnet.core import config as configuration
+from dbnet.core import jit
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
 from dbnet.monitor import runfile
@@ -112,6 +114,8 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     working = range(topology.origin_rank(0, 0), topology.size)
     replicas = {rank: world.replica(rank) for rank in working}
     runfile.make_folder(ready.config)
+    # What rests counts its looks out (`comm.simulated.rest`).
+    jit.warm(ready.config.model.dtype, {next_look.__module__}.__contains__)
     if not dry:
         # With more threads BLAS would sum in another order on another number of cores.
         roles.use(ready.config, 1)

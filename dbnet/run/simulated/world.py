@@ -61,6 +61,9 @@ class Simulation:
         self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
         self._noise = Noise(profile, ready.config.run.seed)
         self._cut = self.topology.partitions > 1
+        if ready.config.method.overlap:
+            # A rank may have two transfers under way.
+            self.wire.visited.update(range(self.topology.size))
         self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
 
     def asked(self) -> bool:
