@@ -7,15 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Protocol
 
 from dbnet.comm.turns import Turns, Wait
+
+# Seconds from one look at a transfer to the next, and of a pause of the mover whenever it gives way.
+_LOOK, PAUSE = 1e-4, 2e-5
+
+
+class Done(Protocol):
+    """What of a thread's event a job needs: virtual time has its own."""
+
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float) -> bool: ...
 
 
 class Job:
     """A transfer on the mover's thread."""
 
-    def __init__(self, work: Generator, behind: Job | None = None) -> None:
-        self.work, self.done, self.error = work, threading.Event(), None
+    def __init__(self, work: Generator, behind: Job | None = None, done: Done | None = None) -> None:
+        self.work, self.done, self.error = work, done or threading.Event(), None
         self.moved, self.behind = 0, behind
 
     @property
@@ -32,7 +44,7 @@ class Job:
         A transfer that goes on, however long it takes, is not waited for in vain.
         """
         moved = self._progress
-        while not self.done.wait(1e-4):
+        while not self.done.wait(_LOOK):
             before, moved = moved, self._progress
             yield Wait(f"a replica waits for {what}") if moved == before else None
         if self.error is not None:
@@ -54,6 +66,11 @@ class Mover:
         self._jobs.put(job)
         return job
 
+    @property
+    def here(self) -> bool:
+        """Whether it is the mover that asks."""
+        return threading.current_thread() is self._thread
+
     def stop(self) -> None:
         self._jobs.put(None)
         self._thread.join()
@@ -65,7 +82,7 @@ class Mover:
             try:
                 for wait in job.work:
                     job.moved += wait is None
-                    time.sleep(2e-5)
+                    time.sleep(PAUSE)
             except BaseException as error:  # handed to the main thread, which raises it
                 job.error = error
             job.done.set()

@@ -20,6 +20,7 @@ import numpy as np
 
 from dbnet.checkpoint.reader import Checkpoint, alike, require_data
 from dbnet.checkpoint.weights import begun
+from dbnet.comm.threads import Mover
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.window import Window
 from dbnet.coordinator.duty import Facts
@@ -163,13 +164,16 @@ class Setup:
 
     def store(
         self, window: Window, rank: int, boxes: Boxes, turns: Callable[[], float] | None = None, log: PartLog | None = None,
-        make: type[WindowStore] = WindowStore,
+        make: type[WindowStore] = WindowStore, mover: Callable[[], Mover] | None = None,
     ) -> WindowStore:  # fmt: skip
-        """Return how a working rank fetches and pushes over the window; within one process by `turns`, and not on a thread."""
+        """Return how a working rank fetches and pushes over the window.
+
+        Within one process by `turns`, and beside the gradients only where `mover` makes what does so.
+        """
         replica, partition = self.topology.place(rank)
         mine = footprint(self.model, boxes, leads=partition == 0)
-        overlap, clock = self.config.method.overlap and turns is None, turns or time.perf_counter
-        parts = (window, self.topology, (replica, partition), mine, self.rings, overlap, clock)
+        overlap, clock = self.config.method.overlap and (turns is None or mover is not None), turns or time.perf_counter
+        parts = (window, self.topology, (replica, partition), mine, self.rings, overlap, clock, mover or Mover)
         if log is None:
             return make(*parts)
         return RecordingStore(log, mine.used, self.pieces(whole=False), self.clocks(partition), *parts)

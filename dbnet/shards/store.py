@@ -56,13 +56,13 @@ class WindowStore:
         (replica, partition) of this rank.
     footprint, rings
         What this partition uses of the flat vector; the shards' ranges and rings.
-    overlap, clock
-        Move data on a thread while the next gradient is computed; seconds, by which long transfers give way.
+    overlap, clock, mover
+        Move data beside while the next gradient is computed; seconds, by which long transfers give way; makes what moves data.
     """
 
     def __init__(
         self, window: Window, topology: Topology, origin: tuple[int, int], footprint: Footprint, rings: Rings,
-        overlap: bool = False, clock: Callable[[], float] = time.perf_counter,
+        overlap: bool = False, clock: Callable[[], float] = time.perf_counter, mover: Callable[[], Mover] = Mover,
     ) -> None:  # fmt: skip
         self._clock, self._window, self._topology, (self._replica, self._partition) = clock, window, topology, origin
         self.sources, self.routes = routes(footprint.used, rings.ranges), routes(footprint.pushed, rings.ranges)
@@ -84,7 +84,7 @@ class WindowStore:
         self._slices = [route.slices(self._slot) for route in self.routes]
         self.counts, self.number = Counts(), 0
         self.fetched, self.overlaps = False, overlap
-        self._mover = Mover() if overlap else None
+        self._mover = mover() if overlap else None
         self._fetching: Job | None = None
         self._pushing: Job | None = None
 
@@ -101,6 +101,11 @@ class WindowStore:
             yield from self.read(self.w, self.clocks)
         else:
             self._fetching = self._mover.start(self.read(self._w2, self._landing))
+
+    @property
+    def beside(self) -> bool:
+        """Whether who asks moves data while the replica computes."""
+        return self._mover is not None and self._mover.here
 
     @property
     def landing(self) -> bool:

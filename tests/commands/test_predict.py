@@ -79,8 +79,8 @@ def test_cores_that_are_short_show_in_the_plan(dbnet: Callable[..., Finished], r
 
 
 def test_how_a_run_is_recorded_does_not_matter(dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]) -> None:
-    """Nor threads, nor pushes that are seldom, nor that one replica begins alone."""
-    words = ("plan", run_file, "--machine", machine(), "method.n_push=30", "method.n_fetch=30", "--json")
+    """Nor threads, nor pushes that are seldom, nor that one replica begins alone; also where data move beside gradients."""
+    words = ("plan", run_file, "--machine", machine(), "method.n_push=30", "method.n_fetch=30", "method.overlap=true", "--json")
     found = []
     for more in ((), ("record.events=counts", "record.schedule=true", "run.threads=2", "warmstart.steps=50")):
         done = dbnet(*words, *more)
@@ -95,7 +95,6 @@ def test_what_cannot_be_predicted_is_said(dbnet: Callable[..., Finished], run_fi
         (("plan",), "'dbnet plan' needs RUN.toml"),
         (("plan", "--check", "out/run.h5"), "--check RUN.h5 --machine MACHINE.toml"),
         (("plan", "--check", "out/none.h5", "--machine", name), "No record of a run 'out/none.h5'"),
-        (("plan", run_file, "--machine", name, "method.overlap=true"), "does not know method.overlap"),
         (("plan", run_file, "--machine", name, "method.kind=sandblaster"), "method.kind = 'sandblaster' goes by what it computes"),
         (("plan", run_file, "--machine", name, "--slurm"), "--slurm prints no prediction; leave --machine out"),
         (("plan", "--check", "out/none.h5", "--machine", name, "--ranks", "-n", "4"), "leave --ranks and -n out"),

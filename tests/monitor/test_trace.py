@@ -161,7 +161,8 @@ def test_a_traced_run_is_the_same_run(run_file: Path, monkeypatch: pytest.Monkey
 
 def test_virtual_seconds(run_file: Path) -> None:
     """The steps that two replicas make at a time lie beside each other, and last what the machine says."""
-    done = simulate(run_file, MACHINE, ["record.trace=true", "stop.steps=9"], quiet=True)
+    changes = ["record.trace=true", "stop.steps=9", "method.overlap=true"]
+    done = simulate(run_file, MACHINE, changes, quiet=True)
     timeline = TraceView(done.outcome.run_file.with_suffix(".trace"))
     out = done.outcome.run_file.with_suffix(".pb")
     timeline.write(out, force=False)
@@ -171,6 +172,10 @@ def test_virtual_seconds(run_file: Path) -> None:
     assert sum(a.begin < b.end and b.begin < a.end for a in mine for b in other) >= 5
     assert all(span.end > span.begin for name in ("gradient", "fetch", "push", "apply") for span in viewed.named(name))
     assert mine[-1].end / 1e9 <= done.seconds
+    # What moves data has a lane of its own.
+    moved = [span for span in viewed.spans["replica 0", "transfers"] if span.name in ("fetch", "push")]
+    assert [span.name for span in moved].count("push") == 9 and len(moved) == 9 + 8
+    assert any(step.begin < span.end < step.end for span in moved for step in mine)
 
 
 def test_the_command(run_file: Path, dbnet: Callable[..., Finished]) -> None:

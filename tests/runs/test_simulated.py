@@ -34,12 +34,13 @@ from dbnet.monitor import runfile
 from dbnet.monitor.results import Run
 from dbnet.network.cost import Profile, load_profile
 from dbnet.network.model import Footprint, Piece
-from dbnet.run import roles
+from dbnet.run import process, roles
 from dbnet.run.simulated import replicas
 from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.shards import PacedInbox
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
+from dbnet.shards.local_store import LocalStore
 from dbnet.shards.push import Intake
 from dbnet.shards.routes import Rings, routes
 from dbnet.shards.server import Server
@@ -86,12 +87,73 @@ def played(tree: dict[str, Any], profile: Profile | None = None, **ways: Any) ->
 @pytest.mark.parametrize(("noise", "wire"), [("none", None), ("exponential", "bfloat16"), ("tail", None)])
 def test_one_replica_in_any_schedule_trains_as_alone(tree: dict[str, Any], noise: str, wire: str | None, partitions: int) -> None:
     tree |= {"method": {"kind": "sgd", "minibatch": 2, "slot": 64}, "topology": {"shards": 2, "partitions": partitions}}
+    tree["method"]["overlap"] = noise == "tail"
     if wire:
         tree["method"]["wire"], tree["model"]["dtype"] = wire, "float32"
     alone = execute(build(tree), quiet=True)
     done = played(tree, machine(noise={"kind": noise, "share": 0.3})).outcome
     assert done.finished and not done.unsaved
     np.testing.assert_array_equal(done.params, alone.params)
+
+
+class LateStore(LocalStore):
+    """What overlap is by its definition: a fetch takes effect one step later."""
+
+    overlaps = True
+
+    def __init__(self, flat: np.ndarray, *parts: Any) -> None:
+        super().__init__(flat.copy(), *parts)
+        self._flat, self.overlaps = flat, True
+        self._fetched: tuple[np.ndarray, list[int]] | None = None
+
+    @property
+    def landing(self) -> bool:
+        return self._fetched is not None
+
+    @landing.setter
+    def landing(self, value: bool) -> None: ...
+
+    def fetch(self) -> Turns:
+        now, first = (self._flat.copy(), [int(shard.clock[0]) for shard in self._shards]), not self.fetched
+        self.fetched, self._fetched = True, now
+        if first:
+            yield from self.arrive()
+
+    def arrive(self) -> Turns:
+        if self._fetched is not None:
+            self.w[:], self._clocks = self._fetched
+            self._fetched = None
+        return
+        yield
+
+
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (2, 3)])
+def test_data_that_move_beside_a_gradient_take_effect_one_step_later(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n_fetch: int, n_push: int
+) -> None:
+    """To the bit, and as stale, where a step is longer than what moves, and a push is applied before the next fetch."""
+    tree |= {"topology": {"shards": 2}, "method": {"kind": "downpour", "minibatch": 2, "n_fetch": n_fetch, "n_push": n_push}}
+    plain = execute(build(tree), quiet=True)
+    monkeypatch.setattr(process, "LocalStore", LateStore)
+    late = execute(build(tree), quiet=True)
+    tree["method"]["overlap"] = True
+    done = played(tree, machine(noise={"kind": "gamma"}, host={"pause": 0.0})).outcome
+    np.testing.assert_array_equal(done.params, late.params)
+    assert not (done.params == plain.params).all()
+    fetched = [Run(one.run_file).events.sort_values(["shard", "push"]).fetched.tolist() for one in (done, late)]
+    assert fetched[0] == fetched[1]
+
+
+def test_data_move_while_a_gradient_is_computed(tree: dict[str, Any]) -> None:
+    """0.4 ms to compute, 0.2 to fetch and 0.3 to push: 0.9 ms a step; beside each other 0.5 and a pause, but on one core 0.9."""
+    tree |= {"topology": {"shards": 1}, "method": {"kind": "downpour", "minibatch": 2}, "stop": {"steps": 40}}
+    compute, found = {"rate": 1e3, "step": 4e-4, "apply": 1e3, "slice": 1e-6}, []
+    for overlap, cores in ((False, 0), (True, 0), (True, 1), (True, 4)):
+        tree["method"]["overlap"] = overlap
+        profile = machine(compute=compute, noise={"kind": "none"}, host={"ranks": 0, "cores": cores, "call": 1e-4, "pause": 1e-4})
+        seconds = Run(played(tree, profile, dry=True).outcome.run_file).events.seconds
+        found.append(1e3 * seconds.diff()[10:].mean())
+    assert found == pytest.approx([0.9, 0.52, 0.9, 0.52], rel=0.1)
 
 
 @pytest.mark.parametrize(("replicas", "partitions"), [(4, 1), (2, 2)])
@@ -122,9 +184,11 @@ def one_of(tree: dict[str, Any]) -> Path:
     return execute(build(tree), quiet=True).run_file
 
 
-def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, overlap: bool) -> None:
     """Whatever the machine's own clock does meanwhile."""
     found, ticks = [], itertools.count()
+    tree["method"]["overlap"] = overlap
     for seed in (1, 1, 2):
         if found:
             for make in (runfile.RunFile.__init__, runfile.begin, roles.open_record):
@@ -139,10 +203,12 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: p
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("kind", ["downpour", "synchronous", "sandblaster"])
+@pytest.mark.parametrize("kind", ["downpour", "overlap", "synchronous", "sandblaster"])
 def test_who_rests_wakes_at_the_look_that_finds_something(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Where idle ranks play every look all times are the same, to the bit: full rings, others' gradients, portions, verdicts."""
     tree |= {"method": {"kind": kind, "minibatch": 2, "slot": 64, "slots": 2}, "topology": {"shards": 2, "replicas": 3}}
+    if kind == "overlap":
+        tree["method"] |= {"kind": "downpour", "overlap": True}
     if kind == "sandblaster":
         tree |= {"stop": {"iterations": 2}, "evaluate": {"epochs": 5}, "method": {**tree["method"], "portion": 2}}
     profile, found = machine(compute={"rate": 1.0, "step": 1e-2, "apply": 1.0, "slice": 2e-2}), {}
@@ -156,12 +222,15 @@ def test_who_rests_wakes_at_the_look_that_finds_something(tree: dict[str, Any], 
     assert found[True][1] < 0.9 * found[False][1], "somebody has rested"
 
 
-@pytest.mark.parametrize(("partitions", "wire", "cores"), [(1, "bfloat16", 0), (2, "bfloat16", 0), (2, "float32", 2)])
-def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str, cores: int) -> None:
+@pytest.mark.parametrize(
+    ("partitions", "wire", "cores", "overlap"),
+    [(1, "bfloat16", 0, False), (2, "bfloat16", 0, True), (2, "float32", 2, False), (1, "float32", 2, True)],
+)
+def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int, wire: str, cores: int, overlap: bool) -> None:
     """What moves and when does not depend on the numbers."""
     tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
     tree["model"]["dtype"], tree["method"]["wire"] = "float32", wire
-    tree["method"]["clip_norm"] = 0.1
+    tree["method"] |= {"clip_norm": 0.1, "overlap": overlap}
     profile = machine(**({"host": {"ranks": 0, "cores": cores, "switch": 1e-5}} if cores else {}))
     wet, dry = played(tree, profile), played(tree, profile, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
@@ -399,7 +468,6 @@ def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "ways", "words"),
     [
-        ({"method": {"kind": "downpour", "overlap": True}}, {}, "method.overlap=false"),
         ({"record": {"schedule": True}}, {}, "record.schedule=false"),
         ({"run": {"folder": "out", "threads": 2}}, {}, "run.threads=1"),
         ({"method": {"kind": "synchronous"}}, {"dry": True}, "leave --dry out"),

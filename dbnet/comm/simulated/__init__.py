@@ -2,5 +2,6 @@
 
 rest (a rank that finds nothing sleeps) -> player (a rank's role, and how it rests) -> clock (whose turn it is: the rank with the
 earliest clock), cores (those that ranks of a host share) -> interconnect (when bytes arrive: latency, bandwidth, a host's network
-card) -> window (one-sided operations take effect when they arrive), messages (channels of servers, links of partitions).
+card) -> window (one-sided operations take effect when they arrive), messages (channels of servers, links of partitions) -> movers
+(what moves a rank's data while it computes).
 """

@@ -102,7 +102,7 @@ class VirtualTime:
         for rank, role in roles.items():
             self._players[rank] = player = Player(self, rank, role, servers.get(rank, 0.0), name(rank))
             self.at(self.now, rank, player.go)
-        self.living = len(roles)
+        self.living += len(roles)
         heap = self._heap
         while self.living:
             if not heap:
@@ -110,6 +110,11 @@ class VirtualTime:
                 raise Lost(f"Everyone waits: {waiting or 'nobody says for what'}.")
             self.now, _, _, act, arguments = heappop(heap)
             act(*arguments)
+
+    def join(self, player: Player) -> None:
+        """Play another one, which is no rank, to its end: it is given its first turn by whoever has made it."""
+        self._players[player.rank] = player
+        self.living += 1
 
     def elapse(self, seconds: float) -> None:
         """Let time pass for the rank whose turn it is."""

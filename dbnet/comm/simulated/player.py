@@ -27,14 +27,14 @@ _LOOKS = 0.1  # seconds after which a server that nothing arrives at looks at it
 
 
 class Player:
-    """One rank: its role in a greenlet, and how it rests."""
+    """One rank: its role in a greenlet, and how it rests; `pause`: the longest between two looks, 0: as long as any."""
 
-    def __init__(self, time: VirtualTime, rank: int, role: Turns, looks: float, name: str) -> None:
+    def __init__(self, time: VirtualTime, rank: int, role: Turns, looks: float, name: str, pause: float = 0.0) -> None:
         self._time, self.rank, self._longest, self._name = time, rank, looks, name
         self._switch = greenlet(partial(self._play, role)).switch
         self.reason, self._since, self.done = "", 0.0, False
         self.glances = time.glances[rank]
-        self._pause = SHORTEST
+        self._pause, self._most = SHORTEST, max(pause or time.pause, SHORTEST)
         # Of a server: since when it rests (None: it does not), until when if nothing arrives, whether something arrived in its
         # turn, how long it rests where nothing does.
         self._resting: float | None = None
@@ -109,7 +109,7 @@ class Player:
     def _longer(self) -> float:
         """Return how long to pause now; the next pause is longer."""
         pause = self._pause
-        self._pause = min(2 * pause, max(self._time.pause, SHORTEST))
+        self._pause = min(2 * pause, self._most)
         return pause + self._time.late
 
     def notify(self) -> None:
@@ -158,7 +158,7 @@ class Player:
         if looks is None or not looks.vain():
             return False
         until = min(until, self._since + time.deadline) if self.reason else until
-        rest = Rest(looks, time.now, self._pause, max(time.pause, SHORTEST), time.late, until)
+        rest = Rest(looks, time.now, self._pause, self._most, time.late, until)
         if until - time.now < 2 * rest.margin:
             return False
         self._sleep, self._rest, self._awakes = rest, self._rest + 1, inf

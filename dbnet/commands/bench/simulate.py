@@ -94,20 +94,22 @@ class Simulate(Bench):
 
 
 class Case(NamedTuple):
-    """A real run: its network, and replicas, partitions, shards, steps from push to push."""
+    """A real run: its network, and replicas, partitions, shards, steps from push to push, whether data move beside gradients."""
 
     network: str
     replicas: int
     partitions: int = 1
     shards: int = 1
     every: int = 1
+    overlap: bool = False
 
     @property
     def ranks(self) -> int:
         return 1 + self.shards + self.replicas * self.partitions
 
     def __str__(self) -> str:
-        return f"{self.network} R={self.replicas} P={self.partitions} S={self.shards} n_push={self.every}"
+        beside = " overlap" if self.overlap else ""
+        return f"{self.network} R={self.replicas} P={self.partitions} S={self.shards} n_push={self.every}{beside}"
 
 
 def _dense(*units: int) -> list[dict[str, Any]]:
@@ -176,6 +178,7 @@ class Predict(Bench):
 def run_of(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Return the run of a case as nested tables; its data are made where they are not there."""
     shape, layers, classes, minibatch = _NETWORKS[case.network]
+    moves = {"n_fetch": case.every, "n_push": case.every, "overlap": case.overlap}
     data = folder / f"{case.network}.h5"
     if not data.exists():
         options = {"kind": "random", "shape": shape, "classes": classes, "train": _EXAMPLES, "test": 0}
@@ -184,7 +187,7 @@ def run_of(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         "run": {"folder": str(folder), "name": "real", "picture": False},
         "data": {"path": str(data)},
         "model": {"layers": [*layers, {"kind": "dense", "units": classes}]},
-        "method": {"kind": "downpour", "minibatch": minibatch, "n_fetch": case.every, "n_push": case.every},
+        "method": {"kind": "downpour", "minibatch": minibatch, **moves},
         "rule": {"kind": "adagrad", "rate": 1e-3},
         "topology": {"shards": case.shards, "replicas": case.replicas, "partitions": case.partitions},
         "stop": {"steps": steps},

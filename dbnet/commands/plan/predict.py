@@ -130,8 +130,6 @@ def _refuse(ready: Setup) -> None:
             f"A prediction computes nothing, and method.kind = '{config.method.kind}' goes by what it computes; predict a run of "
             "method.kind = 'downpour'."
         )
-    if config.method.overlap:
-        raise UserError("A prediction does not know method.overlap yet: leave it out to predict the rest.")
 
 
 # --- words --------------------------------------------------------------------------------------------------------------------

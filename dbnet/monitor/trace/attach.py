@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -195,10 +194,10 @@ class TracedCrossings:
 
 
 def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
-    store, main, sampling = player.store, threading.get_ident(), lane.sampling
+    store, sampling = player.store, lane.sampling
 
     def span(method: str, words: str, number: Callable[..., int], every: int) -> None:
-        inner, ways = getattr(store, method), [_moved(at, words) for at in (lane, transfers) if at is not None]
+        inner, ways = getattr(store, method), [_moved(at, words, at is transfers) for at in (lane, transfers) if at is not None]
         nth, way = itertools.count().__next__, ways[0]
 
         def call(*arguments: Any) -> Turns:
@@ -208,8 +207,8 @@ def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
             return way(inner(*arguments), push)
 
         def beside(*arguments: Any) -> Turns:
-            # Made by one thread and run by another: which one it is shows when it runs.
-            push, moves = number(*arguments), threading.get_ident() != main
+            # Made by the replica and run by what moves its data: who it is shows when it runs.
+            push, moves = number(*arguments), store.beside
             shown = (nth() if push < 0 else push) % every == 0
             turns = inner(*arguments)
             yield from ways[moves](turns, push) if shown else transfers.watch(turns) if moves else turns
@@ -226,13 +225,13 @@ def _store(player: Worker, lane: Lane, transfers: Lane | None) -> None:
         span("fetch", "fetch", lambda: -1, sampling.fetches)
 
 
-def _moved(lane: Lane, words: str) -> Callable[[Turns, int], Turns]:
-    """Return what shows a transfer in a lane; a thread's waits with it."""
-    name, now, add, thread = lane.name(words, words), lane.now, lane.add, threading.get_ident()
+def _moved(lane: Lane, words: str, beside: bool) -> Callable[[Turns, int], Turns]:
+    """Return what shows a transfer in a lane; its waits with it, where it is made `beside` the replica."""
+    name, now, add = lane.name(words, words), lane.now, lane.add
 
     def way(turns: Turns, number: int) -> Turns:
         begin = now()
-        yield from turns if threading.get_ident() == thread else lane.watch(turns)
+        yield from lane.watch(turns) if beside else turns
         add(name, begin, now(), number)
 
     return way

@@ -92,8 +92,6 @@ def simulate(
 def refuse(ready: Setup, dry: bool) -> None:
     """Raise UserError where a run asks for what is not simulated."""
     method = ready.config.method
-    if method.overlap:
-        raise UserError("Simulated time does not know method.overlap; add method.overlap=false to the command.")
     if ready.config.record.schedule:
         raise UserError("Simulated time is the same again by itself; add record.schedule=false to the command.")
     if ready.config.run.threads not in (None, 1):
@@ -125,7 +123,7 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()}, lambda: world.time.now)
     display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
     now = {"host": "simulated", "offset": 0, "error": 0}, lambda: round(1e9 * world.time.now)
-    trace = roles.open_trace(ready, range(topology.size), *now, display.warn, free=True)
+    trace = roles.open_trace(ready, range(topology.size), *now, display.warn, threads=True, free=True)
     coordinator = roles.coordinator(ready, world, record, display)
     players, servers = {0: roles.traced(trace, 0, coordinator)}, {0: _COORDINATOR_LOOKS}
     for shard in range(topology.shards):

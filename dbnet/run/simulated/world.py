@@ -14,6 +14,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
+from dbnet.comm.simulated.movers import SharedWindow, VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
 from dbnet.data.portions import Reader
@@ -50,8 +51,11 @@ class Simulation:
         self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline, host.late)
         self.clock = self.due = self.time
         hosts = [rank // host.ranks if host.ranks else 0 for rank in range(self.topology.size)]
+        movers = self.topology.size if ready.config.method.overlap else 0
         for one in set(hosts) if host.cores else ():
             ranks = [rank for rank, where in enumerate(hosts) if where == one]
+            # What moves a replica's data beside it takes a core, too.
+            ranks += [movers + rank for rank in ranks if movers and rank > self.topology.shards]
             if len(ranks) > host.cores:
                 self.time.cores |= dict.fromkeys(ranks, Cores(self.time, host.cores, host.switch, host.slice))
         cards = {hosts[self.topology.shard_rank(shard)]: host.shard_cards for shard in range(self.topology.shards)}
@@ -62,8 +66,9 @@ class Simulation:
         self._noise = Noise(profile, ready.config.run.seed)
         self._cut = self.topology.partitions > 1
         if ready.config.method.overlap:
-            # A rank may have two transfers under way.
+            # A rank may have two transfers under way, which share its host's card.
             self.wire.visited.update(range(self.topology.size))
+            self.wire.crowded = [True] * self.topology.size
         self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
 
     def asked(self) -> bool:
@@ -106,7 +111,11 @@ class Simulation:
     def store(self, rank: int, replica: AnyReplica) -> WindowStore:
         partition = self.topology.place(rank)[1]
         boxes, make = self._ready.cut.boxes[partition], HollowStore if self._dry else WindowStore
-        return self._ready.store(self.window(rank), rank, boxes, self.time, make=make)
+        if not self._ready.config.method.overlap:
+            return self._ready.store(self.window(rank), rank, boxes, self.time, make=make)
+        window = SharedWindow(self._memory, self.wire, rank)
+        mover = partial(VirtualMover, self.time, self.topology.size + rank, self.topology.name(rank))
+        return self._ready.store(window, rank, boxes, self.time, make=make, mover=mover)
 
     def receiver(self, shard: int) -> Any:
         """Return a shard with its registers."""

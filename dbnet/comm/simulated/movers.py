@@ -1,0 +1,141 @@
+"""What moves a rank's data while it computes: a second activity of the rank, with a clock and a place on its cores of its own.
+
+It is to virtual time what `threads.Mover` is to MPI: transfers run in the order in which they were started, it sleeps for
+`threads.PAUSE` whenever one gives way, and the rank looks at one that it waits for as it looks there (`threads.Job.wait`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+
+import numpy as np
+
+from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.comm.simulated.interconnect import Interconnect
+from dbnet.comm.simulated.player import Player
+from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.threads import PAUSE, Job, Mover
+from dbnet.comm.turns import Turns
+
+
+class VirtualMover(Mover):
+    """Moves a rank's data while it computes.
+
+    Parameters
+    ----------
+    time
+        The clocks.
+    number
+        Its own among those of ranks: ties and cores go by it.
+    name
+        Its rank's.
+    """
+
+    def __init__(self, time: VirtualTime, number: int, name: str) -> None:
+        self._time, self._queue, self._idle = time, deque[Job | None](), True
+        self._last = None
+        self._player = Player(time, number, self._turns(), 0.0, name, PAUSE)
+        time.join(self._player)
+
+    def start(self, work: Generator) -> Job:
+        before = self._last if self._last is not None and not self._last.done.is_set() else None
+        self._last = job = Job(work, before, Moment(self._time))
+        self._give(job)
+        return job
+
+    @property
+    def here(self) -> bool:
+        return self._time.player is self._player
+
+    def stop(self) -> None:
+        self._give(None)
+
+    def _give(self, job: Job | None) -> None:
+        self._queue.append(job)
+        if self._idle:
+            self._idle = False
+            self._time.at(self._time.now, self._player.rank, self._player.go)
+
+    def _turns(self) -> Turns:
+        time, queue = self._time, self._queue
+        while (job := queue.popleft()) is not None:
+            job.behind = None
+            for wait in job.work:
+                job.moved += wait is None
+                if wait is None:
+                    time.elapse(PAUSE + time.late)
+                else:
+                    yield wait
+            time.sync()
+            job.done.set()
+            if not queue:
+                self._idle = True
+                time.rest()
+                time.switch()
+
+
+class Moment:
+    """What a thread's event is, in virtual time: it is set by one player and waited for by another."""
+
+    def __init__(self, time: VirtualTime) -> None:
+        self._time, self._set, self._waiting = time, False, None
+        self._number = 0
+
+    def set(self) -> None:
+        self._set = True
+        self._over(self._number)
+
+    def is_set(self) -> bool:
+        self._time.sync()
+        return self._set
+
+    def wait(self, timeout: float) -> bool:
+        """Let the rank whose turn it is sleep until it is set, or so many seconds have passed; return whether it is set."""
+        time = self._time
+        if not self.is_set():
+            time.rest()
+            self._waiting, self._number = time.player, self._number + 1
+            time.at(time.now + timeout, time.player.rank, self._over, self._number)
+            time.switch()
+        return self._set
+
+    def _over(self, number: int) -> None:
+        """One wait is over."""
+        if self._waiting is not None and number == self._number:
+            player, self._waiting = self._waiting, None
+            self._time.at(self._time.now, player.rank, player.go)
+
+
+class SharedWindow:
+    """The window of a rank whose data move beside it: each of the two has an end of its own.
+
+    Parameters
+    ----------
+    memory, wire, rank
+        As of the ends.
+    """
+
+    def __init__(self, memory: SimulatedMemory, wire: Interconnect, rank: int) -> None:
+        self._time, self._parts = wire.time, (memory, wire, rank)
+        self._ends: dict[int, SimulatedWindow] = {}
+
+    def _end(self) -> SimulatedWindow:
+        """Return the end of who asks."""
+        number = self._time.player.rank
+        found = self._ends.get(number)
+        if found is None:
+            found = self._ends[number] = SimulatedWindow(*self._parts)
+        return found
+
+    def get(self, rank: int, field: str, out: np.ndarray, start: int = 0) -> None:
+        self._end().get(rank, field, out, start)
+
+    def put(self, rank: int, field: str, data: np.ndarray, start: int = 0) -> None:
+        self._end().put(rank, field, data, start)
+
+    def flush(self, rank: int) -> None:
+        self._end().flush(rank)
+
+    def wake(self, rank: int) -> None:
+        """What arrives wakes its target here."""
