@@ -20,9 +20,10 @@ from dbnet.comm.link import LocalLink, Wires
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedWires
+from dbnet.comm.simulated.movers import VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
-from dbnet.comm.turns import Turns
+from dbnet.comm.turns import Turns, Wait
 from dbnet.comm.window import Field as WindowField
 from dbnet.comm.window import WindowLayout
 from dbnet.core.config import RecordTable, build
@@ -427,6 +428,33 @@ def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
     time.play({1: putting(), 2: getting()}, {})
     assert [values for _, values in found] == [[0], [0], [7], [7]]
     assert [moment for moment, _ in found] == pytest.approx([2.0, 0.9, 1.1, 2.0])
+
+
+def test_what_moves_data_looks_as_a_thread_does() -> None:
+    """After 20 us and what a pause is longer; who waits for it looks after 0.1 ms and pauses that double."""
+    time, looks, seen = VirtualTime(pause=1e-3, late=5e-5), [], []
+    mover = VirtualMover(time, 9, "replica 0")
+
+    def transfer(until: float) -> Turns:
+        yield None
+        while time.now < until:
+            looks.append(time.now)
+            yield Wait("replica 0 waits for shard 0 to make room in its ring")
+
+    def role() -> Turns:
+        first, second = mover.start(transfer(0.0)), mover.start(transfer(1e-3))
+        assert not mover.here and not first.done.is_set()
+        time.ahead(1e-4)
+        assert first.done.is_set() and not second.done.is_set()
+        for wait in second.wait("its last push to leave"):
+            seen.append(time.now)
+            yield wait
+        seen.append(time.now)
+        mover.stop()
+
+    time.play({3: role()}, {})
+    assert np.diff(looks) == pytest.approx(7e-5) and len(looks) == 13 and looks[0] == pytest.approx(1.4e-4)
+    assert seen == pytest.approx([2.0e-4, 3.7e-4, 5.6e-4, 7.9e-4, 1.05e-3])
 
 
 def test_partitions_meet() -> None:
