@@ -22,13 +22,14 @@ class RecordingOrders(Orders):
     def __init__(self, log: PartLog, *parts: Any) -> None:
         super().__init__(*parts)
         self._log, self._looks = log, 0
-        self._known = self._order.copy()
+        self._known = self._order.tobytes()
 
     def poll(self, now: bool = False, fill: Callable[[], None] = lambda: None) -> None:
         super().poll(now, fill)
         self._looks += 1
-        if self.leads and (self._order != self._known).any():
-            self._known[:] = self._order
+        # After every step, and mostly for nothing: as bytes it takes a tenth of the time.
+        if self.leads and (order := self._order.tobytes()) != self._known:
+            self._known = order
             self._log.add(ORDER, np.array([self._looks, *self._order], "<i8"))
 
     def share(self, number: int) -> Share:

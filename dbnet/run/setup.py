@@ -41,6 +41,7 @@ from dbnet.shards.schedule.fetching import RecordingStore
 from dbnet.shards.schedule.log import PartLog
 from dbnet.shards.schedule.serving import RecordingInbox, RecordingIntake
 from dbnet.shards.schedule.slices import SlicePiece, slice_pieces
+from dbnet.shards.shard import Shard
 from dbnet.shards.store import Inbox, WindowStore
 
 EVALUATION_BATCH = 250
@@ -176,7 +177,8 @@ class Setup:
         parts = (window, self.topology, (replica, partition), mine, self.rings, overlap, clock, mover or Mover)
         if log is None:
             return make(*parts)
-        return RecordingStore(log, mine.used, self.pieces(whole=False), self.clocks(partition), *parts)
+        counted = self.config.method.receiver is Shard
+        return RecordingStore(log, mine.used, self.pieces(whole=False), self.clocks(partition), counted, *parts)
 
     @property
     def turn(self) -> float:

@@ -13,7 +13,7 @@ import pytest
 from harness import Late
 
 from dbnet.comm.topology import Topology
-from dbnet.comm.turns import take_turns
+from dbnet.comm.turns import result
 from dbnet.comm.window import Field, LocalWindow, WindowLayout
 from dbnet.core.errors import UserError
 from dbnet.core.kernels.vector import check_sum, checked, first_bad
@@ -77,10 +77,10 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
     window = Crumbling(memory, lambda rank: rng.random() < 0.3 and next(updates, None))
     parts = (window, world, (0, 0), Footprint(foot, foot, SIZE), rings)
     with_log = PartLog(tmp_path / "replica-0.0", {}, 1 << 20, print)
-    store = RecordingStore(with_log, foot, [pieces], np.zeros(1, np.int64), *parts) if recording else WindowStore(*parts)
+    store = RecordingStore(with_log, foot, [pieces], np.zeros(1, np.int64), True, *parts) if recording else WindowStore(*parts)
     torn = 0
     for _ in range(6):
-        take_turns([store.fetch()])
+        result(store.fetch())
         slices = [store.w[piece.lo : piece.lo + piece.size] for piece in pieces]
         torn += sum(np.unique(part).size > 1 for part in slices)
         if recording:
@@ -95,7 +95,7 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 
-def store_of(folder, world, feet, change=lambda rank: None):
+def store_of(folder, world, feet, change=lambda rank: None, counted=True):
     """Return partition 0's end over one shard, and the shard's numbers of changes."""
     size, dtype = feet[-1][-1].range.hi, np.dtype("f8")
     pieces = slice_pieces([routes(foot, [Range(0, size)])[0] for foot in feet], SLICE)
@@ -103,7 +103,8 @@ def store_of(folder, world, feet, change=lambda rank: None):
     layouts = [WindowLayout([*rings.fields(0, world), Field("version", "int64", (len(pieces),))]), *[WindowLayout(())] * len(feet)]
     memory = LocalWindow([WindowLayout(()), *layouts])
     parts = (Crumbling(memory, change), world, (0, 0), Footprint(feet[0], feet[0], feet[0][-1].range.hi), rings)
-    made = RecordingStore(PartLog(folder / "replica-0.0", {}, 1 << 20, print), feet[0], [pieces], np.zeros(1, np.int64), *parts)
+    log = PartLog(folder / "replica-0.0", {}, 1 << 20, print)
+    made = RecordingStore(log, feet[0], [pieces], np.zeros(1, np.int64), counted, *parts)
     return made, memory.at(1).local["version"]
 
 
@@ -117,8 +118,32 @@ def test_changes_of_what_is_not_fetched_do_not_tear_a_fetch(tmp_path):
 
     feet = [[Piece(Range(0, 8), 0)], [Piece(Range(8, 16), 0)]]
     store, versions = store_of(tmp_path, Topology(1, 1, 2), feet, change)
-    take_turns([store.fetch()])
+    result(store.fetch())
     assert changes and store.again == 0 and store.clocks[0] == 0
+    store.close()
+
+
+def test_a_fetch_waits_for_the_end_of_an_update_and_says_so(tmp_path):
+    """The shard may have been put off its core in the middle of it: whoever only looked on would keep it from there."""
+    store, versions = store_of(tmp_path, Topology(1, 1), [[Piece(Range(0, 8), 0)]])
+    versions[1] = 3
+    fetch = store.fetch()
+    assert [next(fetch).reason for _ in range(2)] == ["a replica waits for shard 0 to end an update"] * 2
+    versions[1] = 4
+    result(fetch)
+    assert store.again == 1 and store.clocks[0] == 0
+    store.close()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_clock_is_read_where_it_does_not_count_changes(counted, tmp_path):
+    """As of a batch of gradients that was refused: the clock goes on, and no parameter has changed."""
+    store, versions = store_of(tmp_path, Topology(1, 1), [[Piece(Range(0, 8), 0)]], counted=counted)
+    versions[:] = 4
+    for clock, found in ((3, 3), (1, 2)):
+        store._window.at(1).local["clock"][0] = clock
+        result(store.fetch())
+        assert store.clocks[0] == (2 if counted else found)
     store.close()
 
 
@@ -159,10 +184,13 @@ def test_a_check_sum_sees_a_bit_and_an_exchange():
 @pytest.mark.parametrize("size", [1, 4096, 9999])
 def test_one_pass_finds_what_two_find(dtype, size):
     x = np.random.default_rng(size).standard_normal(size).astype(dtype)
-    for place, value in ((None, 0.0), (size - 1, np.nan), (size // 2, np.inf), (0, 1e20)):
+    largest = float(x.dtype.type(1e10))
+    x[size // 3] = -largest
+    for place, value in ((None, 0.0), (size - 1, np.nan), (size // 2, -np.inf), (0, np.nextafter(x.dtype.type(1e10), np.inf))):
         if place is not None:
             x[place] = value
-        assert checked(x, 1e10) == (first_bad(x, 1e10), check_sum(x))
+        bad = first_bad(x, largest)
+        assert checked(x, largest) == (bad, check_sum(x)) and bad == (-1 if place is None else place)
 
 
 def said(path):

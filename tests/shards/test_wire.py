@@ -55,7 +55,8 @@ class Ends:
         if kind == "local":
             self.store = LocalStore(self.flat, self.shards, 0, share=True, narrow=True)
         if kind == "recording":
-            self.store = RecordingStore(PartLog(folder / "replica-0.0", {}, 1 << 20, print), FOOT, pieces, np.zeros(2, int), *parts)
+            log = PartLog(folder / "replica-0.0", {}, 1 << 20, print)
+            self.store = RecordingStore(log, FOOT, pieces, np.zeros(2, int), True, *parts)
 
     def run(self, turns: Turns) -> None:
         def shard() -> Iterator[None]:

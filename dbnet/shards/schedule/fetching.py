@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnet.comm.turns import Turns
+from dbnet.comm.turns import Turns, looking
 from dbnet.core.kernels.vector import check_sum
 from dbnet.network.model import Piece
 from dbnet.shards.local_store import LocalStore
@@ -38,15 +38,24 @@ class ReadGroup(NamedTuple):
     Attributes
     ----------
     looks
-        (rank, first piece, end, first piece there) of the numbers to look at, and as masks all bits, and the lowest ones, of those
-        whose pieces are fetched.
+        (rank, first piece, end, first piece there) of the numbers to look at.
+    masks
+        Of each look all bits, and the lowest ones, of those numbers whose pieces are fetched.
     ranks, moves
         From where what is fetched.
     """
 
-    looks: list[tuple[int, int, int, int, int, int]]
+    looks: list[tuple[int, int, int, int]]
+    masks: list[tuple[int, int]]
     ranks: list[int]
     moves: list[Move]
+
+
+class Numbers(NamedTuple):
+    """How often each piece was changed: of all, and of each group those of each of its looks."""
+
+    all: np.ndarray
+    groups: list[list[np.ndarray]]
 
 
 class RecordingStore(WindowStore):
@@ -60,29 +69,35 @@ class RecordingStore(WindowStore):
         What this partition uses of the flat vector.
     pieces
         Of every shard the pieces of its slices.
-    base
-        Every shard's clock when the run began.
+    base, counted
+        Every shard's clock when the run began; whether it goes on with every change, and with nothing else.
     """
 
     def __init__(
-        self, log: PartLog, used: Sequence[Piece], pieces: Sequence[Sequence[SlicePiece]], base: np.ndarray, *parts: Any
-    ) -> None:
+        self, log: PartLog, used: Sequence[Piece], pieces: Sequence[Sequence[SlicePiece]], base: np.ndarray, counted: bool,
+        *parts: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*parts)
         rings = parts[4]
-        self._log, self._base = log, base
+        self._log, self._base, self._counted = log, base.tolist(), counted
         starts = np.cumsum([0, *(len(mine) for mine in pieces)]).tolist()
         self._own = []
         for route in self.routes:
             mine = [i for i, piece in enumerate(pieces[route.shard], starts[route.shard]) if piece.partition == self._partition]
             self._own.append((route.shard, mine[0], mine[-1] + 1))
-        # A fetch under way has numbers of its own, as it has clocks.
-        self._seen = {id(self.clocks): np.zeros(starts[-1], np.int64), id(self._landing): np.zeros(starts[-1], np.int64)}
-        self._snapped, self._now = np.zeros((2, starts[-1]), np.int64)
         self._before = np.zeros(len(pieces), np.int64)
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self._sizes = np.array([sum(place.stop - place.start for *_, place in moves) for moves in self._reads], np.int64)
         self._groups = self._plan_groups(starts)
+        # A fetch under way has numbers of its own, as it has clocks.
+        self._seen = {id(clocks): self._numbers(starts[-1]) for clocks in (self.clocks, self._landing)}
+        self._snapped, self._now = self._numbers(starts[-1]), self._numbers(starts[-1])
         self.again = 0
+
+    def _numbers(self, count: int) -> Numbers:
+        """Return room for how often pieces were changed."""
+        all_of = np.zeros(count, np.int64)
+        return Numbers(all_of, [[all_of[lo:hi] for _, lo, hi, _ in group.looks] for group in self._groups])
 
     def _read_of(self, shard: int, piece: SlicePiece, used: Sequence[Piece], ranges: Sequence[Any]) -> list[Move]:
         """Return how what is used of a piece is fetched: rank, place there, place in `w`."""
@@ -107,10 +122,11 @@ class RecordingStore(WindowStore):
                     room -= self._sizes[hi]
                     hi += 1
                 if turn == len(groups):
-                    groups.append(ReadGroup([], [], []))
+                    groups.append(ReadGroup([], [], [], []))
                 if moves:
                     fetched = (self._sizes[lo:hi] > 0).astype(np.int64)
-                    groups[turn].looks.append((rank, lo, hi, lo - first, _number(-fetched), _number(fetched)))
+                    groups[turn].looks.append((rank, lo, hi, lo - first))
+                    groups[turn].masks.append((_number(-fetched), _number(fetched)))
                     groups[turn].ranks.append(rank)
                     groups[turn].moves.extend(_joined(moves))
                 lo, turn = hi, turn + 1
@@ -119,17 +135,17 @@ class RecordingStore(WindowStore):
     def fetch(self) -> Turns:
         yield from super().fetch()
         if not self.landing:
-            self._note(FETCH, self._seen[id(self.clocks)])
+            self._note(FETCH, self._seen[id(self.clocks)].all)
 
     def arrive(self) -> Turns:
         landing = self.landing
         yield from super().arrive()
         if landing:
-            self._note(FETCH, self._seen[id(self.clocks)])
+            self._note(FETCH, self._seen[id(self.clocks)].all)
 
     def snapshot(self, out: np.ndarray) -> Turns:
         yield from super().snapshot(out)
-        self._note(SNAPSHOT, self._snapped)
+        self._note(SNAPSHOT, self._snapped.all)
 
     def _note(self, kind: int, versions: np.ndarray) -> None:
         # Before anything computed from it leaves: other partitions' pushes may be applied though this one is killed.
@@ -146,42 +162,36 @@ class RecordingStore(WindowStore):
 
     def read(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Turns:
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
-        for route, rank in zip(self.routes, self._ranks, strict=True):
+        for route, rank in () if self._counted else zip(self.routes, self._ranks, strict=True):
             self._window.get(rank, "clock", self._before[route.shard : route.shard + 1], self._partition)
-        for group in self._groups:
-            self._look(seen, group)
+        for group, before, now in zip(self._groups, seen.groups, self._now.groups, strict=True):
+            self._look(before, group)
             self.move(w, group.moves, group.ranks, whole)
-            self._look(self._now, group)
-            if self._torn(seen, group):
-                yield from self._mend(w, seen, group, whole)
+            self._look(now, group)
+            if _torn(before, now, group):
+                yield from self._mend(w, seen.all, group, now, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
-        # Of its oldest piece; later where the clock went on without a change, as of a refused step.
+        # Of its oldest piece.
         for shard, lo, hi in self._own:
-            clocks[shard] = max(self._before[shard], self._base[shard] + min(seen[lo:hi].tolist()) // 2)
+            clocks[shard] = self._base[shard] + min(seen.all[lo:hi].tolist()) // 2
+        if not self._counted:
+            # Later where the clock went on without a change, as of a refused step.
+            np.maximum(clocks, self._before, out=clocks)
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
-    def _look(self, out: np.ndarray, group: ReadGroup) -> None:
+    def _look(self, out: Sequence[np.ndarray], group: ReadGroup) -> None:
         """Read how often each piece of a group was changed."""
-        for rank, lo, hi, there, *_ in group.looks:
-            self._window.get(rank, "version", out[lo:hi], there)
+        for (rank, _, _, there), numbers in zip(group.looks, out, strict=True):
+            self._window.get(rank, "version", numbers, there)
         for rank in group.ranks:
             self._window.flush(rank)
 
-    def _torn(self, seen: np.ndarray, group: ReadGroup) -> bool:
-        """Return whether some piece of a group was not read as one version."""
-        for _, lo, hi, _, fetched, odd in group.looks:
-            # As one number: nothing here is done for each piece.
-            before, now = _number(seen[lo:hi]), _number(self._now[lo:hi])
-            if (before ^ now) & fetched or before & odd:
-                return True
-        return False
-
-    def _mend(self, w: np.ndarray, seen: np.ndarray, group: ReadGroup, whole: bool) -> Turns:
+    def _mend(self, w: np.ndarray, seen: np.ndarray, group: ReadGroup, looked: Sequence[np.ndarray], whole: bool) -> Turns:
         """Read again what was not read as one version."""
-        now, torn = self._now, [number for _, lo, hi, *_ in group.looks for number in range(lo, hi) if self._reads[number]]
+        now, torn = self._now.all, [number for _, lo, hi, *_ in group.looks for number in range(lo, hi) if self._reads[number]]
         while torn := [number for number in torn if seen[number] != now[number] or seen[number] % 2]:
             still = [number for number in torn if now[number] % 2 == 0]
             if still:
@@ -189,9 +199,23 @@ class RecordingStore(WindowStore):
                 seen[still] = now[still]
                 self.move(w, [move for number in still for move in self._reads[number]], group.ranks, whole)
             else:
-                # The shard may need this core.
-                yield None
-            self._look(now, group)
+                # The shard may need this core, and may have been put off it in the middle of an update.
+                yield looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
+            self._look(looked, group)
+
+    def _shard_of(self, number: int, group: ReadGroup) -> int:
+        """Return whose piece it is."""
+        return next(self._topology.shard_of(rank) for rank, lo, hi, *_ in group.looks if lo <= number < hi)
+
+
+def _torn(before: Sequence[np.ndarray], now: Sequence[np.ndarray], group: ReadGroup) -> bool:
+    """Return whether some piece of a group was not read as one version."""
+    for first, then, (fetched, odd) in zip(before, now, group.masks, strict=True):
+        # As one number: nothing here is done for each piece.
+        one = _number(first)
+        if one & odd or (one ^ _number(then)) & fetched:
+            return True
+    return False
 
 
 def _number(versions: np.ndarray) -> int:
