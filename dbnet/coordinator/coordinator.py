@@ -133,6 +133,11 @@ class Coordinator:
     def inherit(self, lost: int, heirs: list[int]) -> None:
         """Hand on the work of a lost replica."""
 
+    @property
+    def judged(self) -> bool:
+        """Whether the last evaluation is of the parameters as they are when all is applied."""
+        return False
+
     def evaluation_lost(self) -> None:
         """An evaluation was lost with its replica: ask anew."""
         self.duties.evaluation.ask()
@@ -169,7 +174,8 @@ class Coordinator:
     def manage(self) -> Turns:
         """One round, and what recurs."""
         self.tick()
-        if self.duties.evaluation.due:
+        # Where all is made the last one follows.
+        if self.duties.evaluation.due and not self.ending.reached and not self.all_made:
             self.duties.evaluation.ask()
         if self.checkpoint_due:
             self.checkpoint()
@@ -202,6 +208,17 @@ class Coordinator:
     @property
     def all_done(self) -> bool:
         return all(self.replicas.done(replica) for replica in self.duties.membership.active)
+
+    @property
+    def all_made(self) -> bool:
+        """Whether each replica has made its steps or its passes, be they applied or not."""
+        stop, status = self.facts.config.stop, self.status
+
+        def made(replica: int) -> bool:
+            by_steps = stop.steps is not None and status["steps"][replica] + self.replicas.made(replica) >= stop.steps
+            return by_steps or (stop.epochs is not None and status["epoch"][replica] >= stop.epochs) or self.replicas.done(replica)
+
+        return all(made(replica) for replica in self.duties.membership.active)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
@@ -259,7 +276,7 @@ class Coordinator:
             self.checkpoint()
             yield from self.until(lambda: not self.writing, "the shards to send the last checkpoint")
         self.ending.stopped = self.ending.asked
-        if guard.conclude() and not self.ending.stopped:
+        if guard.conclude() and not self.ending.stopped and not self.judged:
             self.duties.evaluation.ask()
         yield from self.evaluated("last ")
         members.part()

@@ -21,6 +21,8 @@ class Evaluation(Duty):
         The last score.
     fresh
         The score that came in this round.
+    overtaken
+        Whether it is of parameters before the last ones of a run that ended meanwhile: its row stands where it was asked for.
     turn
         Whose turn it was last.
     """
@@ -29,9 +31,10 @@ class Evaluation(Duty):
         self._facts, self._replicas, self._members, self._record, self._time = facts, replicas, members, record, time
         self.last: Score | None = None
         self.fresh: Score | None = None
-        self.turn = 0
+        self.overtaken, self.turn = False, 0
         self._status, self._at, self._epochs = replicas.status(), 0.0, 0.0
         self._counted: int | None = None
+        self._asked = 0.0, 0, 0.0
 
     @property
     def _passed(self) -> float:
@@ -44,10 +47,16 @@ class Evaluation(Duty):
     def act(self, status: Status) -> bool:
         self._status, self.fresh = status, self._replicas.collect()
         if self.fresh is not None:
-            self.last, self._at, self._epochs = self.fresh, self._time.seconds, self._passed
-            steps = self._facts.beside + status.steps
-            self._record.evaluation(self._at, self.turn, steps, self._passed, *self.fresh, *self._facts.errors(self.fresh).values())
+            self.last, self._at, self._epochs, place = self.fresh, self._time.seconds, self._passed, self._place()
+            over = all(self._replicas.done(replica) for replica in self._members.active)
+            self.overtaken = over and self._asked[1:] != place[1:]
+            seconds, steps, epochs = self._asked if self.overtaken else place
+            self._record.evaluation(seconds, self.turn, steps, epochs, *self.fresh, *self._facts.errors(self.fresh).values())
         return False
+
+    def _place(self) -> tuple[float, int, float]:
+        """Return where the run is: seconds, steps, epochs."""
+        return self._time.seconds, self._facts.beside + self._status.steps, self._passed
 
     @property
     def running(self) -> bool:
@@ -62,7 +71,7 @@ class Evaluation(Duty):
 
     def ask(self, replica: int | None = None) -> None:
         """Ask a replica, by default the next in turn, if there is one."""
-        self._epochs, active = self._passed, sorted(self._members.active)
+        self._epochs, self._asked, active = self._passed, self._place(), sorted(self._members.active)
         if not active:
             return
         later = [r for r in active if r > self.turn]

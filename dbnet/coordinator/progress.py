@@ -46,7 +46,7 @@ class Progress(Duty):
 
     def act(self, status: Status) -> bool:
         score = self._evaluation.fresh
-        if score is not None:
+        if score is not None and not self._evaluation.overtaken:
             self._show(status, score)
         elif self._time.due() >= self._next:
             self._show(status, None)

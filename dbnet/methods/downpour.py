@@ -123,6 +123,12 @@ class DownpourCoordinator(Coordinator):
             yield from self.manage()
         yield from self.finish()
 
+    @property
+    def judged(self) -> bool:
+        # Where nothing was made, as when a run that was over is gone on with, the first one is the last one, too.
+        nothing = self.status.steps == self.facts.steps.sum() and not self.duties.membership.broken
+        return nothing and self.duties.evaluation.last is not None
+
     def warm(self) -> Turns:
         """Let replica 0 train alone; then let the others begin while it waits."""
         active = self.duties.membership.active

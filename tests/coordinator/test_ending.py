@@ -12,10 +12,11 @@ from leading import Led, Unwritten
 from dbnet.comm.channel import Mailboxes, Message
 from dbnet.comm.topology import Topology
 from dbnet.comm.window import LocalWindow, WindowLayout
-from dbnet.coordinator.orders import coordinator_fields
+from dbnet.coordinator.orders import Orders, coordinator_fields
 from dbnet.core.config import Config, RecordTable
 from dbnet.methods.downpour import DownpourCoordinator
 from dbnet.network.parameters.layout import FlatLayout
+from dbnet.network.replica import Score
 from dbnet.shards.server import NoInbox, Server
 
 WORLD = Topology(shards=2, replicas=2)
@@ -83,3 +84,42 @@ def test_a_shard_leaves_its_last_messages_behind_only_where_somebody_was_lost(br
         assert "take its last messages" in next(turns).reason and next(turns).reason
         taken[0] = True
     assert next(turns, "over") == "over"
+
+
+def test_an_evaluation_that_the_end_overtakes_stands_where_it_was_asked_for() -> None:
+    layers = [{"kind": "dense", "units": 1}]
+    tables = {"data": {"path": "none"}, "model": {"layers": layers}, "stop": {"epochs": 1}, "evaluate": {"epochs": 0.5}}
+    window = LocalWindow([WindowLayout(coordinator_fields(WORLD)), *[WindowLayout(())] * (WORLD.size - 1)])
+    now, places, shown = [0.0], list[tuple[float, ...]](), list[tuple[float, float]]()
+    channel = Mailboxes(1 + WORLD.shards).at(0)
+    led = Led(DownpourCoordinator, Config.model_validate(tables), 10, window.at(0), WORLD, channel, lambda: now[0], FlatLayout([]))
+    led.record.evaluation = lambda seconds, replica, steps, epochs, *_: places.append((seconds, steps, epochs))
+    led.record.progress, led.record.staleness = lambda rows: None, None
+    led.display.row = lambda seconds, epochs, steps, loss, staleness, score: shown.append((epochs, score))
+    replicas = [Orders(window.at(WORLD.origin_rank(r, 0)), WORLD, r, lambda: now[0], period=0) for r in range(WORLD.replicas)]
+    run = led.coordinator.run()
+
+    def hear(**status: float) -> None:
+        """Have both replicas report this, the coordinator act, and the replicas see what it says."""
+        for orders in replicas:
+            orders.note(**status)
+            orders.poll()
+        next(run)
+        for orders in replicas:
+            orders.poll()
+        now[0] += 1
+
+    def evaluate(orders: Orders) -> None:
+        assert orders.evaluation_wanted
+        orders.copied()
+        orders.report(Score(1.0, 0.5, 1.0, 0.5))
+
+    hear()
+    evaluate(replicas[0])
+    hear(steps=1, examples=1)
+    hear(steps=4, examples=4)
+    evaluate(replicas[1])
+    hear(steps=5, examples=5, epoch=1, done=1)
+    assert places == [(1, 2, 0.2), (2, 8, 0.8)]
+    assert [(epochs, score) for epochs, score in shown if score] == [(0.2, Score(1.0, 0.5, 1.0, 0.5))]
+    assert not any(orders.evaluation_wanted for orders in replicas)

@@ -268,6 +268,20 @@ def test_evaluation_leaves_training_alone(data):
     np.testing.assert_array_equal(train.execute(often, quiet=True).params, train.execute(never, quiet=True).params)
 
 
+def test_the_end_is_evaluated_once(data):
+    """Whether an evaluation falls due at the end, is under way then, or nothing was made since the one before."""
+    from dbnet.monitor.results import Run
+
+    for every, rows in ((3, [0, 3]), (0.01, None)):
+        done = train.execute(settings(data, "topology.replicas=2", f"evaluate.epochs={every}"), quiet=True)
+        evaluation = Run(done.run_file).evaluation
+        epochs = evaluation.epochs.tolist()
+        assert epochs == sorted(set(epochs)) and epochs == (rows or epochs) and epochs[-1] == 3, epochs
+        assert evaluation.seconds.is_monotonic_increasing and evaluation.steps.is_monotonic_increasing
+    again = train.execute(settings(data, "topology.replicas=2"), resume=str(done.checkpoint), quiet=True)
+    assert Run(again.run_file).evaluation.epochs.tolist() == [3] and again.accuracy == done.accuracy
+
+
 def test_a_run_file_with_cuts_runs_cut_in_one_process(data):
     """It computes what the uncut network does, in sums of other orders, and can be repeated to the bit."""
     plain = settings(data, "topology.shards=2", steps=10)

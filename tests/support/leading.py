@@ -79,7 +79,7 @@ class Led:
     ----------
     coordinator
         It itself.
-    checkpoints, losses, record
+    checkpoints, losses, record, display
         What a test may set, say and hear.
     """
 
@@ -90,16 +90,17 @@ class Led:
         self.checkpoints, self.losses = Unwritten(), Losses(topology)
         names = ("events", "refused", "progress", "evaluation", "lost", "iteration")
         self.record: Any = SimpleNamespace(trouble="", path=Path("run.h5"), mean_staleness=0.0, **dict.fromkeys(names, _nothing))
-        display: Any = SimpleNamespace(begin=_nothing, say=_nothing, warn=_nothing, row=_nothing, iteration=_nothing)
+        shown = ("begin", "say", "warn", "report", "row", "iteration")
+        self.display: Any = SimpleNamespace(**dict.fromkeys(shown, _nothing))
         time, book = RunTime(clock), OrderBook(window, topology)
         facts = Facts(config, examples, [[]] * topology.replicas, {}, np.zeros(topology.copies))
         watch: Any = self.losses
         members = Membership(
-            book, channel, watch, lambda status, r: kind.made(status, facts, r), time, display.say, self.record.lost
+            book, channel, watch, lambda status, r: kind.made(status, facts, r), time, self.display.say, self.record.lost
         )
         evaluation = Evaluation(facts, book, members, self.record, time)
-        guard = Guard(config, layout, self.record, display, time, kind.by_pass)
-        progress = Progress(facts, self.record, display, evaluation, time, kind.rows)
+        guard = Guard(config, layout, self.record, self.display, time, kind.by_pass)
+        progress = Progress(facts, self.record, self.display, evaluation, time, kind.rows)
         duties = Duties(self.checkpoints, members, guard, evaluation, progress)  # type: ignore[arg-type]
         ending = Ending(config, lambda: False, duties, time)
         self.coordinator: Any = kind(facts, book, Shards(channel, topology), duties, ending, time)

@@ -59,7 +59,7 @@ class SandblasterCoordinator(Coordinator):
         copies, window = self.replicas.topology.copies, self.replicas.window
         self.queue = WorkQueue(window, copies, method.push_every, method.backups, method.patience, self.time.due)
         self.queue.absent = set(self.duties.membership.spares)
-        self._before, self._owed, self._ending = self._counts(), False, False
+        self._before, self._owed, self._ending, self._iterate = self._counts(), False, False, -1
         self.duties.evaluation.counts(self.descent.examples)
 
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
@@ -83,6 +83,10 @@ class SandblasterCoordinator(Coordinator):
         self.queue.absent.add(lost)
         self.queue.absent.difference_update(heirs)
         self.replicas.go(heirs)
+
+    @property
+    def judged(self) -> bool:
+        return not self._owed and self._iterate == self.descent.iteration
 
     def evaluation_lost(self) -> None:
         """Params may be a trial point now: it is made up for at the next iterate, or when all is over."""
@@ -203,7 +207,7 @@ class SandblasterCoordinator(Coordinator):
         # Since the shards worked on the last step nobody has listened.
         queue.hear(self.beats)
         while self._owed and (living := [r for r in self.duties.membership.active if not queue.silent(r)]):
-            self._owed, turn = False, evaluation.turn + 1
+            self._owed, self._iterate, turn = False, self.descent.iteration, evaluation.turn + 1
             chosen = min(living, key=lambda r: (r - turn) % queue.replicas)
             evaluation.ask(chosen)
             while True:
