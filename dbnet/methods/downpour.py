@@ -56,7 +56,7 @@ class DownpourWorker(Worker):
         replica, store, orders, method, rule = self.replica, self.store, self.orders, self.config.method, self.config.rule
         alpha = rule.local_rate() if method.local_rate is None else method.local_rate
         warm = self.config.warmstart.steps if self.config.topology.replicas > 1 else 0
-        alone = min(replica.steps, warm) if orders.replica == 0 else warm
+        alone = min(replica.steps + orders.made, warm) if self.place == 0 else warm
         # Since it trained last, if it did, others may have: its parameters are old.
         accrued, store.fetched = 0, False
         while not orders.stop and not self.finished:
@@ -96,7 +96,7 @@ class DownpourWorker(Worker):
         """
         world, each = self.config.topology.replicas, 1 / self.config.method.n_push
         mine = step + self.orders.made
-        return each * (alone + (mine - alone) * world if self.orders.replica == 0 else alone + mine * world)
+        return each * (alone + (mine - alone) * world if self.place == 0 else alone + mine * world)
 
     def let_join(self) -> Turns:
         """The warmstart's steps are made: go on when they are applied and the others have begun from there."""

@@ -31,12 +31,18 @@ class Worker:
         The run.
     factor
         What the rate is multiplied with at an update of the shards, by its number.
+
+    Attributes
+    ----------
+    place
+        Whose share it was given first, when the run began or as a spare one: the replica in whose place it trains.
     """
 
     def __init__(
         self, replica: Replica, store: Store, orders: Orders, config: Config, factor: Callable[[float], float] = lambda t: 1.0
     ) -> None:
         self.replica, self.store, self.orders, self.config, self.factor = replica, store, orders, config, factor
+        self.place: int | None = orders.replica if orders.replica < config.topology.replicas else None
 
     @classmethod
     def examples(cls, data: DataFile, config: Config, shares: Sequence[Share], columns: list[Range] | None) -> Shares | Reader:
@@ -116,7 +122,9 @@ class Worker:
             orders.copied()
             orders.report(replica.evaluate(replica.snapshot, orders.poll))
         while replica.train.taken < orders.given:
-            replica.train.take(orders.share(replica.train.taken), orders.beat)
+            share = orders.share(replica.train.taken)
+            self.place = share.subset if self.place is None else self.place
+            replica.train.take(share, orders.beat)
 
     def note(self) -> None:
         """Note how far the replica is."""

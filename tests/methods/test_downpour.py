@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import ledger
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ from dbnet.comm.turns import take_turns
 from dbnet.core import config
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
+from dbnet.data.batches import Cursor
 from dbnet.data.file import DataFile, write
+from dbnet.data.subsets import Share
+from dbnet.methods.downpour import DownpourWorker
 from dbnet.network.replica import Replica
 from dbnet.run import process, roles, setup, train
+from dbnet.shards.store import Counts
 
 
 @pytest.fixture
@@ -198,6 +204,72 @@ def test_a_resumed_warmstart_makes_the_steps_that_are_left(data):
         first = events[events.replica == 1].iloc[0]
         # Without a warmstart both begin at once, in turns.
         assert (events[events.applied < first.fetched].replica == 0).sum() == (alone or 1)
+
+
+class Still:
+    """A store that moves nothing."""
+
+    fetched = landing = overlaps = False
+    w = g = None
+    number, counts = 0, Counts()
+
+    def fetch(self):
+        self.fetched = True
+        return iter(())
+
+    def push(self, steps, step):
+        return iter(())
+
+    def accrued(self, first):
+        pass
+
+    def arrive(self):
+        return iter(())
+
+
+class Taken:
+    """Shares of which nothing is read."""
+
+    cursor, cursors = Cursor(0, 0), ()
+
+    def __init__(self, taken):
+        self.taken = taken
+
+    def __len__(self):
+        return 30
+
+    def take(self, share, beat):
+        self.taken += 1
+
+
+@pytest.mark.parametrize("lost", [3, 6])
+def test_a_spare_in_replica_0s_place_counts_the_warmstart_once(data, lost):
+    """Its local steps have the rate that they would have had, be it lost amid the warmstart or after."""
+    warm, cfg = 4, settings(data, "topology={replicas=2, spares=1}", "warmstart.steps=4", "method.n_fetch=20", steps=12)
+
+    def updates(number, subset, made):
+        """Return how many updates a replica, or a spare that takes its place after `made` steps, takes to be made at each step."""
+        found = []
+        replica = SimpleNamespace(train=Taken(number < 2), steps=0, examples=0, loss=0, right=0, trouble=None)
+        orders = SimpleNamespace(
+            replica=number, made=made, given=1, stop=False, suspect=False, alone=number == 0, evaluation_wanted=False, beat=None,
+            poll=lambda *_: None, share=lambda n: Share(subset, 0, 30),
+        )  # fmt: skip
+
+        def accrue(*_):
+            replica.steps += 1
+            orders.alone = number == 0 and replica.steps < min(warm, lost)
+
+        replica.accrue = accrue
+        worker = DownpourWorker(replica, Still(), orders, cfg, lambda t: found.append(t) or 1.0)
+        for turns in (worker.report(), worker.train()):
+            for _ in turns:
+                pass
+        return found
+
+    first = updates(0, 0, 0)
+    assert first[:3] == [1, 2, 3] and updates(2, 0, lost) == first[lost:]
+    assert updates(2, 1, lost) == updates(1, 1, 0)[lost:] != first[lost:]
 
 
 def test_warmstart_until_an_accuracy(data):
