@@ -8,8 +8,8 @@ import numpy as np
 
 from dbnet.comm.turns import Turns, Wait
 from dbnet.core.kernels.vector import coarse, copy
-from dbnet.shards.push import Intake, Push, Receiver
-from dbnet.shards.store import Counts, WindowStore
+from dbnet.shards.push import Counts, Intake, Push, Receiver
+from dbnet.shards.store import WindowStore
 
 
 class LocalStore:

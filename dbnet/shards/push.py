@@ -98,6 +98,14 @@ class Push(NamedTuple):
     step: int
 
 
+class Counts:
+    """What went over the wire: fetches, pushes, bytes each way, seconds the replica waited for a ring."""
+
+    def __init__(self) -> None:
+        self.fetches = self.pushes = self.bytes_fetched = self.bytes_pushed = 0
+        self.waited = 0.0
+
+
 class Refusal(NamedTuple):
     """A push that a shard did not take: the flat index of its first value that is not finite, and that value."""
 

@@ -38,19 +38,11 @@ from dbnet.comm.turns import Turns, looking
 from dbnet.comm.window import Window
 from dbnet.core.kernels.vector import narrow, widen
 from dbnet.network.model import Footprint
-from dbnet.shards.push import Intake, Push
+from dbnet.shards.push import Counts, Intake, Push
 from dbnet.shards.routes import HEADER, Rings, Route, routes
 
 _WORDS = Struct("=7q")  # of a header: all but the last
 PIECE, MOMENT = 256 << 20, 0.05
-
-
-class Counts:
-    """What a replica has moved: fetches, pushes, bytes each way, seconds that it waited for a ring."""
-
-    def __init__(self) -> None:
-        self.fetches = self.pushes = self.bytes_fetched = self.bytes_pushed = 0
-        self.waited = 0.0
 
 
 class WindowStore:

@@ -18,7 +18,7 @@ from dbnet.data.subsets import Share
 from dbnet.methods.downpour import DownpourWorker
 from dbnet.network.replica import Replica
 from dbnet.run import process, roles, setup, train
-from dbnet.shards.store import Counts
+from dbnet.shards.push import Counts
 
 
 @pytest.fixture

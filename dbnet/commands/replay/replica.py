@@ -14,10 +14,9 @@ from dbnet.commands.replay.shard import Parcel, Reading, ReplayedShard, Timeline
 from dbnet.coordinator.orders import ORDER as COLUMNS
 from dbnet.core.kernels.vector import coarse, copy
 from dbnet.network.model import Footprint
-from dbnet.shards.push import Push
+from dbnet.shards.push import Counts, Push
 from dbnet.shards.routes import Rings, routes
 from dbnet.shards.schedule.log import END, EVALUATED, FETCH, FULL, NAMES, ORDER, PUSH, SHARE, SNAPSHOT, LogEntry
-from dbnet.shards.store import Counts
 
 
 class Pages:
