@@ -41,6 +41,19 @@ def polling(topology: Topology) -> float:
     return POLL * max(1.0, topology.copies / _POLLING)
 
 
+def beating(topology: Topology, bound: float) -> float:
+    """Return the seconds between two signs of life of a rank: many must not keep the coordinator busy with theirs."""
+    return min(bound / 20, PERIOD * max(1.0, topology.size / 16))
+
+
+def without_coordinator(name: str, bound: float) -> Lost:
+    """Return what a rank of this name says that has not heard of the coordinator for so many seconds."""
+    return Lost(
+        f"{name}: the coordinator is lost, there was no sign of its life for {bound:.0f} s; go on from the newest checkpoint with "
+        "--resume auto."
+    )
+
+
 def heartbeat_fields(topology: Topology) -> list[Field]:
     """Return more window fields of the coordinator."""
     n = topology.size
@@ -65,8 +78,7 @@ class Heartbeat:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._window, self._topology, self._rank, self._asked, self._clock = window, topology, rank, asked, clock
-        # Many ranks must not keep the coordinator busy with their signs of life.
-        self._period = min(bound / 20, PERIOD * max(1.0, topology.size / 16))
+        self._period = beating(topology, bound)
         # The first to notice ends the job; one after the other they say it once.
         self._bound = bound + 0.1 * min(rank, 20)
         self._replica = topology.place(rank)[0] if topology.role(rank) is Role.WORK else None
@@ -98,10 +110,7 @@ class Heartbeat:
         if self._order[LOST]:
             raise GivenUp
         if now - self._heard > self._bound:
-            raise Lost(
-                f"{self._topology.name(self._rank)}: the coordinator is lost, there was no sign of its life for {self._bound:.0f} "
-                "s; go on from the newest checkpoint with --resume auto."
-            )
+            raise without_coordinator(self._topology.name(self._rank), self._bound)
 
     def leave(self) -> bool:
         """Say that this rank needs nobody any more; return whether somebody was lost."""

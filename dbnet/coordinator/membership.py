@@ -83,6 +83,10 @@ class Membership(Duty):
     def messages(self) -> dict[str, Callable[[int, Any], None]]:
         return {"closed": self.closed}
 
+    def go_by(self, watch: HeartbeatWatch) -> None:
+        """Go by these signs of life from now on."""
+        self._watch = watch
+
     def act(self, status: Status) -> bool:
         """Look who gives a sign of life.
 

@@ -3,7 +3,7 @@
 A step's predicted time is flops / rate, and for each message its latency + bytes / bandwidth (and bytes / memory for what is
 copied in and out of buffers). For choosing a cut only the order of two cuts matters, so round numbers of a present core and network
 do (`Machine`). A `Profile` says more of a machine, for simulated time and for what a cut replica's step takes
-(`commands.plan.step`): rates by kind of layer, what a shard takes, hosts, noise.
+(`commands.plan.step`): rates by kind of layer, what a shard takes, hosts, noise, faults.
 """
 
 from __future__ import annotations
@@ -156,6 +156,43 @@ class SpeedTable(MachineTable):
     )
 
 
+class DeathTable(MachineTable):
+    """A machine that dies: that of a replica's partition, of a shard or of the coordinator."""
+
+    at: float = Field(ge=0, description="when, in virtual seconds")
+    replica: int | None = Field(default=None, ge=0, description="a replica; spare ones are numbered after the others")
+    partition: int = Field(default=0, ge=0, description="which of its partitions")
+    shard: int | None = Field(default=None, ge=0, description="a shard")
+    coordinator: bool = Field(default=False, description="the coordinator")
+
+    @model_validator(mode="after")
+    def _one(self) -> DeathTable:
+        if (self.replica is not None) + (self.shard is not None) + self.coordinator != 1:
+            raise ValueError(
+                "say whose machine dies, and give one of replica, shard and coordinator, like {at = 12.0, replica = 3}."
+            )
+        if self.partition and self.replica is None:
+            raise ValueError("partition belongs to a replica; give replica, too, like {at = 12.0, replica = 3, partition = 1}.")
+        return self
+
+
+class FaultsTable(MachineTable):
+    """Machines that die, with all ranks on them; where all ranks are on one host (`host.ranks` = 0), ranks.
+
+    A dead one does not come back, as under MPI: spare replicas take over, or the others.
+    """
+
+    mtbf: float | None = Field(
+        default=None,
+        gt=0,
+        description="mean time between failures of a machine, seconds, exponential; by default none fails at random",
+    )
+    servers: bool = Field(
+        default=True, description="whether machines with a shard or the coordinator fail at random, too, which ends the run"
+    )
+    deaths: tuple[DeathTable, ...] = Field(default=(), strict=False, description="machines that die at a given time")
+
+
 class Profile(MachineTable):
     """A machine for simulated time."""
 
@@ -167,6 +204,7 @@ class Profile(MachineTable):
     large: LargeTable | None = Field(default=None, description="what differs for networks that no cache holds")
     noise: NoiseTable = NoiseTable()
     speed: SpeedTable = SpeedTable()
+    faults: FaultsTable | None = Field(default=None, description="machines that die; by default nobody does")
 
     def suited(self, nbytes: int, rule: str = "") -> Profile:
         """Return the profile for a network of so many bytes of parameters, which are changed by a rule of this kind."""

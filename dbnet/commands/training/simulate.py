@@ -28,6 +28,10 @@ def run_simulate(options: argparse.Namespace) -> int:
     done = simulate(options.configuration, options.machine, options.overrides, dry=options.dry, quiet=options.quiet)
     if not options.quiet:
         print("\n".join(_said(done, options.dry)), flush=True)
+    if not done.outcome.finished and not done.outcome.stopped and not done.outcome.diagnosis:
+        again = "" if options.dry else f"; begin from the checkpoint with run.start={done.outcome.checkpoint}"
+        print(f"dbnet: Every replica is lost{again}.", file=sys.stderr)
+        return 1
     if done.outcome.unsaved:
         print(f"dbnet: The run has ended, but its last checkpoint could not be written ({done.outcome.unsaved}).", file=sys.stderr)
         return 1
@@ -45,6 +49,8 @@ def _said(done: Simulated, dry: bool) -> list[str]:
         f"Moved          {done.operations:,} one-sided operations, {rate:,.0f} a second; {done.sent / 1e9:,.3f} GB between hosts",
         f"Run file       {out.run_file}",
     ]
+    if done.died:
+        lines += [f"Died           {done.died}", *out.lost.splitlines()]
     if not dry:
         lines += [f"Checkpoint     {out.checkpoint}"]
     if out.picture is not None and not dry:

@@ -1,4 +1,4 @@
-"""What varies the times of a machine's steps, and how fast each replica's machine is."""
+"""What is drawn for a machine: what varies the times of its steps, how fast it is, how long it lives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Noise:
     """
 
     _BLOCK = 64
-    _STEPS, _MACHINES = range(2)
+    _STEPS, _MACHINES, _LIVES = range(3)
 
     def __init__(self, profile: Profile, seed: int) -> None:
         self._profile, self._seed = profile, seed
@@ -53,3 +53,7 @@ class Noise:
         if speed.slow and self._generator(replica, 0, self._MACHINES).random() < speed.slow:
             own *= speed.factor
         return own
+
+    def life(self, entity: int, start: int) -> float:
+        """Return how long an entity's machine lives, in mean lives; `start` is how often its run has been begun before."""
+        return float(self._generator(entity, start, self._LIVES).exponential())

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dbnet.checkpoint.format import link_of
 from dbnet.comm.simulated.rest import next_look
 from dbnet.core import config as configuration
 from dbnet.core import jit
 from dbnet.core.config import Config
-from dbnet.core.errors import UserError
+from dbnet.core.errors import Lost, UserError
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.network.cost import Profile, load_profile
@@ -20,6 +21,7 @@ from dbnet.run import roles
 from dbnet.run.outcome import Outcome, outcome
 from dbnet.run.setup import Setup, setup
 from dbnet.run.signals import Interrupt
+from dbnet.run.simulated.faults import gone_on_with
 from dbnet.run.simulated.world import Simulation
 from dbnet.shards.shard import Shard
 
@@ -37,6 +39,8 @@ class Simulated(NamedTuple):
         Virtual seconds; processor seconds of this process.
     operations, events, sent
         One-sided operations; turns and arrivals; bytes from host to host.
+    died
+        How many replicas died, in words; nothing where none did.
     """
 
     outcome: Outcome
@@ -45,6 +49,7 @@ class Simulated(NamedTuple):
     operations: int
     events: int
     sent: int
+    died: str = ""
 
 
 def simulate(
@@ -75,7 +80,7 @@ def simulate(
     UserError
         Something in the configuration, the machine file or the data is to be mended, or is not simulated; nothing has been written.
     Lost
-        A rank waited in vain for longer than the run's deadline.
+        A rank waited in vain for longer than the run's deadline, or a machine died without which there is no run.
     """
     display = Display(quiet)
     ready = setup(configuration.load(source, overrides, display.warn))
@@ -84,9 +89,10 @@ def simulate(
     refuse(ready, dry)
     if not dry:
         ready.check(None)
-    if ready.topology.spares:
-        display.warn("Nobody dies in simulated time: topology.spares is left out.")
-    return play(replace(ready, topology=replace(ready.topology, spares=0)), profile, display, dry)
+    if ready.topology.spares and profile.faults is None:
+        display.warn("Nobody dies on this machine, since its file has no table 'faults': topology.spares is left out.")
+        ready = replace(ready, topology=replace(ready.topology, spares=0))
+    return play(ready, profile, display, dry)
 
 
 def refuse(ready: Setup, dry: bool) -> None:
@@ -119,8 +125,9 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
         roles.use(ready.config, 1)
     # A date would make two files differ that are the same.
     about = {"mpi": "none, simulated time", "hosts": ["simulated"], "world": "simulated", "dry": dry, "started": "in no time"}
+    unused = {"faults"} if profile.faults is None else None
     # By the machine's time rows would lie in other blocks each time.
-    ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump()}, lambda: world.time.now)
+    ready, record = roles.open_record(ready, {**about, "machine": profile.model_dump(exclude=unused)}, lambda: world.time.now)
     display.say(f"Simulated time{', nothing is computed' if dry else ''}: {topology.words()}. {profile.about}".rstrip())
     now = {"host": "simulated", "offset": 0, "error": 0}, lambda: round(1e9 * world.time.now)
     trace = roles.open_trace(ready, range(topology.size), *now, display.warn, threads=True, free=True)
@@ -133,14 +140,23 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     # Layers take no virtual time.
     workers = {rank: roles.worker(ready, world, rank, replica) for rank, replica in replicas.items()}
     players |= {rank: roles.traced(trace, rank, worker, by_layer=False) for rank, worker in workers.items()}
+    if world.faults is not None:
+        players = world.faults.begin(coordinator, players)
     began = time.process_time()
     try:
         with interrupt:
             world.time.play(players, servers, topology.name)
+        if world.faults is not None:
+            world.faults.conclude()
+    except Lost as error:
+        if world.faults is None:
+            raise
+        raise gone_on_with(error, link_of(ready.config)) from None
     finally:
         coordinator.close()
         if trace is not None:
             trace.close()
     spent = time.process_time() - began
     done = outcome(ready, coordinator, interrupt.by, None if dry else world.params())
-    return Simulated(done, coordinator.time.seconds, spent, world.wire.operations, world.time.events, world.wire.sent)
+    died = "" if world.faults is None else world.faults.words()
+    return Simulated(done, coordinator.time.seconds, spent, world.wire.operations, world.time.events, world.wire.sent, died)

@@ -14,6 +14,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
+from dbnet.comm.simulated.mortal import MortalTime
 from dbnet.comm.simulated.movers import SharedWindow, VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
@@ -23,6 +24,7 @@ from dbnet.network.model import footprint
 from dbnet.run import roles
 from dbnet.run.setup import EVALUATION_BATCH, Setup, first_shares
 from dbnet.run.signals import Interrupt
+from dbnet.run.simulated.faults import Faults, ends, entity
 from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedLink, PacedReplica, Shared
 from dbnet.run.simulated.shards import HollowInbox, HollowShard, HollowStore, PacedInbox, PacedReceiver
@@ -41,6 +43,11 @@ class Simulation:
         Whether nothing is computed.
     interrupt
         Signals.
+
+    Attributes
+    ----------
+    faults
+        What follows when somebody dies; None where nobody does.
     """
 
     def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
@@ -48,7 +55,11 @@ class Simulation:
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt
         self.topology, self.saves, self.period = ready.topology, not dry, polling(ready.topology)
         host = profile.host
-        self.time = VirtualTime(host.pause, host.turn, ready.config.run.deadline, host.late)
+        self._noise = Noise(profile, ready.config.run.seed)
+        clocks, faults = (host.pause, host.turn, ready.config.run.deadline, host.late), profile.faults
+        self.time = VirtualTime(*clocks)
+        if faults is not None:
+            self.time = MortalTime(ends(faults, self.topology, host.ranks, self._noise, len(ready.chain)), *clocks)
         self.clock = self.due = self.time
         hosts = [rank // host.ranks if host.ranks else 0 for rank in range(self.topology.size)]
         movers = self.topology.size if ready.config.method.overlap else 0
@@ -63,13 +74,13 @@ class Simulation:
         self.wire = Interconnect(self.time, hosts, *ways, host.call, host.look, cards)
         self._memory = SimulatedMemory(roles.window_layouts(ready), dry)
         self._boxes = SimulatedMailboxes(1 + self.topology.shards, self.wire)
-        self._noise = Noise(profile, ready.config.run.seed)
         self._cut = self.topology.partitions > 1
         if ready.config.method.overlap:
             # A rank may have two transfers under way, which share its host's card.
             self.wire.visited.update(range(self.topology.size))
             self.wire.crowded = [True] * self.topology.size
         self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
+        self.faults = None if faults is None else Faults(self.time, self.topology, ready.config.run.bound, self.window)
 
     def asked(self) -> bool:
         return self._interrupt.asked
@@ -166,8 +177,8 @@ class Simulation:
 
     def _pace(self, replica: int, partition: int) -> Pace:
         # Other replicas, however many, change nobody's numbers.
-        entity = replica << 16 | partition
-        return Pace(self.time, self._noise, entity, self._noise.speed(replica), *self._seconds[partition])
+        own = entity(self.topology, self.topology.origin_rank(replica, partition))
+        return Pace(self.time, self._noise, own, self._noise.speed(replica), *self._seconds[partition])
 
     def params(self) -> np.ndarray:
         """Return all parameters."""

@@ -1,0 +1,321 @@
+"""Machines that die in simulated time: what the others make of it is what the code of an MPI run makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from finished import Finished
+
+from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.mortal import MortalTime
+from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.topology import Topology
+from dbnet.comm.turns import Turns
+from dbnet.comm.window import Field, WindowLayout
+from dbnet.core.config import build
+from dbnet.core.errors import Lost, UserError
+from dbnet.monitor.results import Run
+from dbnet.network.cost import FaultsTable, Profile, load_profile
+from dbnet.run.simulated.faults import ends
+from dbnet.run.simulated.noise import Noise
+from dbnet.run.simulated.simulate import Simulated, simulate
+from dbnet.run.train import execute
+
+MACHINES = Path(__file__).resolve().parents[2] / "jobs" / "machines"
+
+
+def machine(*deaths: dict[str, Any], step: float = 0.1, **more: Any) -> Profile:
+    """Return a machine whose steps take a tenth of a second, more than from one look at its orders to the next."""
+    tables: dict[str, Any] = {
+        "compute": {"rate": 1.0, "step": step, "apply": 1.0, "slice": 1e-5},
+        "inside": {"latency": 1e-6, "bandwidth": 5.0},
+        "between": {"latency": 2e-5, "bandwidth": 0.1},
+        "faults": {"deaths": deaths},
+    }
+    return Profile.model_validate(tables | more)
+
+
+@pytest.fixture
+def tree(place: Path, make_data: Callable[..., Path]) -> dict[str, Any]:
+    """Return a small run of eight examples; whoever gives no sign of life for a second is lost."""
+    return {
+        "run": {"folder": "out", "picture": False, "heartbeat": 1.0},
+        "data": {"path": str(make_data())},
+        "model": {
+            "layers": [{"kind": "dense", "units": 5, "activation": "tanh"}, {"kind": "dense", "units": 2}],
+            "dtype": "float64",
+        },
+        "method": {"kind": "downpour", "minibatch": 2, "slot": 64, "slots": 2},
+        "rule": {"kind": "adagrad", "rate": 0.1},
+        "topology": {"shards": 2, "replicas": 2},
+        "stop": {"epochs": 6},
+        "evaluate": {"epochs": 2},
+    }
+
+
+def played(tree: dict[str, Any], profile: Profile, **ways: Any) -> Simulated:
+    return simulate(tree, profile, quiet=True, **ways)
+
+
+def cleared() -> None:
+    for path in Path("out").glob("run.*"):
+        path.unlink() if not path.is_dir() else [part.unlink() for part in path.iterdir()] and path.rmdir()
+
+
+def shares(run: Run) -> np.ndarray:
+    with h5py.File(run.path.with_suffix(".checkpoint.h5")) as file:
+        return file["table.shares"][:]
+
+
+def every_example_is_trained_on(run: Run, epochs: int) -> None:
+    """All subsets are covered, each example by one share, and every share has come to the end."""
+    rows, size = shares(run), 8 // run.config.topology.replicas
+    for subset in range(run.config.topology.replicas):
+        mine = np.sort(rows[rows["subset"] == subset], order="lo")
+        assert [mine["lo"][0], *mine["hi"]] == [0, *mine["lo"][1:], size]
+    assert (rows["epoch"] >= epochs).all()
+
+
+# --- who takes over ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("partitions", "at"), [(1, 0.05), (1, 0.95), (2, 0.55)])
+def test_a_spare_replica_goes_on_exactly_where_one_died(tree: dict[str, Any], partitions: int, at: float) -> None:
+    """It dies while it computes, when all that it made is applied and told: the same numbers as those of one that lives."""
+    tree |= {"method": {"kind": "sgd", "minibatch": 2, "slot": 64}, "topology": {"shards": 2, "partitions": partitions}}
+    alone = execute(build(tree), quiet=True)
+    tree["topology"]["spares"] = 1
+    done = played(tree, machine(*({"at": at, "replica": 0, "partition": p} for p in range(partitions))))
+    np.testing.assert_array_equal(done.outcome.params, alone.params)
+    run = Run(done.outcome.run_file)
+    made = int(at / 0.1)
+    assert done.outcome.finished and run.lost[["replica", "steps", "applied"]].to_numpy().tolist() == [[0, made, made]]
+    assert done.died == "1 of 1 replicas" and run.lost.seconds[0] == pytest.approx(at + 1.0, abs=0.1)
+    assert set(run.events.replica) == ({0, 1} if made else {1})
+    every_example_is_trained_on(run, 6)
+
+
+def test_a_partition_takes_its_replica_with_it(tree: dict[str, Any]) -> None:
+    """The other one has had its values of the sixth step and pushes what it made of them, its half of a gradient."""
+    tree["topology"] = {"shards": 2, "replicas": 2, "partitions": 2, "spares": 1}
+    run = Run(played(tree, machine({"at": 0.55, "replica": 1, "partition": 1})).outcome.run_file)
+    assert run.finished and run.lost[["replica", "steps", "applied"]].to_numpy().tolist() == [[1, 6, 5]]
+    last = run.events[run.events.replica == 1].groupby("partition").push.max()
+    assert last.tolist() == [5, 4] and set(run.events.replica) == {0, 1, 2}
+    every_example_is_trained_on(run, 6)
+
+
+def test_without_a_spare_the_others_take_over(tree: dict[str, Any]) -> None:
+    """Two of four, one of them when it has taken over from the other; what they had not told of is made again."""
+    tree |= {"topology": {"shards": 2, "replicas": 4}, "stop": {"epochs": 120}}
+    done = played(tree, machine({"at": 0.3, "replica": 1}, {"at": 1.8, "replica": 3}, step=1e-2, noise={"kind": "exponential"}))
+    run = Run(done.outcome.run_file)
+    assert done.outcome.finished and done.died == "2 of 4 replicas" and run.lost.replica.tolist() == [1, 3]
+    every_example_is_trained_on(run, 120)
+    for shard in range(2):
+        mine = run.events[run.events.shard == shard]
+        assert mine.applied.tolist() == list(range(len(mine)))
+        for lost in run.lost.itertuples():
+            assert lost.applied <= (mine.replica == lost.replica).sum() <= lost.steps
+
+
+def test_a_replica_dies_in_the_warmstart_and_a_spare_one_while_it_waits(tree: dict[str, Any]) -> None:
+    tree |= {"topology": {"shards": 2, "replicas": 2, "spares": 1}, "warmstart": {"steps": 30}}
+    done = played(tree, machine({"at": 0.2, "replica": 2}, {"at": 0.45, "replica": 0}))
+    run = Run(done.outcome.run_file)
+    assert done.outcome.finished and run.lost.replica.tolist() == [0] and done.died == "1 of 2 replicas, 1 of 1 spare ones"
+    assert "Lost: replica 2 at 1." in done.outcome.lost
+    every_example_is_trained_on(run, 6)
+
+
+def test_whoever_dies_after_its_last_step_is_missed_for_its_evaluation_alone(tree: dict[str, Any]) -> None:
+    """One that is done evaluates for a second and more; the other one is asked in its place. Who dies later is not missed."""
+    tree["evaluate"] = {"epochs": 6, "train": 8}
+    compute = {"rate": 1.0, "step": 0.1, "apply": 1.0, "evaluation": 1e-5}
+    done = played(tree, machine({"at": 4.5, "replica": 1}, {"at": 1000.0, "replica": 0}, compute=compute))
+    run = Run(done.outcome.run_file)
+    assert done.outcome.finished and done.died == "1 of 2 replicas" and run.evaluation.replica.tolist() == [0, 0]
+    assert run.lost[["replica", "steps", "applied"]].to_numpy().tolist() == [[1, 12, 12]]
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_batch_method_comes_to_the_same_without_a_replica(tree: dict[str, Any], spares: int) -> None:
+    """Its portions are made by others, as backups at first; a bundle that was accepted and never came is a pass begun again."""
+    method = {"kind": "sandblaster", "minibatch": 2, "portion": 2, "slot": 64, "patience": 0.5}
+    tree |= {"method": method, "stop": {"iterations": 5}, "evaluate": {"epochs": 5}}
+    alone = Run(execute(build(tree | {"topology": {"shards": 2}}), quiet=True).run_file)
+    tree["topology"] = {"shards": 2, "replicas": 3, "spares": spares}
+    for at in (0.25, 0.4001):
+        done = played(tree, machine({"at": at, "replica": 1}))
+        run = Run(done.outcome.run_file)
+        np.testing.assert_allclose(run.iterations.loss, alone.iterations.loss, rtol=1e-9)
+        assert done.outcome.finished and run.lost.replica.tolist() == [1] and len(run.iterations) == len(alone.iterations)
+        assert (3 in set(run.progress.replica)) == bool(spares)
+
+
+def test_synchronous_steps_wait_for_one_that_died_until_it_is_lost(tree: dict[str, Any]) -> None:
+    tree |= {"method": {"kind": "synchronous", "minibatch": 2, "slot": 64}}
+    done = played(tree, machine({"at": 0.35, "replica": 1}))
+    run = Run(done.outcome.run_file)
+    assert done.outcome.finished and (run.events.eval("applied - fetched") == 0).all()
+    every_example_is_trained_on(run, 6)
+    gap = np.diff(np.sort(run.events.seconds)).max()
+    assert 1.0 < gap < 1.3
+
+
+# --- to the byte ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["downpour", "synchronous", "sandblaster", "cores"])
+def test_where_nobody_dies_all_is_as_without_faults(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """To the byte, but for the table in the machine file."""
+    tree |= {"topology": {"shards": 2, "replicas": 3}, "method": {"kind": kind, "minibatch": 2, "slot": 64, "slots": 2}}
+    host = {}
+    if kind == "sandblaster":
+        tree |= {"stop": {"iterations": 2}, "method": {**tree["method"], "portion": 2}}
+    if kind == "cores":
+        host = {"ranks": 0, "cores": 2, "switch": 1e-5}
+        tree |= {"topology": {"shards": 2, "replicas": 2, "partitions": 2}, "method": {**tree["method"], "kind": "downpour"}}
+    # The coordinator looks at signs of life every half a millisecond.
+    tree["run"]["heartbeat"] = 0.02
+    monkeypatch.setattr(Profile, "model_dump", lambda *_, **__: {})
+    found = []
+    for faults in (None, {"mtbf": 1e12}):
+        done = played(tree, machine(step=1e-3, noise={"kind": "exponential"}, host=host, faults=faults))
+        found.append((done.outcome.run_file.read_bytes(), done.seconds, done.operations, done.sent, done.died))
+        cleared()
+    assert found[0] == found[1]
+
+
+def test_the_same_seed_gives_the_same_deaths_and_the_same_bytes(tree: dict[str, Any]) -> None:
+    tree |= {"topology": {"shards": 2, "replicas": 4, "partitions": 2, "spares": 1}, "stop": {"epochs": 100}}
+    tree["run"]["heartbeat"] = 0.1
+    faults, found = {"mtbf": 2.0, "servers": False}, []
+    for seed in (1, 1, 2):
+        tree["run"]["seed"] = seed
+        done = played(tree, machine(step=1e-2, faults=faults))
+        found.append(done.outcome.run_file.read_bytes())
+        assert done.died and len(Run(done.outcome.run_file).lost)
+        cleared()
+    assert found[0] == found[1] != found[2]
+
+
+def test_who_dies_when_is_a_matter_of_oneself() -> None:
+    """Others change nobody's moment; machines die with all ranks on them; servers may be spared."""
+    faults, few, many = FaultsTable(mtbf=100.0), Topology(2, 3, 2), Topology(2, 500, 2, 1)
+    noise = Noise(machine(), 5)
+    one, two = ends(faults, few, 1, noise, 0), ends(faults, many, 1, noise, 0)
+    assert one == two[: len(one)] and len(set(two)) == many.size
+    assert one[3:] == ends(faults, Topology(7, 3, 2), 1, noise, 0)[8:]
+    assert np.mean(two) == pytest.approx(100.0, rel=0.1) and np.std(two) == pytest.approx(100.0, rel=0.1)
+    assert not set(one) & set(ends(faults, few, 1, noise, 1)), "begun again from a checkpoint, others die"
+    shared = ends(faults, few, 4, noise, 0)
+    assert [len(set(shared[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1] and len(set(shared)) == 3
+    assert len(set(ends(faults, few, 0, noise, 0))) == few.size, "all on one host: each by itself"
+    kept = FaultsTable(mtbf=100.0, servers=False, deaths=[{"at": 1.0, "replica": 2, "partition": 1}, {"at": 2.0, "shard": 1}])
+    assert ends(kept, few, 1, noise, 0) == [inf, inf, 2.0, *one[3:8], min(one[8], 1.0)]
+    assert ends(kept, few, 2, noise, 0)[:4] == [inf, inf, 2.0, 2.0]
+
+
+# --- what ends ----------------------------------------------------------------------------------------------------------------
+
+
+def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death() -> None:
+    """One puts 1 to 9, each of which takes half a second there and back; it dies at 2.2, when the fifth is under way."""
+    time, found = MortalTime([inf, 2.2]), []
+    memory = SimulatedMemory([WindowLayout([Field("value", "int64", (1,))]), WindowLayout([])])
+
+    def putting() -> Turns:
+        window = SimulatedWindow(memory, Interconnect(time, [0, 1], Way(0.0, 1e15), Way(0.25, 1e15)), 1)
+        for value in range(1, 10):
+            window.put(0, "value", np.full(1, value))
+            window.flush(0)
+            found.append(value)
+        yield None
+
+    def waiting() -> Turns:
+        time.elapse(10.0)
+        yield None
+
+    time.play({0: waiting(), 1: putting()}, {})
+    assert memory.local[0]["value"].tolist() == [5] and found == [1, 2, 3, 4] and time.dead == [1]
+
+
+def test_a_dead_rank_leaves_its_core_to_others(tree: dict[str, Any]) -> None:
+    """Two replicas on one core take twice as long a step; one alone does not."""
+    tree |= {"stop": {"seconds": 4.0}, "method": {"minibatch": 2}}
+    host = {"ranks": 0, "cores": 1}
+    run = Run(played(tree, machine({"at": 2.05, "replica": 1}, host=host), dry=True).outcome.run_file)
+    mine = run.events[(run.events.shard == 0) & (run.events.replica == 0)].seconds
+    assert np.diff(mine[mine < 2.0]).mean() == pytest.approx(0.2, rel=0.1)
+    assert np.diff(mine[mine > 2.1]).mean() == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "words"),
+    [
+        ([{"at": 2.0, "shard": 1}], "shard 1 is lost, there was no sign of its life for 1 s, and its parameters with it; "),
+        ([{"at": 2.0, "coordinator": True}], "shard 0: the coordinator is lost, there was no sign of its life for 1 s; "),
+        ([{"at": 2.0, "coordinator": True}, {"at": 2.5, "shard": 0}], "shard 1: the coordinator is lost"),
+    ],
+)
+def test_what_a_run_cannot_do_without_ends_it(tree: dict[str, Any], deaths: list[dict], words: str) -> None:
+    """As over MPI; a run begins from the newest checkpoint, and other machines die then."""
+    tree |= {"stop": {"epochs": 50}}
+    with pytest.raises(Lost, match=re.escape(words) + ".*there is no checkpoint yet"):
+        played(tree, machine(*deaths))
+    assert not Run("out/run.h5").finished
+    tree |= {"checkpoint": {"steps": 10}}
+    with pytest.raises(Lost, match=r"begin from the newest checkpoint with run.start=out/run-2\.checkpoint\.h5"):
+        played(tree, machine(*deaths))
+    again = tree | {"run": tree["run"] | {"start": "out/run-2.checkpoint.h5"}}
+    assert played(again, machine()).outcome.finished
+
+
+def test_on_the_command_line(dbnet: Callable[..., Finished], run_file: Path) -> None:
+    """Who died and what was lost is said, and shown of the run file; without any replica the exit code is 1."""
+    text = (MACHINES / "present.toml").read_text() + "\n[faults]\ndeaths = [{at = 1e-3, replica = 1}]\n"
+    Path("one.toml").write_text(text)
+    words = ("topology.replicas=2", "topology.shards=1", "topology.partitions=1", "run.heartbeat=0.02", "stop.epochs=200")
+    done = dbnet("simulate", run_file, "--machine", "one.toml", *words)
+    assert done.code == 0 and not done.err and "\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
+    assert "Replica 1 is lost: no sign of life for 0.02 s; replica 0 takes over.\n" in done.out
+    assert "lost         replica 1 at 0.0 s" in dbnet("inspect", "out/run.h5").out
+    assert "Lost: replica 1 at 0.0 s." in dbnet("watch", "out/run.h5").out
+    told = dbnet("plan", run_file, "--machine", "one.toml", *words).out
+    assert told.endswith("Machines die there (faults), but in no prediction: dbnet simulate has them.\n")
+    Path("all.toml").write_text(text.replace("replica = 1}", "replica = 1}, {at = 2e-3, replica = 0}"))
+    done = dbnet("simulate", run_file, "--machine", "all.toml", *words)
+    assert (
+        done.code == 1 and "Every replica is lost; begin from the checkpoint with run.start=out/run-2.checkpoint.h5.\n" in done.err
+    )
+    assert "Died           2 of 2 replicas\n" in done.out
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("mtbf = 0", "faults.mtbf = 0 is not allowed: it must be greater than 0"),
+        ("mtbf = '7'", "faults.mtbf = '7' is not allowed: it must be a number"),
+        ("rate = 1.0", "Unknown key 'faults.rate'"),
+        ("deaths = [{replica = 1}]", "The key 'faults.deaths.0.at' is missing"),
+        ("deaths = [{at = 1.0}]", "faults.deaths.0: say whose machine dies"),
+        ("deaths = [{at = 1.0, replica = 1, shard = 1}]", "give one of replica, shard and coordinator"),
+        ("deaths = [{at = 1.0, shard = 1, partition = 1}]", "partition belongs to a replica"),
+        ("deaths = [{at = 1.0, replica = 2}]", "faults.deaths names replica 2, but the highest is 1; name another"),
+        ("deaths = [{at = 1.0, replica = 0, partition = 1}]", "faults.deaths names partition 1, but the highest is 0"),
+        ("deaths = [{at = 1.0, shard = 2}]", "faults.deaths names shard 2, but the highest is 1"),
+    ],
+)
+def test_deaths_that_cannot_be_are_refused(tree: dict[str, Any], table: str, words: str) -> None:
+    Path("machine.toml").write_text(f"{(MACHINES / 'present.toml').read_text()}\n[faults]\n{table}\n")
+    with pytest.raises(UserError, match=re.escape(words)):
+        played(tree, load_profile("machine.toml"))
+    assert not Path("out").exists()
