@@ -19,11 +19,12 @@ from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
 from dbnet.comm.window import Field, WindowLayout
+from dbnet.coordinator.heartbeat import heartbeat_fields
 from dbnet.core.config import build
 from dbnet.core.errors import Lost, UserError
 from dbnet.monitor.results import Run
 from dbnet.network.cost import FaultsTable, Profile, load_profile
-from dbnet.run.simulated.faults import ends
+from dbnet.run.simulated.faults import SignsOfLife, ends
 from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
@@ -246,6 +247,19 @@ def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death() -> None
 
     time.play({0: waiting(), 1: putting()}, {})
     assert memory.local[0]["value"].tolist() == [5] and found == [1, 2, 3, 4] and time.dead == [1]
+
+
+def test_signs_of_life_stop_with_a_death() -> None:
+    """A replica's partition dies at 3.01 s, having given a sign at 3.0, and is lost after 2 s without; so is the other one."""
+    world, time = Topology(1, 2, 2), MortalTime([inf, 8.0, inf, inf, inf, 3.01])
+    memory = SimulatedMemory([WindowLayout(heartbeat_fields(world)), *[WindowLayout([])] * 5])
+    window = SimulatedWindow(memory, Interconnect(time, [0] * 6, Way(0.0, 1.0), Way(0.0, 1.0)), 0)
+    watch, found = SignsOfLife(window, world, 2.0, time), {}
+    for look in range(100):
+        time.now = 0.1 * look
+        found[look] = watch.look()
+    assert not found[49] and found[51] == [5] and found[99] == [4, 5] and time.ends[4] == pytest.approx(5.05, abs=0.06)
+    assert watch.left(1) and not watch.left(5) and not watch.left(2)
 
 
 def test_a_dead_rank_leaves_its_core_to_others(tree: dict[str, Any]) -> None:

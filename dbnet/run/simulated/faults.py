@@ -91,11 +91,13 @@ class SignsOfLife(HeartbeatWatch):
         last = np.minimum(self._time.ends, self._time.now)
         self._pulse[1:, BEAT] = last[1:] // self._every
         lost, world = super().look(), self._topology
-        for rank in set(lost) - self.noticed:
-            self.noticed.add(rank)
-            # Its other partitions find with their next sign of life that they are given up.
-            for other in world.replica_ranks(world.place(rank)[0]) if world.role(rank) is Role.WORK else ():
-                self._time.end(other)
+        for rank in lost:
+            if rank not in self.noticed:
+                # The other partitions of a replica find with their next sign of life that it is given up.
+                whole = world.replica_ranks(world.place(rank)[0]) if world.role(rank) is Role.WORK else [rank]
+                self.noticed.update(whole)
+                for other in whole:
+                    self._time.end(other)
         return lost
 
     @property
