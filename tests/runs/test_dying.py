@@ -113,8 +113,10 @@ def test_a_partition_takes_its_replica_with_it(tree: dict[str, Any]) -> None:
     every_example_is_trained_on(run, 6)
 
 
-def test_without_a_spare_the_others_take_over(tree: dict[str, Any]) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_without_a_spare_the_others_take_over(tree: dict[str, Any], overlap: bool) -> None:
     """Two of four, one of them when it has taken over from the other; what they had not told of is made again."""
+    tree["method"]["overlap"] = overlap
     tree |= {"topology": {"shards": 2, "replicas": 4}, "stop": {"epochs": 120}}
     done = played(tree, machine({"at": 0.3, "replica": 1}, {"at": 1.8, "replica": 3}, step=1e-2, noise={"kind": "exponential"}))
     run = Run(done.outcome.run_file)
@@ -174,13 +176,15 @@ def test_synchronous_steps_wait_for_one_that_died_until_it_is_lost(tree: dict[st
 # --- to the byte ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["downpour", "synchronous", "sandblaster", "cores"])
+@pytest.mark.parametrize("kind", ["downpour", "synchronous", "sandblaster", "cores", "overlap"])
 def test_where_nobody_dies_all_is_as_without_faults(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """To the byte, but for the table in the machine file."""
     tree |= {"topology": {"shards": 2, "replicas": 3}, "method": {"kind": kind, "minibatch": 2, "slot": 64, "slots": 2}}
     host = {}
     if kind == "sandblaster":
         tree |= {"stop": {"iterations": 2}, "method": {**tree["method"], "portion": 2}}
+    if kind == "overlap":
+        tree["method"] |= {"kind": "downpour", "overlap": True}
     if kind == "cores":
         host = {"ranks": 0, "cores": 2, "switch": 1e-5}
         tree |= {"topology": {"shards": 2, "replicas": 2, "partitions": 2}, "method": {**tree["method"], "kind": "downpour"}}
