@@ -59,6 +59,16 @@ def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..
     again = ["record.schedule=true", "stop.epochs=2", "rule={kind='adam', rate=0.01}"]
     path = execute(run_file, again, resume=str(first.checkpoint), quiet=True).run_file
     assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 144 updates")
+    # A moment at which no replica has made a push: each is where it was.
+    assert dbnet("replay", path, "--until", "0").code == 0
+    same, point = Checkpoint(path.with_name("run-2-at-0.checkpoint.h5")), Checkpoint(first.checkpoint)
+    assert same.replicas.tolist() == point.replicas.tolist() and same.steps == point.steps
+    # All is moved together; then the checkpoint stays behind.
+    Path("out").rename("moved")
+    assert dbnet("replay", "moved/run-2.h5").out.splitlines()[-1].startswith("identical: 144 updates")
+    Path("moved/run.checkpoints").rename("elsewhere")
+    gone = dbnet("replay", "moved/run-2.h5")
+    assert gone.code == 2 and "which is not there; put it back, or its folder beside the run file." in gone.err, gone.err
 
 
 def other_order(entries: list[LogEntry]) -> None:
@@ -131,8 +141,10 @@ def test_another_rule_under_the_same_schedule(run_file: Path, dbnet: Callable[..
     pairs = [[line.split()[-4:] for line in done.out.splitlines()[3:]] for done in (same, other)]
     assert all(row[:2] == row[2:] for row in pairs[0])
     assert len(pairs[1]) == 3 and pairs[1][-1][:2] != pairs[1][-1][2:] and pairs[1][0][:2] == pairs[1][0][2:]
-    refused = dbnet("replay", path, "method.n_push=3")
-    assert refused.code == 2 and "only the rule can be another one" in refused.err
+    assert dbnet("replay", path, "rule={rate=0.1}").out.splitlines()[1:] == same.out.splitlines()[1:], "the usual kind"
+    for word, said in (("method.n_push=3", "only the rule can be another one"), ("rule=3", "rule = 3 is not allowed")):
+        refused = dbnet("replay", path, word)
+        assert refused.code == 2 and said in refused.err, refused.err
 
 
 def test_a_record_of_another_machine(run_file: Path, dbnet: Callable[..., Finished]) -> None:
@@ -192,8 +204,12 @@ def test_what_cannot_be_replayed_is_refused(run_file: Path, dbnet: Callable[...,
     path = recorded(run_file)
     (path.with_suffix(".schedule") / "shard-1").write_text("something else")
     assert "is no part of a recorded schedule" in dbnet("replay", path).err
-    (path.with_suffix(".schedule") / "shard-1").unlink()
-    assert dbnet("replay", path).code == 2
+    # Copied without one of its parts.
+    for part in ("shard-1", "replica-1.0"):
+        (path.with_suffix(".schedule") / part).unlink()
+        done = dbnet("replay", path)
+        assert done.code == 2 and f"No part '{path.with_suffix('.schedule') / part}'" in done.err, done.out + done.err
+        path = recorded(run_file)
 
 
 def broken_off(share: float, entries: list[LogEntry]) -> None:
@@ -291,6 +307,20 @@ def test_a_moment_is_a_checkpoint_to_go_on_from(run_file: Path, dbnet: Callable[
     assert np.array_equal(whole.params, held(path.with_suffix(".checkpoint.h5")))
     again = dbnet("replay", path, "--until", "40")
     assert again.code == 2 and "is there already" in again.err
+
+
+def test_a_moment_within_a_synchronous_step(run_file: Path, dbnet: Callable[..., Finished]) -> None:
+    """Gradients that wait for the others' of their step are in no parameter, so they are made again."""
+    one = ["method.kind=synchronous", "topology.replicas=3", "topology.shards=1", "model.dtype=float64"]
+    path = recorded(run_file, *one)
+    for until, steps in ((10, [3, 3, 3]), (11, [3, 3, 3]), (12, [4, 4, 4])):
+        assert dbnet("replay", path, "--until", until).code == 0
+        point = path.with_name(f"run-at-{until}.checkpoint.h5")
+        assert Checkpoint(point).replicas["steps"].tolist() == steps
+    on = execute(
+        run_file, [*one, "stop.epochs=1", "run.name=on"], resume=str(path.with_name("run-at-11.checkpoint.h5")), quiet=True
+    )
+    np.testing.assert_allclose(on.params, held(path.with_suffix(".checkpoint.h5")), rtol=0, atol=1e-12)
 
 
 def test_moments_by_update_and_by_second(run_file: Path, dbnet: Callable[..., Finished]) -> None:

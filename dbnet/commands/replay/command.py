@@ -21,7 +21,7 @@ from dbnet.commands.replay.world import ReplayedWorld
 from dbnet.core.config import Config, fitting, override, restored, stored
 from dbnet.core.errors import UserError
 from dbnet.core.files import refuse_taken
-from dbnet.core.registry import own_modules
+from dbnet.core.registry import Family, own_modules, take
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import machine
 from dbnet.run import roles
@@ -131,7 +131,7 @@ def _recorded(options: argparse.Namespace) -> tuple[Run, ReplayedWorld | Replaye
     moved = {"name": run.path.stem, "folder": str(run.path.parent)}
     config = run.config.model_copy(update={"run": run.config.run.model_copy(update=moved)})
     run_modules(options.run_file, own_modules(run.about["modules"], config.model.modules), options.trust_modules, "--trust-modules")
-    ready = setup(_changed(config, options.overrides), _point(recorded))
+    ready = setup(_changed(config, options.overrides), _point(recorded, run.path.parent))
     parts = _parts(ready, options.run_file, recorded["id"])
     working = [part for rank, part in parts.items() if rank > ready.topology.shards]
     threads = sorted({part.about["threads"] for part in working})
@@ -185,6 +185,9 @@ def _changed(config: Config, overrides: list[str]) -> Config:
         override(tree, text)
     for left in fitting(tree, overrides):
         print(f"dbnet: {left}", file=sys.stderr)
+    # What a user says may be wrong, or leave the kind out; what a run file says may not.
+    mark = Family.of(Config, "rule")
+    tree["rule"] = take(mark.name, tree["rule"], "rule", mark.default).options()
     return restored(stored(tree))
 
 
@@ -193,25 +196,30 @@ def _short(parts: dict[int, PartOfSchedule]) -> str:
     return f"; the record ends before the run did, {f'{full[0]} was full' if full else 'which was killed, or could not write on'}"
 
 
-def _point(recorded: dict[str, Any]) -> str | None:
-    """Return the checkpoint that the run went on from, if it did and that is still there."""
+def _point(recorded: dict[str, Any], folder: Path) -> str | None:
+    """Return the checkpoint that the run went on from, if it did: where it was, or beside the run file, with which it was moved."""
     path, identity = recorded["from"]
-    if identity and Checkpoint(path).id != identity:
-        raise UserError(f"The run went on from '{path}', which has been written anew since; it cannot be played again.")
-    return path or None
+    if not identity:
+        return path or None
+    there = [place for place in (Path(path), folder.joinpath(*Path(path).parts[-2:])) if place.exists()]
+    if not there:
+        raise UserError(f"The run went on from '{path}', which is not there; put it back, or its folder beside the run file.")
+    for place in there:
+        if Checkpoint(place).id == identity:
+            return str(place)
+    raise UserError(f"The run went on from '{path}', which has been written anew since; it cannot be played again.")
 
 
 def _parts(ready: Setup, run_file: str, identity: str) -> dict[int, PartOfSchedule]:
-    """Return the parts of the record by rank; a replica that never began may have none, and a coordinator that decides nothing."""
+    """Return the parts of the record by rank; a coordinator that decides nothing has none."""
     config, world, out = ready.config, ready.topology, {}
     if not schedule_of(config).is_dir():
         raise UserError(f"'{run_file}' was recorded, but its folder '{schedule_of(config)}' is not beside it.")
     for rank in range(int(config.method.recorder is None), world.size):
         path = part_of_schedule(config, world, rank)
-        if path.exists() or rank <= world.shards:
-            out[rank] = PartOfSchedule(path)
-            if out[rank].about["run"] != identity:
-                raise UserError(f"'{path}' is of another run than '{run_file}'.")
+        out[rank] = PartOfSchedule(path)
+        if out[rank].about["run"] != identity:
+            raise UserError(f"'{path}' is of another run than '{run_file}'.")
     return out
 
 

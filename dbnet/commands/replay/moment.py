@@ -177,7 +177,7 @@ def _positions(ready: Setup, reached: Sequence[Any]) -> tuple[np.ndarray, np.nda
         if mark is not None:
             row["steps"], row["examples"], row["pushes"] = mark[1], mark[2], mark[0] + 1
         elif before is not None:
-            row[...] = before.replica(replica, ready.topology.replicas)
+            rows[replica] = before.replica(replica, ready.topology.replicas)
         cursors = [share[3:] for share in given] if mark is None else mark[3]
         row["epoch"], row["position"] = min(cursors, default=(0, 0))
         shares += [tuple(Share(*share[:3], *cursor)) for share, cursor in zip(given, cursors, strict=True)]

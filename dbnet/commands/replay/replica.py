@@ -175,8 +175,7 @@ class ReplayedStore:
 
     def applied(self) -> int:
         """Return the number of the first push of which not every shard has applied its part."""
-        waiting = [self._timelines[way.shard].parcels[self._origin] for way in self._ways]
-        return min([self.number, *(parcels[0].push.number for parcels in waiting if parcels)])
+        return min([self.number, *(n for way in self._ways for n in self._timelines[way.shard].unapplied(self._origin))])
 
     def push(self, steps: int, step: int) -> Turns:
         recorded = self._pages.next(PUSH).array("<i8").tolist()

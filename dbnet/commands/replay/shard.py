@@ -118,6 +118,7 @@ class Taker:
         self._routes = {origin: ready.routes[origin][index] for origin in users}
         self._intakes = {origin: Intake(receiver, ready.config.guard.finite) for origin in users}
         self.parcels: dict[int, deque[Parcel]] = {origin: deque() for origin in users}
+        self._newest: dict[int, Push] = {}
 
     def take(self, origin: int, check: int) -> Push | None:
         """Take the next slice of an origin, of which a push is there; return the push if with it the whole of it was applied."""
@@ -131,7 +132,14 @@ class Taker:
         parcel.at += n
         if parcel.at == route.size:
             self.parcels[origin].popleft()
+            self._newest[origin] = push
         return push if whole else None
+
+    def unapplied(self, origin: int) -> list[int]:
+        """Return the numbers of an origin's pushes that have changed nothing yet: not taken, or waiting for others' of a step."""
+        newest, later = self._newest.get(origin), [parcel.push.number for parcel in self.parcels[origin]]
+        held = newest is not None and self.receiver.clock[newest.partition] <= newest.fetched
+        return [newest.number, *later] if held else later
 
     def _where(self, parcel: Parcel, at: int) -> str:
         push = parcel.push

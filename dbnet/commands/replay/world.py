@@ -35,7 +35,7 @@ class ReplayedWorld:
     ready
         The run.
     parts
-        What each rank has recorded; of one that recorded nothing there is none.
+        What each rank has recorded, but the coordinator.
     whole
         Whether a push came to its shard as one slice: it was recorded in one process.
     compared
@@ -65,7 +65,7 @@ class ReplayedWorld:
         ]
         self._wires = [Wires(world.partitions) for _ in range(world.copies)]
         self._working = [rank for rank in range(world.size) if rank > world.shards]
-        self._pages = {rank: Pages(parts[rank].entries if rank in parts else [], world.name(rank)) for rank in self._working}
+        self._pages = {rank: Pages(parts[rank].entries, world.name(rank)) for rank in self._working}
         self._shards: list[ReplayedShard] = []
         self.timelines: list[Timeline] = []
         self._stores: dict[int, ReplayedStore] = {}
@@ -122,8 +122,7 @@ class ReplayedWorld:
         total = 8 * sum(len(pieces) for pieces in self._pieces)
         due: list[list[np.ndarray]] = [[] for _ in self._pieces[shard]]
         for rank in self._working:
-            entries = self.parts[rank].entries if rank in self.parts else []
-            reads_of = [entry for entry in entries if entry.kind in (FETCH, SNAPSHOT)]
+            reads_of = [entry for entry in self.parts[rank].entries if entry.kind in (FETCH, SNAPSHOT)]
             if any(len(entry.content) != total for entry in reads_of):
                 raise UserError(f"'{self.parts[rank].path}' is damaged: a fetch says nothing of some slices.")
             found = [entry.array("<i8") for entry in reads_of]
@@ -144,10 +143,8 @@ class ReplayedWorld:
         self._replicas = {rank: self._replica(rank) for rank in self._working}
         for shard in range(world.shards):
             receiver = roles.receiver(ready, self, shard)
-            part = self.parts.get(world.shard_rank(shard))
-            entries = [] if part is None else part.entries
             parts = (ready, shard, receiver, self.compared, self._longest)
-            self.timelines.append(Timeline(entries, self._quotas[shard], *parts))
+            self.timelines.append(Timeline(self.parts[world.shard_rank(shard)].entries, self._quotas[shard], *parts))
         players = [timeline.run() for timeline in self.timelines]
         players += [self._recorded(both[0], roles.worker(ready, self, *both).run()) for both in self._replicas.items()]
         players.append(self._patience())
@@ -208,8 +205,7 @@ class ReplayedWorld:
         try:
             yield from role
         except Ended:
-            if rank in self.parts:
-                self._ended.append(rank)
+            self._ended.append(rank)
         self._gone += 1
 
     def _patience(self) -> Turns:
