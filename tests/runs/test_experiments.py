@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -53,8 +54,10 @@ def test_figure5_runs_a_small_study_once(
     figure5 = script(FIGURE5, monkeypatch)
     prepare = figure5.prepare
     monkeypatch.setattr(figure5, "prepare", lambda folder, path: prepare(folder, path, each=1))
-    study = figure5.Study(goal=0.01, warm=2, replicas=(2,), rates=(("fixed rate", (0.01,)), ("Adagrad", (0.1,))), tuned_at=2)
-    study = study._replace(gradients=8, steps=1, whole=2, iterations=1, batch_replicas=(2,), passes=((1.0, 1.0),), seeds=(1,))
+    study = figure5.Study(goal=0.01, warm=2, replicas=(2,), rates=(("fixed rate", (0.01,)), ("Adagrad", (0.1,))), tuned_at=(2,))
+    study = study._replace(
+        gradients=8, steps=1, whole=2, iterations=1, batch_replicas=(2,), passes=(figure5.Pass(1.0, 1.0),), seeds=(1,)
+    )
     # What an interrupted run left behind is not begun from.
     left = tmp_path / "runs" / f"{figure5.name_of(figure5.warm(1))}.h5"
     left.parent.mkdir()
@@ -67,7 +70,7 @@ def test_figure5_runs_a_small_study_once(
     assert "| Downpour, Adagrad | 2 | 264 |" in out and "| Sandblaster L-BFGS | 2 | 258 |" in out and "1 of 1" in out
     assert (tmp_path / "figure5.png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "runs.csv").read_bytes()
-    assert len(before.splitlines()) == 1 + 1 + 2 + 1 + 1
+    assert len(before.splitlines()) == 1 + 1 + 2 + 1 + 1 + 2
     monkeypatch.setattr(figure5, "measured", None)
     figure5.main(["--show", "--out", str(tmp_path)], study)
     figure5.main(["--out", str(tmp_path)], study)
@@ -83,3 +86,22 @@ def test_figure5_steps_take_as_long_as_the_papers(monkeypatch: pytest.MonkeyPatc
     seconds = machine.step_seconds(model, model.boxes(), figure5.MINIBATCH)
     assert seconds == pytest.approx(100 * 6 * 41_777_152 / (1.85 * 100e9), rel=0.03)
     assert 4 * model.layout.size / (machine.between.bandwidth * 1e9) == pytest.approx(4 * 41_777_152 / 4 / 0.125e9, rel=1e-9)
+
+
+def test_figure5_passes_are_as_long_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions and the time of their steps make up the pass, and each kind of pass finds its own rows again."""
+    figure5 = script(FIGURE5, monkeypatch)
+    passes, examples = (figure5.Pass(1.0, 1.0), figure5.Pass(1.0, 39.0), figure5.Pass(1.0, 39.0, 6000)), 100_000
+    made = list(figure5.timed(examples, figure5.Study(batch_replicas=(500, 5000), passes=passes)))
+    assert [case.portions for case in made] == [1000, 10_000] * 2 + [16_250] * 2
+    for case, longer in zip(made, (1, 1, 39, 39, 39, 39), strict=True):
+        steps = case.portions * figure5.portion_steps(case)
+        # The paper's minibatch is 25 times ours; 6 operations a parameter, 100 GFLOP/s a machine.
+        seconds = longer * 25 * examples * 6 * 41_777_152 / 100e9
+        assert figure5.WORK / (figure5.machine(case).compute.rate * 1e9) * steps == pytest.approx(seconds)
+    rows = [case._asdict() | {"seconds_in_all": 2.0 * i, "passes_in_all": 2} for i, case in enumerate(made)]
+    assert [sys.modules["tables"].pass_seconds(rows, one) for one in passes] == [
+        {500: 0, 5000: 1},
+        {500: 2, 5000: 3},
+        {500: 4, 5000: 5},
+    ]

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from sounds import CLASSES, COMPONENTS, prepare
-from tables import CUT, RULES, SHARD_MACHINES, draw, told
+from tables import CUT, RULES, SHARD_MACHINES, Pass, draw, told
 
 import dbnet
 from dbnet.data.file import write
 from dbnet.network.cost import Profile
 
 HERE = Path(__file__).parent
-# The paper's speech network, and the minibatch that it does not say (as for Figure 3).
-PAPER_SIZE, PAPER_MINIBATCH = 41_777_152, 100
+# The paper's speech network, and what it does not say: the minibatch (as for Figure 3), and a machine's FLOP/s.
+PAPER_SIZE, PAPER_MINIBATCH, PAPER_RATE = 41_777_152, 100, 100e9
 # Four machines are 1.85 times as fast as one (Figure 3).
 CUT_SPEEDUP = 1.85
 HIDDEN, MINIBATCH, SHARDS = 64, 4, 4
@@ -47,32 +47,34 @@ class Study(NamedTuple):
     goal, warm
         The accuracy that counts; steps of one replica that all begin from.
     replicas, rates, tuned_at
-        Of Downpour; the rates that are tried, and with how many replicas: the best one is taken everywhere.
+        Of Downpour; the rates that are tried, and with how many replicas: the best one with the first number is taken everywhere,
+        those with the others for these in addition.
     gradients, steps
         Of all replicas, after which a run that has not reached the goal ends; steps that each makes at least.
     whole, iterations
         Replicas of Sandblaster's whole runs, and their iterations at most.
     batch_replicas, passes
-        Replicas with which a pass of Sandblaster is timed; by which cards, and how many times as long its examples take.
-    gigabits, seeds
-        Of the cards; of the runs.
+        Replicas with which a pass of Sandblaster is timed, and how.
+    gigabits, faster, seeds
+        Of the cards, and of those that Downpour with the replicas of `tuned_at` runs by, too; of the runs.
     """
 
     goal: float = 0.5
     warm: int = 1000
     replicas: tuple[int, ...] = (10, 20, 100, 200)
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (
-        ("fixed rate", (0.01, 0.02, 0.04)),
+        ("fixed rate", (0.005, 0.01, 0.02, 0.04)),
         ("Adagrad", (0.05, 0.1, 0.2)),
     )
-    tuned_at: int = 100
+    tuned_at: tuple[int, ...] = (100, 200)
     gradients: int = 16_000
     steps: int = 120
     whole: int = 20
     iterations: int = 200
     batch_replicas: tuple[int, ...] = (500, 1000, 2000, 5000)
-    passes: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.0, 390.0), (10.0, 1.0))
+    passes: tuple[Pass, ...] = (Pass(1.0, 1.0), Pass(1.0, 390.0), Pass(1.0, 39.0, 6000), Pass(10.0, 1.0))
     gigabits: float = 1.0
+    faster: float = 10.0
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
@@ -84,8 +86,11 @@ class Case(NamedTuple):
     gigabits: float
     rate: float
     seed: int
-    # How many of the paper's examples take as long as one of ours.
+    # How many of the paper's examples take as long as one of ours, or, where a pass is timed, as one of its portions.
     each: float = PAPER_MINIBATCH / MINIBATCH
+    # Of a timed pass; how many times as long as over our examples it is.
+    portions: int = 0
+    longer: float = 1.0
 
 
 def machine(case: Case) -> Profile:
@@ -96,10 +101,15 @@ def machine(case: Case) -> Profile:
     """
     smaller, each, gigabits = PAPER_SIZE / SIZE, SHARD_MACHINES // SHARDS, case.gigabits
     together, faster, pause = (1, 1.0, 0.5) if case.method in BATCH else (CUT, CUT_SPEEDUP, 0.01)
+    step = case.each
+    if case.method == "passes":
+        step /= portion_steps(case)
+        # A hundredth of a portion.
+        pause = max(pause, 0.01 * case.each * PAPER_WORK / PAPER_RATE)
     tables = {
         # Nobody waits for an evaluation.
         "compute": {
-            "rate": 100 * faster * WORK / PAPER_WORK / case.each,
+            "rate": PAPER_RATE / 1e9 * faster * WORK / PAPER_WORK / step,
             "apply": 2.0 * each / smaller,
             "slice": 20e-6,
             "evaluation": 1e6,
@@ -138,19 +148,26 @@ def configuration(case: Case, study: Study, folder: Path, examples: int) -> dict
     tree["method"] = {"kind": "sandblaster", "minibatch": min(portion, 256), "portion": portion, "push_every": 1, "patience": 1e5}
     tree["evaluate"]["epochs"] = 1.0
     if case.method == "passes":
-        # Times depend on how many portions there are, and on how long they take, alone: each is one example, which takes as long.
-        tree["data"]["path"], tree["method"]["portion"], tree["method"]["minibatch"] = str(few(case, folder)), 1, 1
+        # Times depend on how many portions there are, and on how long their steps take, alone: a step is one example.
+        tree["data"]["path"] = str(few(case, folder))
+        tree["method"] |= {"portion": portion_steps(case), "minibatch": 1}
         return tree | {"evaluate": {"epochs": None, "train": 0}, "stop": {"iterations": 1}}
     return tree | {"stop": {"iterations": study.iterations, "accuracy": study.goal}}
 
 
+def portion_steps(case: Case) -> int:
+    """Return the steps of a portion of a timed pass: between two a replica sees whether it comes too late. Small ones need few."""
+    return 8 if case.portions == 2 * case.replicas else 2
+
+
 def few(case: Case, folder: Path) -> Path:
-    """Return a data file with as many examples as a timed pass has portions, made if it is not there."""
-    path = folder / f"digits{2 * case.replicas}.h5"
+    """Return a data file with as many examples as a timed pass has steps, made if it is not there."""
+    steps = case.portions * portion_steps(case)
+    path = folder / f"digits{steps}.h5"
     if not path.exists():
         with h5py.File(folder / "digits.h5") as file:
             contents: dict[str, Any] = {"classes": CLASSES}
-            for part, most in (("train", 2 * case.replicas), ("test", 10)):
+            for part, most in (("train", steps), ("test", 10)):
                 rows = np.arange(most) % len(file[f"{part}/y"])
                 contents |= {f"{part}/x": file[f"{part}/x"][:][rows], f"{part}/y": file[f"{part}/y"][:][rows]}
         write(path, contents)
@@ -242,38 +259,47 @@ def _read(value: str) -> Any:
     return value
 
 
-def tuned(results: Results, study: Study, method: str) -> float:
-    """Return the rate that is soonest at the goal, with the first seed and 1 Gb/s; where none is, the one that comes closest."""
-    tried = {rate: Case(method, study.tuned_at, study.gigabits, rate, study.seeds[0]) for rate in dict(study.rates)[method]}
-    best = {rate: results.rows[case] for rate, case in tried.items() if case in results.rows}
-    if not best:
-        raise SystemExit(f"{results.path} has no rows of {method} with {study.tuned_at} replicas; without --show they are made.")
-    return min(best, key=lambda rate: (best[rate]["seconds"] or np.inf, -best[rate]["accuracy"]))
+def tuned(results: Results, study: Study, method: str, at: int) -> float:
+    """Return the rate that is soonest at the goal with `at` replicas, first seed; where none is, the one that comes closest."""
+    tried = {case.rate: results.rows[case] for case in trials(study, method, at) if case in results.rows}
+    if not tried:
+        raise SystemExit(f"{results.path} has no rows of {method} with {at} replicas; without --show they are made.")
+    return min(tried, key=lambda rate: (tried[rate]["seconds"] or np.inf, -tried[rate]["accuracy"]))
+
+
+def trials(study: Study, method: str, at: int) -> list[Case]:
+    return [Case(method, at, study.gigabits, rate, study.seeds[0]) for rate in dict(study.rates)[method]]
 
 
 def cases(results: Results, study: Study) -> Iterator[Case]:
     """Yield all runs, what matters most first."""
+    methods = [method for method, _ in study.rates]
     for seed in study.seeds:
         yield warm(seed)
-    for method, rates in study.rates:
-        yield from (Case(method, study.tuned_at, study.gigabits, rate, study.seeds[0]) for rate in rates)
-    best = {method: tuned(results, study, method) for method, _ in study.rates}
+    for at in study.tuned_at:
+        for method in methods:
+            yield from trials(study, method, at)
+    best = {method: tuned(results, study, method, study.tuned_at[0]) for method in methods}
     for seed in study.seeds:
         for method, rate in best.items():
             for replicas in study.replicas:
                 yield Case(method, replicas, study.gigabits, rate, seed)
+            for at in study.tuned_at[1:]:
+                yield Case(method, at, study.gigabits, tuned(results, study, method, at), seed)
         yield Case("Sandblaster", study.whole, study.gigabits, 0.0, seed)
-        if seed == study.seeds[0]:
-            yield from timed(results.examples, study, study.passes[:1], study.batch_replicas[:-1])
-    yield from timed(results.examples, study, study.passes, study.batch_replicas)
+    yield from timed(results.examples, study)
+    for seed in study.seeds:
+        for method, rate in best.items():
+            yield from (Case(method, at, study.faster, rate, seed) for at in study.tuned_at)
 
 
-def timed(examples: int, study: Study, passes: Sequence[tuple[float, float]], counts: Sequence[int]) -> Iterator[Case]:
-    """Yield the runs that time passes of Sandblaster with so many replicas."""
-    for gigabits, longer in passes:
-        for replicas in counts:
-            each = longer * PAPER_MINIBATCH / MINIBATCH * examples / (2 * replicas)
-            yield Case("passes", replicas, gigabits, 0.0, study.seeds[0], each)
+def timed(examples: int, study: Study) -> Iterator[Case]:
+    """Yield the runs that time passes of Sandblaster."""
+    for one in study.passes:
+        for replicas in study.batch_replicas:
+            paper = one.longer * PAPER_MINIBATCH / MINIBATCH * examples
+            portions = round(paper / one.pushed) if one.pushed else 2 * replicas
+            yield Case("passes", replicas, one.gigabits, 0.0, study.seeds[0], paper / portions, portions, one.longer)
 
 
 def main(words: Sequence[str] | None = None, study: Study | None = None) -> None:
@@ -289,7 +315,7 @@ def main(words: Sequence[str] | None = None, study: Study | None = None) -> None
     if not options.show:
         for case in cases(results, study):
             results.run(case)
-    rates = {method: tuned(results, study, method) for method, _ in study.rates}
+    rates = {at: {method: tuned(results, study, method, at) for method, _ in study.rates} for at in study.tuned_at}
     rows = list(results.rows.values())
     print(told(rows, rates, study))
     draw(rows, rates, study, options.out / "figure5.png")
