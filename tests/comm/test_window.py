@@ -6,6 +6,7 @@ import gc
 import weakref
 from functools import partialmethod
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,26 @@ class Traced(LocalWindow):
         return found
 
 
+class Words:
+    """Numbers of a field that are read and written as such, and headers that are unpacked from its bytes; it notes that."""
+
+    def __init__(self, name: str, trace: list[str], words: Any) -> None:
+        self._name, self._trace, self._words = name, trace, words
+        self.pack_into = getattr(words, "pack_into", None)
+
+    def __getitem__(self, at: int) -> int:
+        self._trace.append(f"load {self._name}")
+        return self._words[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self._trace.append(f"store {self._name}")
+        self._words[at] = value
+
+    def unpack_from(self, *parts: Any) -> tuple[int, ...]:
+        self._trace.append(f"load {self._name}")
+        return self._words.unpack_from(*parts)
+
+
 class Noting:
     """A receiver that notes what a real one does to window memory."""
 
@@ -120,8 +141,11 @@ class Shop:
             pass
 
 
-def test_a_shard_orders_head_slot_tail_parameters_and_clock() -> None:
+def test_a_shard_orders_head_slot_tail_parameters_and_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     shop = Shop()
+    inbox, trace = shop.inbox, shop.shard.trace
+    inbox._heads, inbox._tails = Words("head", trace, inbox._heads), Words("tail", trace, inbox._tails)
+    monkeypatch.setattr(store, "_WORDS", Words("header", trace, store._WORDS))
     for _ in range(2):
         shop.push()
         while shop.inbox.drain():
