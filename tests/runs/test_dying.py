@@ -297,11 +297,19 @@ def test_what_a_run_cannot_do_without_ends_it(tree: dict[str, Any], deaths: list
     assert played(again, machine()).outcome.finished
 
 
+def test_a_step_longer_than_patience_is_said(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody dies of it here."""
+    tree |= {"run": tree["run"] | {"heartbeat": 0.05}, "stop": {"steps": 3}}
+    assert not simulate(tree, machine(), dry=True).died
+    words = "dbnet: A step takes 0.1 s on this machine, longer than run.heartbeat = 0.05: over MPI whoever makes one would be taken"
+    assert words in capsys.readouterr().err
+
+
 def test_on_the_command_line(dbnet: Callable[..., Finished], run_file: Path) -> None:
     """Who died and what was lost is said, and shown of the run file; without any replica the exit code is 1."""
     text = (MACHINES / "present.toml").read_text() + "\n[faults]\ndeaths = [{at = 1e-3, replica = 1}]\n"
     Path("one.toml").write_text(text)
-    words = ("topology.replicas=2", "topology.shards=1", "topology.partitions=1", "run.heartbeat=0.02", "stop.epochs=200")
+    words = ("topology.replicas=2", "topology.shards=1", "topology.partitions=1", "run.heartbeat=0.02", "stop.epochs=10")
     done = dbnet("simulate", run_file, "--machine", "one.toml", *words)
     assert done.code == 0 and not done.err and "\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
     assert "Replica 1 is lost: no sign of life for 0.02 s; replica 0 takes over.\n" in done.out
@@ -311,9 +319,7 @@ def test_on_the_command_line(dbnet: Callable[..., Finished], run_file: Path) -> 
     assert told.endswith("Machines die there (faults), but in no prediction: dbnet simulate has them.\n")
     Path("all.toml").write_text(text.replace("replica = 1}", "replica = 1}, {at = 2e-3, replica = 0}"))
     done = dbnet("simulate", run_file, "--machine", "all.toml", *words)
-    assert (
-        done.code == 1 and "Every replica is lost; begin from the checkpoint with run.start=out/run-2.checkpoint.h5.\n" in done.err
-    )
+    assert done.code == 1 and "Every replica is lost; begin from the checkpoint with run.start=out/run-2.checkpoint.h5" in done.err
     assert "Died           2 of 2 replicas\n" in done.out
 
 

@@ -128,6 +128,15 @@ class Faults:
         self._coordinator: Coordinator | None = None
         time.died = self._died
 
+    def doubt(self, step: float) -> str:
+        """Return what is unlike a run over MPI whose steps take so many seconds, as a sentence; nothing where all is alike."""
+        if step <= self._bound:
+            return ""
+        return (
+            f"A step takes {step:.3g} s on this machine, longer than run.heartbeat = {self._bound:g}: over MPI whoever makes one "
+            "would be taken for dead. Raise run.heartbeat."
+        )
+
     def begin(self, coordinator: Coordinator, players: Mapping[int, Turns]) -> dict[int, Turns]:
         """Have the coordinator go by the signs of life; return the roles of all ranks with how they leave."""
         self._coordinator = coordinator

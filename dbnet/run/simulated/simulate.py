@@ -142,6 +142,8 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     players |= {rank: roles.traced(trace, rank, worker, by_layer=False) for rank, worker in workers.items()}
     if world.faults is not None:
         players = world.faults.begin(coordinator, players)
+        if doubt := world.faults.doubt(world.longest):
+            display.warn(doubt)
     began = time.process_time()
     try:
         with interrupt:

@@ -180,6 +180,12 @@ class Simulation:
         own = entity(self.topology, self.topology.origin_rank(replica, partition))
         return Pace(self.time, self._noise, own, self._noise.speed(replica), *self._seconds[partition])
 
+    @property
+    def longest(self) -> float:
+        """Seconds that a step takes of whoever takes longest, but for noise, and on a core of its own."""
+        speeds = [self._noise.speed(replica) for replica in range(self.topology.copies)]
+        return max(speeds) * max(step + local for step, _, local in self._seconds)
+
     def params(self) -> np.ndarray:
         """Return all parameters."""
         return np.concatenate([self.memory(shard)[0] for shard in range(self.topology.shards)])
