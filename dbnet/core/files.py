@@ -144,14 +144,33 @@ def require_room(folder: Path, needed: int) -> None:
 
 def reserve(number: int, folder: Path, size: int) -> None:
     """Reserve blocks for an open file to grow to `size` bytes, so that writing them cannot fail; OSError where there is no room."""
-    if _ALLOCATE is not None:
-        if _ALLOCATE(number, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise OSError(code, os.strerror(code))
-    # A disk that cannot reserve is asked what it has left.
-    require_room(folder, size - os.fstat(number).st_size)
+    if not _allocated(number, size):
+        # A disk that cannot reserve is asked what it has left.
+        require_room(folder, size - os.fstat(number).st_size)
+
+
+def give_blocks(number: int, lo: int, hi: int) -> None:
+    """Give an open file its blocks from byte `lo` to `hi`, where nothing is written yet; OSError where there is no room.
+
+    On a full disk a hole in a file that is mapped kills whoever writes to it.
+    """
+    if not _allocated(number, hi):
+        while lo < hi:
+            lo += os.pwrite(number, bytes(min(hi - lo, 1 << 20)), lo)
+        # Some file systems look for room only now.
+        os.fsync(number)
+
+
+def _allocated(number: int, size: int) -> bool:
+    """Reserve blocks for the first `size` bytes of an open file; return whether its disk can do that. OSError: it has no room."""
+    if _ALLOCATE is None:
+        return False
+    if _ALLOCATE(number, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        raise OSError(code, os.strerror(code))
+    return False
 
 
 def put(number: int, data: bytes) -> None:

@@ -22,7 +22,7 @@ from dbnet.checkpoint.master import Checkpoints
 from dbnet.checkpoint.reader import Checkpoint
 from dbnet.checkpoint.verify import damage
 from dbnet.core.config import build
-from dbnet.core.files import Shelter, hdf5, reserve
+from dbnet.core.files import Shelter, give_blocks, hdf5, reserve
 from dbnet.monitor.results import Run
 from dbnet.monitor.runfile import RunFile
 from dbnet.shards.shard import EVENT
@@ -218,6 +218,20 @@ def test_a_link_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="not permitted"):
         write(tmp_path, 2)
     assert os.readlink(link) == "run.checkpoints/000001.h5" and damage(link) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_mapped_file_is_given_its_blocks(known: bool, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not known:
+        monkeypatch.setattr("dbnet.core.files._ALLOCATE", None)
+    with open(disk / "a", "w+b", buffering=0) as file:
+        file.truncate(8 << 20)
+        give_blocks(file.fileno(), 0, 1 << 20)
+        assert os.stat(disk / "a").st_blocks * 512 >= 1 << 20
+        fill(disk)
+        with pytest.raises(OSError, match="No space left"):
+            give_blocks(file.fileno(), 1 << 20, 3 << 20)
+        assert os.path.getsize(disk / "a") == 8 << 20
 
 
 @pytest.mark.parametrize("known", [True, False])

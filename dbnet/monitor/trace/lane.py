@@ -1,8 +1,8 @@
 """A lane: the spans of one thread of one rank, in a file that is its memory.
 
 The file is a ring of records, mapped: a span that has ended is in the system's hands at once. So nothing is flushed, whoever is
-killed leaves every span that had ended, and memory and disk are bounded: the newest `record.spans` are kept. Blocks are reserved
-before they are touched, since a full disk would kill whoever writes to a mapped file.
+killed leaves every span that had ended, and memory and disk are bounded: the newest `record.spans` are kept. The file has its
+blocks before they are touched, since on a full disk a hole would kill whoever writes to it.
 
 Before the records stands a text of `HEAD` bytes, a line of JSON each: what the lane says of itself, then the names of its spans as
 they are met: [number, name, category].
@@ -23,7 +23,7 @@ import numpy as np
 from dbnet.comm.turns import Turns
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.core.files import reserve, why
+from dbnet.core.files import give_blocks, why
 
 # A span: when it began and ended, ns; a step or the number of a push; its name; of an update: whose, how stale, slices in its ring.
 SPAN = np.dtype(
@@ -94,7 +94,7 @@ class Lane:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 os.ftruncate(number, self._size)
-                reserve(number, path.parent, min(self._size, HEAD + _FIRST))
+                give_blocks(number, 0, min(self._size, HEAD + _FIRST))
                 self._memory = mmap.mmap(number, self._size)
                 # Or the first touch reads megabytes around it that hold nothing: milliseconds for each lane.
                 self._memory.madvise(mmap.MADV_RANDOM)
@@ -140,7 +140,7 @@ class Lane:
             try:
                 number = os.open(self.path, os.O_RDWR)
                 try:
-                    reserve(number, self.path.parent, size)
+                    give_blocks(number, at, size)
                 finally:
                     os.close(number)
                 self._end = HEAD + _whole(size - HEAD)
