@@ -20,7 +20,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from operator import itemgetter
 from threading import get_ident
@@ -140,32 +140,33 @@ class Bells:
     """
 
     def __init__(self, comm: Any, node: Any) -> None:
-        self._socket, self._poll = _listening(), select.poll()
+        # An abstract name leaves no file behind. What the system chooses is used again, and may be another job's elsewhere.
+        name = f"\0dbnet-{secrets.token_hex(8)}"
+        self._socket, self._poll = _datagrams(lambda end: end.bind(name)), select.poll()
         if self._socket is not None:
             self._poll.register(self._socket, select.POLLIN)
         names = node.allgather((comm.rank, None if self._socket is None else self._socket.getsockname()))
         self._names = dict(names)
+        # Each way is a socket of its own: rings that busy ranks leave unheard take room of none but those to themselves.
+        self._ways: dict[int, socket.socket | None] = {}
         # Ranks that share memory may yet see other sockets than each other.
-        reached = self._send(names[(node.rank + 1) % node.size][1])
+        reached = self.ring(names[(node.rank + 1) % node.size][0])
         self.everywhere = all(comm.allgather(reached and node.size == comm.size))
         if not self.everywhere:
             self.close()
 
-    def ring(self, rank: int) -> None:
-        """Wake a rank, if it rests on this host."""
-        self._send(self._names.get(rank))
-
-    def _send(self, name: bytes | None) -> bool:
-        """Return whether it was sent."""
-        if self._socket is None or name is None:
+    def ring(self, rank: int) -> bool:
+        """Wake a rank, if it rests on this host; return whether that was sent."""
+        if self._socket is None or (name := self._names.get(rank)) is None:
             return False
+        if rank not in self._ways:
+            self._ways[rank] = _datagrams(lambda end: end.connect(name))
         try:
-            self._socket.sendto(b"", name)
+            return (way := self._ways[rank]) is not None and way.send(b"") == 0
         except OSError:
             # A ring is but a hint: it must end no push. Mostly the other has gone, or has not yet heard what it was sent before;
-            # where the system wants memory, or some 280 rings of this rank are unheard on the host, it looks after its rest.
+            # where the system wants memory it looks after its rest.
             return False
-        return True
 
     def rest(self, seconds: float) -> None:
         """Rest until somebody rings, or has rung since the last time, but no longer than so many seconds, in milliseconds."""
@@ -180,22 +181,21 @@ class Bells:
 
     def close(self) -> None:
         """Wake nobody any more."""
-        self._names = {}
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
+        for end in (self._socket, *self._ways.values()):
+            if end is not None:
+                end.close()
+        self._socket, self._names, self._ways = None, {}, {}
 
 
-def _listening() -> socket.socket | None:
-    """Return a socket with a name of its own; None where the system gives none."""
+def _datagrams(begin: Callable[[socket.socket], None]) -> socket.socket | None:
+    """Return a socket that `begin` has bound to a name or connected with one; None where the system gives none."""
     try:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     except OSError:
         return None
     try:
         made.setblocking(False)
-        # An abstract name leaves no file behind. What the system chooses is used again, and may be another job's elsewhere.
-        made.bind(f"\0dbnet-{secrets.token_hex(8)}")
+        begin(made)
     except OSError:
         made.close()
         return None

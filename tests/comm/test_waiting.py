@@ -153,28 +153,52 @@ def test_ranks_of_a_host_wake_each_other() -> None:
     second.ring(0)
 
 
+def test_a_ring_is_lost_to_no_ring_that_others_do_not_hear() -> None:
+    """Busy ranks hear none; their number times those that the system lets wait at each is more than a socket may have under way."""
+    ranks, names, busy = [], [], 40
+    for rank in range(busy + 1):
+        ranks.append(Bells(Hosts(rank, rank + 1), Hosts(rank, rank + 1, names)))
+        names.append((rank, ranks[-1]._socket.getsockname()))
+        ranks[0].rest(0.0)
+    resting, ringing = ranks[-1], Bells(Hosts(busy + 1, busy + 2), Hosts(busy + 1, busy + 2, names))
+    resting.rest(0.0)
+    for rank in range(busy):
+        for _ in range(1000):
+            if not ringing.ring(rank):
+                break
+        else:
+            raise AssertionError("as if somebody heard")
+    assert not waiting(resting)
+    ringing.ring(busy)
+    assert waiting(resting)
+    for bells in (*ranks, ringing):
+        bells.close()
+
+
 class Broken(socket.socket):
     """A socket of a system that allows or gives nothing."""
 
-    def sendto(self, *_: Any) -> int:
+    def send(self, *_: Any) -> int:
         raise self.why
 
-    recv = sendto
+    recv = send
 
 
 @pytest.mark.parametrize("why", [errno.ENOBUFS, errno.ENOMEM, errno.EPERM, errno.EACCES, errno.EAGAIN, errno.EBADF])
 def test_a_ring_that_cannot_be_sent_ends_nothing(why: int) -> None:
     bells = Bells(Hosts(0, 1), Hosts(0, 1))
     assert bells.everywhere
-    bells._socket, whole = Broken(socket.AF_UNIX, socket.SOCK_DGRAM), bells._socket
-    bells._socket.why = OSError(why, "so it is")
-    bells.ring(0)
+    broken = Broken(socket.AF_UNIX, socket.SOCK_DGRAM)
+    broken.why = OSError(why, "so it is")
+    whole, bells._socket, bells._ways[0] = [bells._socket, bells._ways[0]], broken, broken
+    assert not bells.ring(0)
     bells.rest(20.0)
-    whole.close()
+    for end in whole:
+        end.close()
     bells.close()
 
 
-@pytest.mark.parametrize("what", ["socket", "bind", "sendto"])
+@pytest.mark.parametrize("what", ["socket", "bind", "connect", "send"])
 def test_a_rank_without_a_socket_takes_part_in_all_that_is_collective(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "so it is")
