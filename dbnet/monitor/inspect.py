@@ -163,6 +163,8 @@ def _run(path: str) -> str:
             f"  lost         replica {row.replica} at {row.seconds:.1f} s, {row.applied} of its {row.steps} gradients applied"
         )
     lines += _modules(run.about["modules"])
+    if "idle" in run.about:
+        lines.append(f"  idle         servers {run.about['idle']}")
     if "resumed_from" in run.about:
         lines.append(f"  resumed from {run.about['resumed_from']}")
     if len(run.evaluation):

@@ -74,7 +74,10 @@ def train_ranks(
     interrupt = Interrupt().install()
     hosts = comm.gather(socket.gethostname())
     everyone = comm.gather((role, threads))
-    about = {"mpi": mpi.library_version(), "hosts": hosts, **roles.schedule(ready)}
+    bells = Bells(comms.world, comms.node)
+    window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready), bells))
+    bells, idle = woken(comms, window, bells)
+    about = {"mpi": mpi.library_version(), "hosts": hosts, "idle": idle, **roles.schedule(ready)}
     ready, record = mpi.together(comm, lambda: roles.open_record(ready, about) if role is Role.COORDINATE else (ready, None))
     offset, error = communicators.clock_offset(comms.world, comms.node)
     ready, log, trace = _open(ready, comms, about.get("schedule", {}).get("id", ""), threads, display, offset, error)
@@ -84,15 +87,11 @@ def train_ranks(
             f"{comm.size} ranks on {', '.join(sorted(set(hosts)))}: {world.words()}; {used} of {cores} cores for each working "
             f"rank's kernels. {mpi.library_version()}."
         )
-    bells = Bells(comms.world, comms.node)
-    window = mpi.together(comm, lambda: MpiWindow(comms.world, roles.window_layouts(ready), bells))
-    if not (direct := comms.node.size == comms.world.size and window.direct(comms.world)):
-        bells.close()
     if role is Role.COORDINATE:
         marker.running()
     dog = Watchdog(window, world.name(comm.rank), world, config.run.deadline, lambda words: mpi.stop_all(comm, words))
     clock = _common_clock(comms, offset)
-    rank, done = Rank(ready, comms, window, bells if direct else None, interrupt, starting, clock, log, trace), None
+    rank, done = Rank(ready, comms, window, bells, interrupt, starting, clock, log, trace), None
     try:
         if role is Role.COORDINATE:
             done, broken = _coordinate(ready, rank, record, display)
@@ -105,6 +104,15 @@ def train_ranks(
     if broken and done is None:
         mpi.leave(0)
     return done, () if broken else (window, starting)
+
+
+def woken(comms: Communicators, window: MpiWindow, bells: Bells) -> tuple[Bells | None, str]:
+    """Return what wakes ranks that rest, None where nobody may, and what idle servers do, in words; collective."""
+    if comms.node.size == comms.world.size and window.direct(comms.world):
+        return bells, "rest until they are woken" if bells.everywhere else "rest for 10 ms at a time: ranks cannot wake each other"
+    bells.close()
+    alone = comms.node.size == comms.world.size
+    return None, f"look without rest: {'transfers wait for the looks of their target' if alone else 'ranks are on several hosts'}"
 
 
 def _common_clock(comms: Communicators, offset: int) -> Callable[[], float]:

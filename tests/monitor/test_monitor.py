@@ -134,11 +134,12 @@ def test_updates_that_are_no_rows_count_all_the_same(kept: dict, rows: int) -> N
 def test_staleness_in_words(tmp_path: Path) -> None:
     """Of many shards the sum and the two extremes; no rows of zeros."""
     about = {"parameters": 8, "mpi": "none", "hosts": ["a"]}
-    record = RunFile(tmp_path / "r.h5", config(topology={"shards": 10}), about)
+    record = RunFile(tmp_path / "r.h5", config(topology={"shards": 10}), {**about, "idle": "rest"})
     for shard in range(10):
         record.events(shard, *events([0, 0, 2, shard + 5]))
     record.close(FINISHED)
     late = [0, 0, 2] * 10 + list(range(5, 15))
+    assert "\n  idle         servers rest\n" in describe(str(tmp_path / "r.h5"))
     words = describe(str(tmp_path / "r.h5")).split("staleness ")[1].splitlines()
     assert [line.split()[:2] for line in words[1:]] == [["10", "shards"], ["shard", "0"], ["shard", "9"]]
     median, q95 = (f"{np.quantile(late, share, method='inverted_cdf'):.0f}" for share in (0.5, 0.95))

@@ -7,6 +7,8 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.heartbeat import Heartbeat, HeartbeatWatch, heartbeat_fields
 from dbnet.coordinator.orders import coordinator_fields
 from dbnet.core.errors import Lost
+from dbnet.run.ranks import woken
 from dbnet.run.signals import Interrupt, at_once
 from dbnet.run.starting import Guardian, look_after
 
@@ -117,3 +120,20 @@ def test_while_there_is_nothing_to_save_signals_end_the_process() -> None:
     interrupt.remove()
     signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "direct", "everywhere", "rings", "words"),
+    [
+        (5, True, True, True, "rest until they are woken"),
+        (5, True, False, True, "rest for 10 ms at a time: ranks cannot wake each other"),
+        (5, False, True, False, "look without rest: transfers wait for the looks of their target"),
+        (3, True, False, False, "look without rest: ranks are on several hosts"),
+    ],
+)
+def test_a_start_says_whether_servers_rest(ranks: int, direct: bool, everywhere: bool, rings: bool, words: str) -> None:
+    closed: list[bool] = []
+    bells: Any = SimpleNamespace(everywhere=everywhere, close=lambda: closed.append(True))
+    comms: Any = SimpleNamespace(node=SimpleNamespace(size=ranks), world=SimpleNamespace(size=5))
+    window: Any = SimpleNamespace(direct=lambda comm: direct)
+    assert woken(comms, window, bells) == (bells if rings else None, words) and bool(closed) is not rings
