@@ -123,12 +123,14 @@ def blaming_others(me: str, delay: float = 0.0) -> Iterator[None]:
 
 
 def finalize() -> None:
-    """End MPI now: an exit code other than 0 is then this process's own affair and aborts nothing."""
+    """End MPI now: what follows, and an exit code other than 0, is then this process's own affair and aborts nothing."""
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized():
         bounded()
         MPI.Finalize()
+        if threading.current_thread() is threading.main_thread():
+            signal.alarm(0)
 
 
 def bounded() -> None:

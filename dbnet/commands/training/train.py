@@ -66,10 +66,17 @@ def run_train(options: argparse.Namespace) -> int:
         ways = {"comm": comm, "quiet": options.quiet, "marker": marker, "guardian": guardian, "conclude": conclude}
         with marker.failing():
             done = train.execute(options.configuration, options.overrides, resume=options.resume, **ways)
-    if done is not None and done.lost:
-        mpi.leave(code)
-    if code and comm is not None:
+    pictured = done is not None and done.finished and done.picture is not None
+    lost = done is not None and bool(done.lost)
+    if comm is not None and (code or pictured) and not lost:
+        # Nobody waits for the picture: the others are free to go.
         mpi.finalize()
+    if pictured:
+        words = f"Picture        {drawn(done.run_file, done.picture)}"
+        if not options.quiet:
+            print(words, flush=True)
+    if lost:
+        mpi.leave(code)
     return code
 
 
@@ -87,14 +94,12 @@ def _stopped(options: argparse.Namespace, done: Outcome) -> int:
 
 
 def _finished(options: argparse.Namespace, done: Outcome) -> int:
-    """Draw the run's picture and say where the outputs are."""
+    """Say where the outputs are."""
     lines = [
         done.result,
         f"Run file       {done.run_file}",
         f"Checkpoint     {done.checkpoint if not done.unsaved else 'the last one could not be written'}",
     ]
-    if done.picture is not None:
-        lines.append(f"Picture        {drawn(done.run_file, done.picture)}")
     if not options.quiet:
         print("\n".join(lines), flush=True)
     if done.unsaved:

@@ -53,15 +53,15 @@ def run_file(digits: Path, tmp_path: Path) -> Path:
 
 def test_written_while_training_and_gone_on_from_elsewhere(in_turn: Callable, run_file: Path, tmp_path: Path) -> None:
     """On 1 + 2 + 2 ranks, then, when the last checkpoint has been damaged, from the one before on 1 + 3 + 1."""
-    words = ["topology.shards=3", "topology.replicas=1", "stop.steps=410", "--resume=auto"]
+    words = ["topology.shards=3", "topology.replicas=1", "stop.steps=410", "--resume=auto", "run.picture=true"]
     job = in_turn(
         5,
-        ["train", run_file, "run.picture=true"],
+        ["train", run_file],
         {"call": "spoiled.hurt", "with": ["out/run.checkpoint.h5", 1, "state.sum"]},
         ["train", run_file, *words],
         cwd=tmp_path,
     ).good()
-    assert (tmp_path / "out" / "run.png").exists()
+    assert (tmp_path / "out" / "run-2.png").exists()
     folder = tmp_path / "out" / "run.checkpoints"
     masters = sorted(path for path in folder.iterdir() if path.name.count(".") == 1)
     assert 2 <= len(masters) <= 3 and all(damage(path) == [] for path in masters[:-1]) and not list(folder.glob("*.part"))
