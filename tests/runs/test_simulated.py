@@ -19,7 +19,7 @@ from dbnet.comm.channel import Mailboxes
 from dbnet.comm.link import LocalLink, Wires
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
-from dbnet.comm.simulated.messages import SimulatedWires
+from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.movers import VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
@@ -475,6 +475,30 @@ def test_partitions_meet() -> None:
 
     time.play({rank: role(rank) for rank in range(3)}, {})
     assert found[:3] == [([0, 1, 2], [6, 6], [7])] * 3 and min(found[3:]) >= 3.5
+
+
+def test_what_is_short_overtakes_nothing_on_its_way() -> None:
+    """As under MPI: of one rank's values with one tag, and of its messages, the first comes first, be it long."""
+    time, found = VirtualTime(), []
+    wire = Interconnect(time, [0, 1], Way(0.0, 1.0), Way(0.5, 1e3))
+    wires, boxes = SimulatedWires([0, 1], wire), SimulatedMailboxes(2, wire)
+
+    def sending() -> Turns:
+        for size in (1000, 10, 200, 1):
+            wires.send(0, 1, "share", np.zeros(size))
+        for size in (1000, 10):
+            boxes.at(0).send(1, "events", np.zeros(size))
+        yield None
+
+    def receiving() -> Turns:
+        found.extend(wires.take(0, 1, "share", "values").size for _ in range(4))
+        time.elapse(100.0)
+        while (message := boxes.at(1).receive()) is not None:
+            found.append(message.content.size)
+        yield None
+
+    time.play({0: sending(), 1: receiving()}, {})
+    assert found == [1000, 10, 200, 1, 1000, 10]
 
 
 def test_noise_is_of_mean_one() -> None:
