@@ -106,8 +106,10 @@ class Batches:
         return Cursor(self._epoch, self._position)
 
     def seek(self, cursor: Cursor) -> None:
-        """Go to a cursor."""
+        """Go to a cursor; where it leaves nothing of its epoch, as a share may that was cut, to the next one."""
         self._epoch, self._position = cursor
+        if self._position and self._position >= len(self.part):
+            self._epoch, self._position = self._epoch + 1, 0
         self._shuffle()
 
     def _shuffle(self) -> None:

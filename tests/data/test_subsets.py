@@ -51,6 +51,24 @@ def test_a_cut_keeps_what_is_used_and_what_is_to_come(share_size: tuple[Share, i
     assert sorted(left(one, size) + left(two, size)) == left(share, size)
 
 
+def test_a_piece_of_which_all_is_used_goes_on_with_the_next_epoch() -> None:
+    """Of three examples the one that was used is cut off: it comes again when the others have come, and no minibatch is empty."""
+    used = int(order(SEED, 0, 3, Range(0, 3))(2)[0])
+    pieces = [Share(0, 0, 3, 2, 1)]
+    for at in (used, used + 1):
+        pieces = [piece for one in pieces for piece in (cut(one, at, SEED, 3) if one.lo < at < one.hi else [one])]
+    whole = next(piece for piece in pieces if (piece.lo, piece.hi) == (used, used + 1))
+    assert whole.position == whole.size == 1
+    x, y = np.zeros((3, 1), np.float32), np.zeros(3, np.int64)
+
+    def load(share: Share) -> Batches:
+        part = Range(share.lo, share.hi)
+        return Batches(Examples(x[part.slice], y[part.slice]), 2, 1.0, "float32", order(SEED, 0, 3, part))
+
+    shares = Shares(load, 2, [whole])
+    assert shares.cursor == Cursor(3, 0) and shares.next(np.zeros((1, 2), np.float32)) == 1 and shares.cursor == Cursor(4, 0)
+
+
 @given(st.lists(shares_of(), max_size=4), st.integers(1, 6))
 @settings(max_examples=200, deadline=None)
 def test_what_is_left_is_handed_out_evenly(shares: list[tuple[Share, int]], heirs: int) -> None:
