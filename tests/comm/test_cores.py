@@ -12,6 +12,7 @@ from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.messages import SimulatedWires
+from dbnet.comm.simulated.movers import VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.turns import IDLE, Turns
 from dbnet.comm.window import Field, WindowLayout
@@ -232,3 +233,35 @@ def test_many_that_look_for_work_let_others_get_on() -> None:
     time.play({rank: computes() if rank == 30 else looks() for rank in range(31)}, dict.fromkeys(range(30), 0.0))
     # Of twice 40 us once goes into coming back, so it takes twice as long, and as much as the others' looks.
     assert 1.5e-2 < found["at"] < 2.5e-2
+
+
+def test_what_moves_data_wakes_on_its_ranks_core_if_fewer_want_that() -> None:
+    """It had the other core before, which two ranks want now: so it takes a tenth of a second of the one whose data it moves."""
+    time, found = VirtualTime(), []
+    time.cores = dict.fromkeys((0, 1, 2, 9), Cores(time, 2, slice=100.0))
+    mover = VirtualMover(time, 9, "replica 0")
+
+    def transfer() -> Turns:
+        time.compute(0.1)
+        return
+        yield
+
+    def moves() -> Turns:
+        for _ in range(2):
+            time.compute(1.0)
+            mover.start(transfer())
+        time.compute(1.0)
+        found.append(time.now)
+        mover.stop()
+        return
+        yield
+
+    def busy(*tasks: tuple[float, float]) -> Turns:
+        for sleeps, work in tasks:
+            time.elapse(sleeps)
+            time.compute(work)
+        return
+        yield
+
+    time.play({0: moves(), 1: busy((1.5, 10.0)), 2: busy((1.2, 0.1), (0.3, 10.0))}, {})
+    assert found == pytest.approx([3.1])

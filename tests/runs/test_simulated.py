@@ -431,8 +431,8 @@ def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
 
 
 def test_what_moves_data_looks_as_a_thread_does() -> None:
-    """After 20 us and what a pause is longer; who waits for it looks after 0.1 ms and pauses that double."""
-    time, looks, seen = VirtualTime(pause=1e-3, late=5e-5), [], []
+    """After 20 us and what a pause is longer, and a turn; who waits for it looks after 0.1 ms and pauses that double."""
+    time, looks, seen = VirtualTime(pause=1e-3, turn=1e-5, late=5e-5), [], []
     mover = VirtualMover(time, 9, "replica 0")
 
     def transfer(until: float) -> Turns:
@@ -442,7 +442,7 @@ def test_what_moves_data_looks_as_a_thread_does() -> None:
             yield Wait("replica 0 waits for shard 0 to make room in its ring")
 
     def role() -> Turns:
-        first, second = mover.start(transfer(0.0)), mover.start(transfer(1e-3))
+        first, second = mover.start(transfer(0.0)), mover.start(transfer(1.05e-3))
         assert not mover.here and not first.done.is_set()
         time.ahead(1e-4)
         assert first.done.is_set() and not second.done.is_set()
@@ -453,8 +453,8 @@ def test_what_moves_data_looks_as_a_thread_does() -> None:
         mover.stop()
 
     time.play({3: role()}, {})
-    assert np.diff(looks) == pytest.approx(7e-5) and len(looks) == 13 and looks[0] == pytest.approx(1.4e-4)
-    assert seen == pytest.approx([2.0e-4, 3.7e-4, 5.6e-4, 7.9e-4, 1.05e-3])
+    assert np.diff(looks) == pytest.approx(7e-5) and len(looks) == 13 and looks[0] == pytest.approx(1.6e-4)
+    assert seen == pytest.approx([2.0e-4, 3.7e-4, 5.6e-4, 7.9e-4, 1.07e-3])
 
 
 def test_partitions_meet() -> None:

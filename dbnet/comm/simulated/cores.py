@@ -133,6 +133,15 @@ class Cores:
         self._time.switch()
         return True
 
+    def near(self, player: _Player) -> None:
+        """Let one that sleeps, and is woken by the rank whose turn it is, wake on that one's core if fewer want that."""
+        seat, there = self._seats.get(player.rank), self._mine().core
+        if seat is None or seat.awake or there is None or len(there.waiting) >= len(seat.core.waiting):
+            return
+        self._mean(there), self._mean(seat.core)
+        self._move(seat, seat.core, there)
+        seat.core = there
+
     def rest(self) -> None:
         """The rank whose turn it is sleeps, and leaves its core."""
         seat = self._seats.get(self._time.player.rank)

@@ -54,8 +54,12 @@ class VirtualMover(Mover):
     def _give(self, job: Job | None) -> None:
         self._queue.append(job)
         if self._idle:
-            self._idle = False
-            self._time.at(self._time.now, self._player.rank, self._player.go)
+            self._idle, time = False, self._time
+            cores = time.cores.get(self._player.rank)
+            if cores is not None:
+                time.sync()
+                cores.near(self._player)
+            time.at(time.now, self._player.rank, self._player.go)
 
     def _turns(self) -> Turns:
         time, queue = self._time, self._queue
@@ -64,6 +68,7 @@ class VirtualMover(Mover):
             for wait in job.work:
                 job.moved += wait is None
                 if wait is None:
+                    time.compute(time.turn)
                     time.elapse(PAUSE + time.late)
                 else:
                     yield wait

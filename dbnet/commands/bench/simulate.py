@@ -126,6 +126,7 @@ _NETWORKS: dict[str, tuple[str, list[dict[str, Any]], int, int]] = {
 _CASES = (
     Case("digits", 1), Case("digits", 2), Case("digits", 4, shards=2), Case("digits", 2, every=5),
     Case("fashion", 1), Case("fashion", 2), Case("fashion", 4), Case("fashion", 2, shards=2, every=5), Case("fashion", 2, 2),
+    Case("fashion", 2, overlap=True), Case("fashion", 2, every=5, overlap=True),
     Case("middle", 1), Case("middle", 2, shards=2), Case("middle", 3, every=4), Case("middle", 1, 2),
     Case("images", 2), Case("images", 3, shards=2),
 )  # fmt: skip
