@@ -148,6 +148,13 @@ def test_whoever_dies_after_its_last_step_is_missed_for_its_evaluation_alone(tre
     assert run.lost[["replica", "steps", "applied"]].to_numpy().tolist() == [[1, 12, 12]]
 
 
+def test_who_dies_when_nobody_will_miss_it_ends_nothing(tree: dict[str, Any]) -> None:
+    """A spare replica's partition, less than a second before the run is over; the other one waits for it in vain."""
+    tree["topology"] = {"shards": 2, "replicas": 2, "partitions": 2, "spares": 1}
+    done = played(tree, machine({"at": 0.9, "replica": 2, "partition": 0}))
+    assert done.outcome.finished and done.died == "0 of 2 replicas, 1 of 1 spare ones" and not done.outcome.lost
+
+
 @pytest.mark.parametrize("spares", [0, 1])
 def test_a_batch_method_comes_to_the_same_without_a_replica(tree: dict[str, Any], spares: int) -> None:
     """Its portions are made by others, as backups at first; a bundle that was accepted and never came is a pass begun again."""

@@ -146,15 +146,27 @@ class Faults:
     def _leaving(self, rank: int, role: Turns) -> Turns:
         """Play a role; in the end its rank says that it leaves, which matters where somebody was lost."""
         yield from role
+        if not rank:
+            # All is saved, and nobody is missed any more.
+            for other in list(self.time.dead):
+                self._end_replica(other)
         if rank and self._coordinator.duties.membership.broken:
             Heartbeat(self._window(rank), self._topology, rank, self._bound, lambda: False, self.time).leave()
 
     def _died(self, rank: int) -> None:
         if not rank:
             self.time.at(self.time.now + self._bound + 0.1, 1, self._alone)
+        elif not self.time.playing(0):
+            self._end_replica(rank)
         elif not self._reminding:
             self._reminding = True
             self._remind()
+
+    def _end_replica(self, rank: int) -> None:
+        """Let nobody wait for a partition that has died."""
+        if self._topology.role(rank) is Role.WORK:
+            for other in self._topology.replica_ranks(self._topology.place(rank)[0]):
+                self.time.end(other)
 
     def _remind(self) -> None:
         """Have the coordinator look until it has noticed who died: where nothing arrives it would rest."""
