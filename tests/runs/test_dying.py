@@ -304,7 +304,7 @@ def test_what_a_run_cannot_do_without_ends_it(tree: dict[str, Any], deaths: list
     tree |= {"checkpoint": {"steps": 10}}
     with pytest.raises(Lost, match=r"begin from the newest checkpoint with run.start=out/run-2\.checkpoint\.h5"):
         played(tree, machine(*deaths))
-    again = tree | {"run": tree["run"] | {"start": "out/run-2.checkpoint.h5"}}
+    again = tree | {"run": tree["run"] | {"start": "out/run-2.checkpoint.h5"}, "stop": {"epochs": 1}}
     assert played(again, machine()).outcome.finished
 
 
