@@ -147,6 +147,30 @@ def test_a_clock_is_read_where_it_does_not_count_changes(counted, tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_a_fetch_is_written_down_before_anything_of_it_leaves(partitions, tmp_path):
+    """Of a cut replica at once, for partitions exchange values; otherwise with what comes next, each in its order."""
+    store, versions = store_of(tmp_path, Topology(1, 1, partitions), [[Piece(Range(0, 8), 0)]] * partitions)
+
+    def kinds():
+        return [entry.kind for entry in PartOfSchedule(tmp_path / "replica-0.0").entries]
+
+    versions[:] = 2
+    result(store.fetch())
+    assert kinds() == ([] if partitions == 1 else [FETCH])
+    versions[:] = 4
+    result(store.fetch())
+    assert kinds() == [FETCH, FETCH]
+    result(store.fetch())
+    store.push(1, 0)
+    assert kinds() == [FETCH, FETCH, FETCH, PUSH]
+    result(store.fetch())
+    store.close()
+    part = PartOfSchedule(tmp_path / "replica-0.0")
+    assert kinds() == [FETCH, FETCH, FETCH, PUSH, FETCH, END] and part.whole
+    assert [int(entry.array("<i8")[0]) for entry in part.entries if entry.kind == FETCH] == [2, 4, 4, 4]
+
+
 def test_a_plan_adds_up_each_piece_once(tmp_path, monkeypatch):
     count, stops, read = 60, [], RecordingStore._read_of
 

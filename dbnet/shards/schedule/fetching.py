@@ -86,6 +86,8 @@ class RecordingStore(WindowStore):
             mine = [i for i, piece in enumerate(pieces[route.shard], starts[route.shard]) if piece.partition == self._partition]
             self._own.append((route.shard, mine[0], mine[-1] + 1))
         self._before = np.zeros(len(pieces), np.int64)
+        # Nothing of a gradient leaves before it is pushed.
+        self._alone = self._topology.partitions == 1 and not self.overlaps
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self._sizes = np.array([sum(place.stop - place.start for *_, place in moves) for moves in self._reads], np.int64)
         self._groups = self._plan_groups(starts)
@@ -134,22 +136,23 @@ class RecordingStore(WindowStore):
 
     def fetch(self) -> Turns:
         yield from super().fetch()
-        if not self.landing:
-            self._note(FETCH, self._seen[id(self.clocks)].all)
+        if self.landing:
+            return
+        if self._alone:
+            self._log.hold(FETCH, self._seen[id(self.clocks)].all.tobytes())
+        else:
+            # Before anything computed from it leaves: other partitions' pushes may be applied though this one is killed.
+            self._log.add(FETCH, self._seen[id(self.clocks)].all)
 
     def arrive(self) -> Turns:
         landing = self.landing
         yield from super().arrive()
         if landing:
-            self._note(FETCH, self._seen[id(self.clocks)].all)
+            self._log.add(FETCH, self._seen[id(self.clocks)].all)
 
     def snapshot(self, out: np.ndarray) -> Turns:
         yield from super().snapshot(out)
-        self._note(SNAPSHOT, self._snapped.all)
-
-    def _note(self, kind: int, versions: np.ndarray) -> None:
-        # Before anything computed from it leaves: other partitions' pushes may be applied though this one is killed.
-        self._log.add(kind, versions)
+        self._log.add(SNAPSHOT, self._snapped.all)
 
     def push(self, steps: int, step: int) -> Turns:
         # Whatever of this push is applied, its reading must be known, even if this replica is killed meanwhile.
@@ -164,12 +167,13 @@ class RecordingStore(WindowStore):
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
         for route, rank in () if self._counted else zip(self.routes, self._ranks, strict=True):
             self._window.get(rank, "clock", self._before[route.shard : route.shard + 1], self._partition)
-        for group, before, now in zip(self._groups, seen.groups, self._now.groups, strict=True):
+        for turn, group in enumerate(self._groups):
+            before, now = seen.groups[turn], self._now.groups[turn]
             self._look(before, group)
             self.move(w, group.moves, group.ranks, whole)
             self._look(now, group)
             if _torn(before, now, group):
-                yield from self._mend(w, seen.all, group, now, whole)
+                yield from self._mend(w, seen, group, turn, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
@@ -189,19 +193,24 @@ class RecordingStore(WindowStore):
         for rank in group.ranks:
             self._window.flush(rank)
 
-    def _mend(self, w: np.ndarray, seen: np.ndarray, group: ReadGroup, looked: Sequence[np.ndarray], whole: bool) -> Turns:
+    def _mend(self, w: np.ndarray, seen: Numbers, group: ReadGroup, turn: int, whole: bool) -> Turns:
         """Read again what was not read as one version."""
-        now, torn = self._now.all, [number for _, lo, hi, *_ in group.looks for number in range(lo, hi) if self._reads[number]]
-        while torn := [number for number in torn if seen[number] != now[number] or seen[number] % 2]:
-            still = [number for number in torn if now[number] % 2 == 0]
+        then, now = seen.all.item, self._now.all.item
+        pairs = zip(group.looks, seen.groups[turn], self._now.groups[turn], strict=True)
+        changed = [(lo + np.flatnonzero((a != b) | (a & 1))).tolist() for (_, lo, *_), a, b in pairs]
+        torn = [number for some in changed for number in some if self._reads[number]]
+        while torn:
+            still = [number for number in torn if now(number) % 2 == 0]
             if still:
                 self.again += len(still)
-                seen[still] = now[still]
+                for number in still:
+                    seen.all[number] = now(number)
                 self.move(w, [move for number in still for move in self._reads[number]], group.ranks, whole)
             else:
                 # The shard may need this core, and may have been put off it in the middle of an update.
                 yield looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
-            self._look(looked, group)
+            self._look(self._now.groups[turn], group)
+            torn = [number for number in torn if then(number) != now(number) or then(number) % 2]
 
     def _shard_of(self, number: int, group: ReadGroup) -> int:
         """Return whose piece it is."""

@@ -15,7 +15,8 @@ Of a shard, in the order of what it did:
     BEGIN     of a batch method: a pass is begun, its number; what is taken until the next one is of this pass, what comes too late
               is not written down;  SUM  number of a pass all of whose bundles have come, and check sum of the gradient
 Of a replica, in the order of its program:
-    FETCH, SNAPSHOT   what was read: of each piece of each slice how often it had been changed, doubled, as in the shard's window
+    FETCH, SNAPSHOT   what was read: of each piece of each slice how often it had been changed, doubled, as in the shard's window;
+                      of an uncut replica a fetch is added with what follows it: before that nothing of it has left the replica
     PUSH              number, gradients, newest step; stands before anything of the push can be applied
     ORDER             count of looks at the orders, and the row, when that has changed
     SHARE             number of a share and its row
@@ -117,6 +118,7 @@ class PartLog:
             raise UserError(
                 f"Cannot write '{path}' ({why(error)}); to record, every rank must reach run.folder and have room there."
             ) from None
+        self._held: tuple[int, Any] | None = None
         # Where the next entry goes, and where slices taken are put down that are its content so far.
         self._at, self._taking = _FIRST, 0
         # FULL has room in it always.
@@ -147,8 +149,21 @@ class PartLog:
             self._taking, at = at, at + _HEAD.size
         return at
 
+    def hold(self, kind: int, content: bytes) -> None:
+        """Add an entry with the next one, before it; who is killed until then has not added it.
+
+        Two at once take little longer than one, when a gradient has emptied the caches.
+        """
+        if self._held is None:
+            self._held = (kind, content)
+        else:
+            self.add(kind, content)
+
     def add(self, kind: int, content: Any = b"") -> None:
         """Add an entry: bytes, what has a buffer of bytes, or what JSON can hold."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self.add(*held)
         if isinstance(content, np.ndarray):
             content = content.tobytes()
         elif not isinstance(content, (bytes, memoryview)):
