@@ -85,7 +85,8 @@ class Shard:
 
     def begin(self, partition: int, fetched: int = 0) -> int:
         """Return the number of a push whose first slice has come: 1, 2, ...; all of its slices are applied with it."""
-        self._begun[partition] = t = max(self._begun[partition], int(self.clock[partition])) + 1
+        begun, clock = self._begun[partition], int(self.clock[partition])
+        self._begun[partition] = t = (begun if begun > clock else clock) + 1
         return t
 
     def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
@@ -133,7 +134,8 @@ class Shard:
         at = self._count * EVENT.itemsize
         if at == len(self._events):
             self._events += bytes(at)
-        _ROW.pack_into(self._events, at, *push[:4], applied, push.steps, self._seconds())
+        replica, partition, number, fetched, steps, _ = push
+        _ROW.pack_into(self._events, at, replica, partition, number, fetched, applied, steps, self._seconds())
         self._count += 1
 
     def take_events(self) -> np.ndarray:

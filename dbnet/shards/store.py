@@ -77,9 +77,11 @@ class WindowStore:
         self._w2, self._g2 = (np.zeros(size, dtype), np.zeros(size, dtype)) if overlap else (self.w, self.g)
         self.clocks, self._landing = np.zeros((2, len(rings.ranges)), np.int64)
         self._oldest: np.ndarray | None = None
-        self._head, self._tail = np.zeros((2, len(self.routes), 1), np.int64)
-        self._header = np.zeros((len(self.routes), HEADER), np.int64)
-        self._header_bytes = memoryview(self._header).cast("B")
+        # Numbers of each ring as they travel, and as they are read and written here.
+        counters, headers = np.zeros((2, len(self.routes), 1), np.int64), np.zeros((len(self.routes), HEADER), np.int64)
+        (self._head, self._tail), self._header = map(list, counters), list(headers)
+        self._heads, self._tails = map(memoryview, counters)
+        self._header_bytes = memoryview(headers).cast("B")
         self._ranks = [topology.shard_rank(route.shard) for route in self.routes]
         self._slices = [route.slices(self._slot) for route in self.routes]
         self.counts, self.number = Counts(), 0
@@ -153,7 +155,7 @@ class WindowStore:
         """Wait until the shards have applied everything that was pushed."""
         yield from self.settle()
         for i, route in enumerate(self.routes):
-            while self._tail[i, 0] < self._head[i, 0]:
+            while self._tails[i, 0] < self._heads[i, 0]:
                 self._look_at_tail(i)
                 yield looking(f"a replica waits for shard {route.shard} to apply its push")
 
@@ -239,17 +241,17 @@ class WindowStore:
         self.counts.bytes_pushed += g.size * self._item
 
     def _room(self, i: int) -> bool:
-        if self._head[i, 0] - self._tail[i, 0] < self._slots:
+        if self._heads[i, 0] - self._tails[i, 0] < self._slots:
             return True
         self._look_at_tail(i)
-        return bool(self._head[i, 0] - self._tail[i, 0] < self._slots)
+        return self._heads[i, 0] - self._tails[i, 0] < self._slots
 
     def _look_at_tail(self, i: int) -> None:
         self._window.get(self._ranks[i], "tail", self._tail[i], self._origin)
         self._window.flush(self._ranks[i])
 
     def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
-        window, rank, head = self._window, self._ranks[i], int(self._head[i, 0])
+        window, rank, head = self._window, self._ranks[i], self._heads[i, 0]
         here = self._slices[i][at]
         end = at + here.stop - here.start
         place = self._row[i] * self._slots + head % self._slots
@@ -263,11 +265,11 @@ class WindowStore:
             self.narrow(g[here], data)
         window.put(rank, "ring", data, place * self._slot)
         window.flush(rank)
-        self._head[i, 0] = head + 1
+        self._heads[i, 0] = head + 1
         window.put(rank, "head", self._head[i], self._origin)
         window.flush(rank)
         # A shard that rests is woken by what comes first; in the end, and before it is waited for, it must have seen all.
-        if not at or last or head + 1 - self._tail[i, 0] == self._slots:
+        if not at or last or head + 1 - self._tails[i, 0] == self._slots:
             window.wake(rank)
         return end
 
@@ -335,7 +337,8 @@ class Inbox:
         """Let in the slice in this slot of a ring."""
         (number, first, n, last, fetched, steps, step), (replica, partition) = header, self._whose[row]
         # A clock that was read while it changed, byte by byte, may be one that never was.
-        fetched = min(max(fetched, 0), int(self._clock[partition]))
+        if not 0 <= fetched <= self._clock[partition]:
+            fetched = min(max(fetched, 0), int(self._clock[partition]))
         push = Push(replica, partition, number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
         g = self.widened(self._ring[row, slot, :n])

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
+from itertools import count
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.player import Player
@@ -64,9 +65,10 @@ class VirtualTime:
         self.watches: dict[int, Watch] = {}
         self.glances: defaultdict[int, Glances] = defaultdict(Glances)
         self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
-        self._number = self.living = 0
+        self._next = count(1).__next__
+        self.living = 0
         self._players: dict[int, Player] = {}
-        self._hub: greenlet | None = None
+        self._switch: Callable[[], object] = _nobody
 
     def __call__(self) -> float:
         return self.now
@@ -74,12 +76,11 @@ class VirtualTime:
     @property
     def events(self) -> int:
         """How many turns and arrivals there were."""
-        return self._number
+        return self._next() - 1
 
     def at(self, time: float, rank: int, act: Callable[..., object], *arguments: object) -> None:
         """Have `act` called at `time`, in the name of `rank`."""
-        self._number = number = self._number + 1
-        heappush(self._heap, (time, rank, number, act, arguments))
+        heappush(self._heap, (time, rank, self._next(), act, arguments))
 
     def play(self, roles: Mapping[int, Turns], servers: Mapping[int, float], name: Callable[[int], str] = str) -> None:
         """Play the roles of all ranks to their ends.
@@ -98,7 +99,7 @@ class VirtualTime:
         Lost
             A rank waited longer than the deadline.
         """
-        self._hub = getcurrent()
+        self._switch = getcurrent().switch
         for rank, role in roles.items():
             self._players[rank] = player = Player(self, rank, role, servers.get(rank, 0.0), name(rank))
             self.at(self.now, rank, player.go)
@@ -158,8 +159,8 @@ class VirtualTime:
         if heap:
             first, rank = heap[0], player.rank
             if first[0] < self.now or (first[0] == self.now and first[1] <= rank):
-                self.at(self.now, rank, player.go)
-                self._hub.switch()
+                heappush(heap, (self.now, rank, self._next(), player.go, ()))
+                self._switch()
                 return
         if player.glances:
             player.glances.before(self.now, player.rank)
@@ -167,12 +168,11 @@ class VirtualTime:
     def compute(self, seconds: float) -> None:
         """Let the rank whose turn it is compute for so many seconds of a core, which may be a shared one."""
         self.player.looks = None
-        cores = self.cores.get(self.player.rank) if self.cores else None
-        if cores is None:
-            self.elapse(seconds)
-        else:
+        if self.cores and (cores := self.cores.get(self.player.rank)) is not None:
             self.sync()
             cores.compute(seconds)
+        else:
+            self.elapse(seconds)
 
     def give_way(self) -> None:
         """Let others have the core of the rank whose turn it is, as a rank does after each piece of work (`turns.drive`)."""
@@ -181,10 +181,14 @@ class VirtualTime:
 
     def switch(self) -> None:
         """Leave the turn to others, until somebody calls this player's `go`."""
-        self._hub.switch()
+        self._switch()
 
     def notify(self, rank: int) -> None:
         """Let a rank know that something has arrived in its memory."""
         player = self._players.get(rank)
         if player is not None:
             player.notify()
+
+
+def _nobody() -> None:
+    raise RuntimeError("Nobody has a turn before the roles are played.")

@@ -110,7 +110,7 @@ class Interconnect:
         It must be sent in the order of `begin`, so that the first is served first.
         """
         at, _, _, lasts = self.leave(source, nbytes, begin)
-        self.time.at(at, source, self._enter, self.hosts[target], nbytes, lasts, told, arguments)
+        self.time.at(at, source, self._enter, self.hosts[target], nbytes, at + lasts, told, arguments)
 
     def leave(self, source: int, nbytes: int, begin: float) -> tuple[float, int, int, float]:
         """Send what waits for the cards of its host; return when its first byte is there, and `source`, bytes, seconds."""
@@ -132,8 +132,8 @@ class Interconnect:
         self._enters[there] = free
         return latest
 
-    def _enter(self, host: int, nbytes: int, lasts: float, told: Callable[..., object], arguments: tuple) -> None:
-        """The first byte is there; the last one comes `lasts` later, or when the cards here have taken them all."""
+    def _enter(self, host: int, nbytes: int, last: float, told: Callable[..., object], arguments: tuple) -> None:
+        """The first byte is there; the last one comes at `last`, or when the cards here have taken them all."""
         begin, free = self.time.now, self._enters[host]
         self._enters[host] = end = (free if free > begin else begin) + nbytes / self._card[host]
-        told(max(end, begin + lasts), *arguments)
+        told(end if end > last else last, *arguments)

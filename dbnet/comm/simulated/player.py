@@ -120,8 +120,11 @@ class Player:
         time, at = self._time, self._resting
         now, longest, late = time.now, time.pause, time.late
         if longest:
-            while at < now and self._pause < longest:
-                at += self._longer()
+            pause = self._pause
+            while at < now and pause < longest:
+                at += pause + late
+                pause = 2 * pause if 2 * pause < longest else longest
+            self._pause = pause
             if at < now:
                 at += (whole := longest + late) * -(-(now - at) // whole)
         self._resting, self._looks = None, _LOOKS

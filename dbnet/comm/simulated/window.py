@@ -22,9 +22,8 @@ from dbnet.comm.window import WindowLayout
 _REQUEST = 32  # bytes that say what is wanted
 # What has no contents where nothing is computed: bytes go over the wire all the same.
 _CONTENTS = frozenset({"params", "rounded", "ring"})
-# What nobody looks at before the counter that follows it.
-_AHEAD_OF_COUNTER = frozenset({"header", "ring"})
-_COUNTER = "head"
+# Of a ring: nobody looks at the first two before the counter that follows them.
+_HEADER, _RING, _COUNTER = "header", "ring", "head"
 # What an operation does at its target.
 _GET, _GET_ONE, _PUT, _PUT_ONE, _PUT_COUNTER = range(5)
 
@@ -123,13 +122,13 @@ class SimulatedWindow:
         if field in self._hollow:
             return
         place = self._flat[rank][field]
-        if field in _AHEAD_OF_COUNTER:
-            if isinstance(place, SparseRing):
-                place.put(start, data)
-            else:
-                place[start : start + data.size] = data
+        if field == _HEADER:
+            # Quicker than arrays, for a few words.
+            memoryview(place)[start : start + data.size] = memoryview(data)
         elif field == _COUNTER:
             entry[3].append((_PUT_COUNTER, place, start, data.item()))
+        elif field == _RING:
+            place.put(start, data)
         elif data.size == 1:
             entry[3].append((_PUT_ONE, place, start, data.item()))
         else:
@@ -162,7 +161,11 @@ class SimulatedWindow:
             latency, bandwidth, most = way
             if there > most:
                 self._open += 1
-                wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
+                if todo or back > most:
+                    wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
+                else:
+                    wire.sent += back
+                    wire.queue(me, target, there, begin, self._lands, latency, back / bandwidth)
                 continue
             at = begin + latency + there / bandwidth
             if most == PACKET:
@@ -219,6 +222,10 @@ class SimulatedWindow:
             self._time.at(at, self._rank, self._reach, target, todo, -(reads > 0))
         self._wire.sent += back if most == PACKET else 0
         self._end(at + latency + back / bandwidth)
+
+    def _lands(self, at: float, latency: float, answer: float) -> None:
+        """It is known when a slice arrives, of which nothing but an answer of so many seconds comes back."""
+        self._end(at + latency + answer)
 
     def _glance(self, targets: list[int]) -> None:
         """The last look at what these hold: what has not been read yet has not changed."""
