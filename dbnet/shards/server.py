@@ -13,6 +13,7 @@ shard -> coordinator    "events" rows, late,   updates since the last time: thos
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ class Server:
     ) -> None:  # fmt: skip
         self._record = record
         self.receiver, self.inbox, self._channel, self.saver, self._clock = receiver, inbox, channel, saver, clock
-        self._draining, self._next_report = False, 0.0
+        self._heard = self._draining = self._more = False
+        self._next_report = 0.0
         self.busy = self._told = 0.0
         self._heed: dict[str, Callable[[Any], None]] = {
             "drain": self._drain,
@@ -82,6 +84,7 @@ class Server:
             began = self._clock()
             # The message first: after "drain" the rings must be seen empty once more.
             message, busy = self._channel.receive(), self._take()
+            self._heard = message is not None
             # Before any answer: who hears that a pass has ended must have heard what was refused of it.
             if refused := self.receiver.take_refused():
                 self._channel.send(0, "refused", refused)
@@ -100,13 +103,17 @@ class Server:
         while not broken and self._channel.pending():
             yield Wait("a shard waits for the coordinator to take its last messages")
 
+    def settled(self) -> float:
+        """Return up to when it has nothing to do, unless something arrives; nothing is known while somebody waits for it."""
+        return -inf if self._heard or self._draining or self._more or self.saver.busy else self._next_report
+
     def _take(self) -> bool:
         """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
         if not self.inbox.drain():
             return False
-        until = self._clock() + _ALONE
-        while self._clock() < until and self.inbox.drain():
-            pass
+        until, self._more = self._clock() + _ALONE, True
+        while self._more and self._clock() < until:
+            self._more = self.inbox.drain()
         return True
 
     def _drain(self, _: Any) -> None:

@@ -184,7 +184,7 @@ def test_pauses_are_too_long_by_what_the_system_adds() -> None:
 
     def wakes() -> Turns:
         time.elapse(2e-4)
-        time.notify(1)
+        time.notify(1, 2)
         return
         yield
 

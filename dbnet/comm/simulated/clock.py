@@ -49,10 +49,12 @@ class VirtualTime:
         The rank whose turn it is; None between turns.
     watches
         By rank the words of its memory that others wait for.
+    settled
+        Of some servers, by rank: says up to when a look finds nothing to do, unless something arrives.
     glances
         By rank the looks at its memory that are not made yet.
     rests
-        Whether ranks rest at all; else every look is played.
+        Whether ranks rest, and looks and answers that nobody else can tell go without turns of their own; else all is played.
     """
 
     player: Player | None
@@ -63,6 +65,7 @@ class VirtualTime:
         self.now, self.player = 0.0, None
         self.cores: dict[int, Cores] = {}
         self.watches: dict[int, Watch] = {}
+        self.settled: dict[int, Callable[[], float]] = {}
         self.glances: defaultdict[int, Glances] = defaultdict(Glances)
         self._heap: list[tuple[float, int, int, Callable[..., object], tuple]] = []
         self._next = count(1).__next__
@@ -183,11 +186,11 @@ class VirtualTime:
         """Leave the turn to others, until somebody calls this player's `go`."""
         self._switch()
 
-    def notify(self, rank: int) -> None:
+    def notify(self, rank: int, sender: int) -> None:
         """Let a rank know that something has arrived in its memory."""
         player = self._players.get(rank)
         if player is not None:
-            player.notify()
+            player.notify(sender)
 
 
 def _nobody() -> None:

@@ -65,7 +65,7 @@ class SimulatedMailboxes:
         if line:
             self.boxes[rank].extend(line)
             line.clear()
-            self.wire.time.notify(rank)
+            self.wire.time.notify(rank, message.source)
 
 
 class _Box:

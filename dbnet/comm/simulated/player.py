@@ -33,12 +33,13 @@ class Player:
         self._time, self.rank, self._longest, self._name = time, rank, looks, name
         self._switch = greenlet(partial(self._play, role)).switch
         self.reason, self._since, self.done = "", 0.0, False
-        self.glances = time.glances[rank]
+        self.glances, self._settled = time.glances[rank], time.settled.get(rank) if time.rests else None
         self._pause, self._most = SHORTEST, max(pause or time.pause, SHORTEST)
-        # Of a server: since when it rests (None: it does not), until when if nothing arrives, whether something arrived in its
-        # turn, how long it rests where nothing does.
+        # Of a server: since when it rests (None: it does not), when that was decided, until when if nothing arrives; whether
+        # something arrived in its turn; how long it rests where nothing does.
         self._resting: float | None = None
-        self._until, self._news, self._looks = 0.0, False, _LOOKS
+        self._decided = self._until = 0.0
+        self._news, self._looks = False, _LOOKS
         # Of others: what they did since their last pause, None: more than to look; the rest, None: they do not, and which one it
         # is; when it ends, as far as that is known.
         self.looks: Looks | None = None
@@ -64,6 +65,9 @@ class Player:
                 if time.cores:
                     time.compute(time.turn)
                     time.give_way()
+                elif self._settled is not None and not self._news and self._settled() > time.now + time.turn:
+                    # What this look would find must arrive before.
+                    self._rest_from(time.now + time.turn)
                 elif self._longest:
                     time.elapse(time.turn)
                 else:
@@ -99,12 +103,17 @@ class Player:
             self._news, self._looks = False, _LOOKS
             time.elapse(self._longer() if time.pause else time.turn)
         else:
-            if time.watches:
-                time.tell()
-            self._resting, self._until = time.now, time.now + self._looks
-            self._looks = min(2 * self._looks, self._longest)
-            self._set_alarm(self._until)
-            time.switch()
+            self._rest_from(time.now)
+
+    def _rest_from(self, at: float) -> None:
+        """Rest since the look of a server at this moment, which finds nothing, until something arrives or it has rested long."""
+        time = self._time
+        if time.watches:
+            time.tell()
+        self._decided, self._resting, self._until = time.now, at, at + self._looks
+        self._looks = min(2 * self._looks, self._longest)
+        self._set_alarm(self._until)
+        time.switch()
 
     def _longer(self) -> float:
         """Return how long to pause now; the next pause is longer."""
@@ -112,14 +121,17 @@ class Player:
         self._pause = min(2 * pause, self._most)
         return pause + self._time.late
 
-    def notify(self) -> None:
+    def notify(self, sender: int) -> None:
         """Something has arrived: it is found at the next look of a rank that would look after one pause after the other."""
         if self._resting is None:
             self._news = True
             return
         time, at = self._time, self._resting
         now, longest, late = time.now, time.pause, time.late
-        if longest:
+        if now < at or (self._decided < now == at and sender < self.rank):
+            # The look that the rest was to begin with finds it.
+            self._news = True
+        elif longest:
             pause = self._pause
             while at < now and pause < longest:
                 at += pause + late

@@ -179,7 +179,7 @@ class SimulatedWindow:
             end = at + latency + back / bandwidth
             if end > latest:
                 latest = end
-            if reads == len(todo) and not time.cores:
+            if reads == len(todo) and time.rests and not time.cores:
                 # Nobody but its target can change what is looked at: it is read before that goes on, or with the last look.
                 time.glances[target][self] = at, me, _read, todo
                 looked.append(target)
@@ -257,7 +257,7 @@ class SimulatedWindow:
                 else:
                     place[start] = value
         if changed:
-            time.notify(target)
+            time.notify(target, self._rank)
         if watched:
             time.watches[target].check(time.now, self._rank)
         if back > 0:
@@ -270,7 +270,7 @@ class SimulatedWindow:
     def _answer(self, target: int, nbytes: int) -> None:
         """Have an answer sent that waits for cards."""
         wire = self._wire
-        if self._rank in wire.visited:
+        if self._rank in wire.visited or not self._time.rests:
             wire.queue(target, self._rank, nbytes, self._time.now, self._end)
             return
         # Nothing else comes in here: what is under way needs no turn of its own.

@@ -135,7 +135,10 @@ def play(ready: Setup, profile: Profile, display: Display, dry: bool) -> Simulat
     players, servers = {0: roles.traced(trace, 0, coordinator)}, {0: _COORDINATOR_LOOKS}
     for shard in range(topology.shards):
         rank = topology.shard_rank(shard)
-        players[rank] = roles.traced(trace, rank, roles.server(ready, world, shard, world.receiver(shard)))
+        server = roles.server(ready, world, shard, world.receiver(shard))
+        players[rank] = roles.traced(trace, rank, server)
+        if trace is None and ready.config.method.receiver is Shard:
+            world.time.settled[rank] = server.settled
         servers[rank] = ready.config.run.deadline / 4
     # Layers take no virtual time.
     workers = {rank: roles.worker(ready, world, rank, replica) for rank, replica in replicas.items()}
