@@ -79,9 +79,8 @@ class WindowStore:
         self._oldest: np.ndarray | None = None
         # Numbers of each ring as they travel, and as they are read and written here.
         counters, headers = np.zeros((2, len(self.routes), 1), np.int64), np.zeros((len(self.routes), HEADER), np.int64)
-        (self._head, self._tail), self._header = map(list, counters), list(headers)
-        self._heads, self._tails = map(memoryview, counters)
-        self._header_bytes = memoryview(headers).cast("B")
+        (self._head, self._tail), (self._heads, self._tails) = map(list, counters), map(memoryview, counters)
+        self._header, self._header_bytes = list(headers), memoryview(headers).cast("B")
         self._ranks = [topology.shard_rank(route.shard) for route in self.routes]
         self._slices = [route.slices(self._slot) for route in self.routes]
         self.counts, self.number = Counts(), 0
@@ -241,9 +240,8 @@ class WindowStore:
         self.counts.bytes_pushed += g.size * self._item
 
     def _room(self, i: int) -> bool:
-        if self._heads[i, 0] - self._tails[i, 0] < self._slots:
-            return True
-        self._look_at_tail(i)
+        if self._heads[i, 0] - self._tails[i, 0] == self._slots:
+            self._look_at_tail(i)
         return self._heads[i, 0] - self._tails[i, 0] < self._slots
 
     def _look_at_tail(self, i: int) -> None:
@@ -292,8 +290,8 @@ class Inbox:
         self._applied, self._closed = [0] * len(users), [False] * len(users)
         self.head, self.tail, headers, self._ring = (window.local[name] for name in ("head", "tail", "header", "ring"))
         # Quicker than the arrays themselves, of which every number is an object first.
-        self._heads, self._tails = memoryview(self.head), memoryview(self.tail)
-        self._headers, self._slots, self._clock = headers.reshape(-1).view(np.uint8).data, headers.shape[1], window.local["clock"]
+        self._heads, self._tails, self._clock = map(memoryview, (self.head, self.tail, window.local["clock"]))
+        self._headers, self._slots = headers.reshape(-1).view(np.uint8).data, headers.shape[1]
         self._whose = [divmod(origin, topology.partitions) for origin in users]
         self._wide = np.zeros(self._ring.shape[2], window.local["params"].dtype) if "rounded" in window.local else None
 
@@ -312,8 +310,8 @@ class Inbox:
             return False
         # What the head counts may be read only after the head, and be overwritten only after it was read.
         self._window.sync()
-        slot = tail % self._slots
-        self.apply(row, origin, slot, _WORDS.unpack_from(self._headers, 8 * HEADER * (row * self._slots + slot)))
+        place = row * self._slots + tail % self._slots
+        self.apply(row, origin, tail % self._slots, _WORDS.unpack_from(self._headers, 8 * HEADER * place))
         self._window.sync()
         self._tails[origin] = tail + 1
         return True
@@ -337,8 +335,7 @@ class Inbox:
         """Let in the slice in this slot of a ring."""
         (number, first, n, last, fetched, steps, step), (replica, partition) = header, self._whose[row]
         # A clock that was read while it changed, byte by byte, may be one that never was.
-        if not 0 <= fetched <= self._clock[partition]:
-            fetched = min(max(fetched, 0), int(self._clock[partition]))
+        fetched = min(max(fetched, 0), self._clock[partition])
         push = Push(replica, partition, number, fetched, steps, step)
         pieces = self._routes[row].segments(first, n)
         g = self.widened(self._ring[row, slot, :n])

@@ -218,7 +218,7 @@ def test_who_rests_wakes_at_the_look_that_finds_something(tree: dict[str, Any], 
     profile, found = machine(compute={"rate": 1.0, "step": 1e-2, "apply": 1.0, "slice": 2e-2}), {}
     if kind == "cards":
         # Shards change while a replica looks at one after the other.
-        profile = machine(host={"call": 2e-3})
+        profile, tree["topology"] = machine(host={"call": 2e-3}), {"shards": 4, "replicas": 4}
     for rests in (False, True):
         monkeypatch.setattr(VirtualTime, "rests", rests)
         done = played(tree, profile, dry=kind == "cards")
@@ -226,7 +226,7 @@ def test_who_rests_wakes_at_the_look_that_finds_something(tree: dict[str, Any], 
         for path in Path("out").glob("run.*"):
             path.unlink() if not path.is_dir() else [part.unlink() for part in path.iterdir()] and path.rmdir()
     assert found[True][0] == found[False][0]
-    assert found[True][1] < 0.9 * found[False][1], "somebody has rested"
+    assert found[True][1] < 0.95 * found[False][1], "somebody has rested"
 
 
 @pytest.mark.parametrize(
