@@ -140,14 +140,7 @@ class SimulatedWindow:
             return
         self._started = {}
         wire, time, me, ways = self._wire, self._time, self._rank, self._ways
-        overhead, player = wire.overhead, time.player
-        if wire.crowded[me]:
-            # What waits for cards, or for cores, does so in the order of its time.
-            time.sync()
-            if me in time.cores:
-                moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
-                wire.copy(me, moved, sum(count for count, *_ in started.values()))
-                overhead = 0.0
+        player, overhead = time.player, self._crowded(started) if wire.crowded[me] else wire.overhead
         if player.looks is not None and not self._looks(player.looks, started):
             player.looks = None
         begin = latest = self._latest = time.now
@@ -198,6 +191,16 @@ class SimulatedWindow:
             self._waiting = player
             time.switch()
         time.ahead(self._latest)
+
+    def _crowded(self, started: dict[int, list]) -> float:
+        """What waits for cards, or for cores, does so in the order of its time; return what is left of an operation's overhead."""
+        wire, time, me = self._wire, self._time, self._rank
+        time.sync()
+        if me not in time.cores:
+            return wire.overhead
+        moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
+        wire.copy(me, moved, sum(count for count, *_ in started.values()))
+        return 0.0
 
     def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
         """Note what is only looked at; return whether that is all, and waits for no card."""

@@ -173,7 +173,7 @@ class Faults:
         time = self.time
         self._reminding = time.playing(0) and not self.watch.noticed.issuperset(time.dead)
         if self._reminding:
-            time.notify(0)
+            time.notify(0, 0)
             time.at(time.now + self.watch.period, 0, self._remind)
 
     def _alone(self) -> None:
