@@ -156,8 +156,11 @@ def configuration(case: Case, study: Study, folder: Path, examples: int) -> dict
 
 
 def portion_steps(case: Case) -> int:
-    """Return the steps of a portion of a timed pass: between two a replica sees whether it comes too late. Small ones need few."""
-    return 8 if case.portions == 2 * case.replicas else 2
+    """Return the steps of a portion of a timed pass: between two a replica sees whether it comes too late.
+
+    What takes little time beside the pass needs few: small portions, and those of thousands of replicas for a short pass.
+    """
+    return 8 if case.portions == 2 * case.replicas and case.each > 500 else 2
 
 
 def few(case: Case, folder: Path) -> Path:

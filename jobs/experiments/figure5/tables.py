@@ -47,8 +47,8 @@ class Pass(NamedTuple):
     pushed: int = 0
 
     def __str__(self) -> str:
-        longer = f", examples {self.longer:g} times as long" if self.longer != 1 else ""
-        return f"{self.gigabits:g} Gb/s{longer}" + (f", a push every {self.pushed:,}" if self.pushed else "")
+        longer = f"{self.longer:g} times as long" if self.longer != 1 else "as short as our data"
+        return f"{self.gigabits:g} Gb/s, {longer}, " + (f"a push every {self.pushed:,}" if self.pushed else "two pushes")
 
 
 class Point(NamedTuple):
@@ -164,7 +164,7 @@ def draw(rows: Sequence[dict[str, Any]], rates: dict[int, dict[str, float]], stu
     for panel in (ours, theirs):
         panel.set(xlabel="machines", xscale="log", yscale="log")
         panel.set_xticks([300, 500, 1000, 2000, 5000], ["300", "500", "1,000", "2,000", "5,000"])
-    ours.set_yticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1,000"])
+    ours.set_yticks([5, 10, 20, 50, 100, 200, 500, 1000], ["5", "10", "20", "50", "100", "200", "500", "1,000"])
     theirs.set_yticks([5, 10, 20, 50], ["5", "10", "20", "50"])
     draw_passes(passes, rows, study)
     for panel in (ours, theirs, passes):
