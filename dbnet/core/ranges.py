@@ -41,6 +41,13 @@ def split(n: int, parts: int) -> list[Range]:
     return [Range(lo, hi) for lo, hi in pairwise(bounds)]
 
 
+def piece(n: int, parts: int, index: int) -> Range:
+    """Return one range of `split`, whatever their number."""
+    base, extra = divmod(n, parts)
+    lo = index * base + min(index, extra)
+    return Range(lo, lo + base + (index < extra))
+
+
 def overlap(a: Range, b: Range) -> Range:
     """Return what both ranges have in common; empty ranges are (lo, lo)."""
     lo = max(a.lo, b.lo)

@@ -90,7 +90,7 @@ class Batches:
         # Not in the file's type as well.
         self.part = replace(part, x=self._x)
         self._vectors = part.y.ndim == 2
-        self._y = part.y.astype(dtype) if self._vectors else part.y
+        self._y = part.y.astype(dtype, copy=False) if self._vectors else part.y
         self.target = np.zeros((part.y.shape[1], batch), dtype) if self._vectors else np.zeros(batch, np.int64)
         self._order_of = order
         self._order = np.arange(len(part))

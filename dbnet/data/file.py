@@ -36,9 +36,9 @@ import numpy as np
 
 from dbnet.core.errors import UserError
 from dbnet.core.files import hdf5, reading, writing
-from dbnet.core.ranges import Range, split
+from dbnet.core.ranges import Range, piece
 from dbnet.core.untrusted.opening import opened
-from dbnet.data.preparation import Normalization
+from dbnet.data.preparation import Normalization, variance
 
 PARTS = ("train", "test", "validation")
 _AGAIN = "make it again, as 'dbnet data --help' shows"
@@ -236,23 +236,13 @@ class DataFile:
             y = file[f"{part}/y"]
             return variance(y if rows is None else _read_rows(y, rows, slice(None)))
 
+    def shuffled(self, seed: int) -> np.ndarray:
+        """Return the indices of all training examples in the seeded order that is cut into subsets."""
+        return np.random.Generator(np.random.Philox(key=[seed, 0x5B5E7])).permutation(self.sizes["train"])
+
     def subset(self, index: int, parts: int, seed: int) -> np.ndarray:
         """Return the sorted example indices of one replica's subset: a seeded shuffle of all, cut in `parts`."""
-        order = np.random.Generator(np.random.Philox(key=[seed, 0x5B5E7])).permutation(self.sizes["train"])
-        mine: Range = split(len(order), parts)[index]
-        return np.sort(order[mine.slice])
-
-
-def variance(y: np.ndarray | h5py.Dataset) -> float:
-    """Return the variance of vectors [n, units], summed over their units; some are in memory as float64 at a time."""
-    rows, n, mean, squares = max(1, _BLOCK // (8 * max(1, prod(y.shape[1:])))), 0, 0.0, 0.0
-    for lo in range(0, len(y), rows):
-        block = y[lo : lo + rows].astype(np.float64)
-        k, middle = len(block), block.mean(axis=0)
-        # Chan, Golub, LeVeque 1979: nothing cancels, whatever the order of the examples.
-        squares += np.square(block - middle).sum(axis=0) + np.square(middle - mean) * (n * k / (n + k))
-        mean, n = mean + (middle - mean) * (k / (n + k)), n + k
-    return float(np.sum(squares / n))
+        return np.sort(self.shuffled(seed)[piece(self.sizes["train"], parts, index).slice])
 
 
 def normalization(file: h5py.File, shape: tuple[int, ...]) -> Normalization | None:

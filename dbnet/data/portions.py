@@ -8,9 +8,10 @@ coordinator gives it the same ones again, one after another, and the next one is
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -100,16 +101,17 @@ class Reader:
         self._dtype, self._keep = np.dtype(dtype), max(2, keep)
         self._blocks: OrderedDict[int, Future[Examples]] = OrderedDict()
         self._ahead: Executor = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._held: MutableMapping[int, Examples] = WeakValueDictionary()
         self.target = np.zeros(batch, np.int64)
         self._part = Examples(np.zeros((0, 0)), np.zeros(0))
         self._bound: np.ndarray | None = None
         self._at = self._end = self._taken = self._start = self._first = self.filled = 0
         self.reads = 0
 
-    def at_once(self) -> None:
-        """Read in the caller's thread from now on, as where thousands of readers share a process."""
+    def at_once(self, held: MutableMapping[int, Examples]) -> None:
+        """Read in the caller's thread from now on, as where thousands of readers share a process; `held`: what others hold."""
         self._ahead.shutdown()
-        self._ahead = _AtOnce()
+        self._ahead, self._held = _AtOnce(), held
 
     def __len__(self) -> int:
         return 1
@@ -132,9 +134,13 @@ class Reader:
             self._blocks.popitem(last=False)
 
     def _load(self, block: int) -> Examples:
-        self.reads += 1
-        part = self._read(self.blocks(block))
-        return Examples(fitting(part, self._dtype, self._scale), part.y.astype(self._dtype) if part.y.ndim == 2 else part.y)
+        found = self._held.get(block)
+        if found is None:
+            self.reads += 1
+            part = self._read(self.blocks(block))
+            y = part.y.astype(self._dtype) if part.y.ndim == 2 else part.y
+            self._held[block] = found = Examples(fitting(part, self._dtype, self._scale), y)
+        return found
 
     def open(self, portion: Portion, beat: Callable[[], None] = lambda: None) -> None:
         """Go to the first minibatch of a portion; while it is read, which may take long, `beat` is called again and again."""

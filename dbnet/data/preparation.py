@@ -13,7 +13,7 @@ training set, or by less than 1e-6 of its largest value, has spread 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,20 @@ from dbnet.core.errors import UserError
 
 HOW = ("no", "unit", "map")
 _ROWS = 4096
+_READ = 1 << 22  # bytes
 _CONSTANT = 1e-6
+
+
+def variance(y: np.ndarray) -> float:
+    """Return the variance of vectors [n, units], summed over their units; some are in memory as float64 at a time."""
+    rows, n, mean, squares = max(1, _READ // (8 * max(1, prod(y.shape[1:])))), 0, 0.0, 0.0
+    for lo in range(0, len(y), rows):
+        block = y[lo : lo + rows].astype(np.float64)
+        k, middle = len(block), block.mean(axis=0)
+        # Chan, Golub, LeVeque 1979: nothing cancels, whatever the order of the examples.
+        squares += np.square(block - middle).sum(axis=0) + np.square(middle - mean) * (n * k / (n + k))
+        mean, n = mean + (middle - mean) * (k / (n + k)), n + k
+    return float(np.sum(squares / n))
 
 
 class Normalization(NamedTuple):

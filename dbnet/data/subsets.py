@@ -98,7 +98,7 @@ class Shares:
         self._parts: list[Batches] = []
         self._present: Batches | None = None
         for share in shares:
-            self.take(share)
+            self._add(self._load_at_cursor(share))
 
     def take(self, share: Share, beat: Callable[[], None] = lambda: None) -> None:
         """Train on a share, too; while its examples are read, which may take long, `beat` is called again and again."""
@@ -106,7 +106,9 @@ class Shares:
             loading = reader.submit(self._load_at_cursor, share)
             while not wait([loading], _BEAT).done:
                 beat()
-            part = loading.result()
+            self._add(loading.result())
+
+    def _add(self, part: Batches) -> None:
         self._parts.append(part)
         self._present = self._present or part
 

@@ -25,9 +25,9 @@ from dbnet.core.kernels.folder import cache
 from dbnet.core.ranges import flatten, size_of
 from dbnet.core.registry import is_running, named, run_module
 from dbnet.data.batches import Batches
-from dbnet.data.file import DataFile, Examples, read_inputs, variance
+from dbnet.data.file import DataFile, Examples, read_inputs
 from dbnet.data.predictions import check, predictions, write
-from dbnet.data.preparation import Normalization, suited
+from dbnet.data.preparation import Normalization, suited, variance
 from dbnet.network.model import footprint
 from dbnet.network.partition import Cut
 from dbnet.network.replica import Replica, Score

@@ -26,7 +26,7 @@ from dbnet.comm.window import Window
 from dbnet.coordinator.duty import Facts
 from dbnet.core.config import Config
 from dbnet.core.errors import UserError
-from dbnet.core.ranges import Range, split
+from dbnet.core.ranges import Range, piece, split
 from dbnet.data.file import DataFile
 from dbnet.data.subsets import Share
 from dbnet.monitor import tensorboard
@@ -307,7 +307,7 @@ def first_shares(ready: Setup, index: int) -> list[Share]:
     if index >= parts:
         return []
     point = ready.checkpoint
-    subset = Share(index, 0, split(ready.data.sizes["train"], parts)[index].size)
+    subset = Share(index, 0, piece(ready.data.sizes["train"], parts, index).size)
     if point is None:
         return [subset]
     left = [Share(*row) for row in point.tables["shares"].tolist()] if "shares" in point.tables else []

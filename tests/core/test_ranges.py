@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbnet.core.ranges import Range, flatten, intersect, overlap, relative, shape_of, size_of, split, whole
+from dbnet.core.ranges import Range, flatten, intersect, overlap, piece, relative, shape_of, size_of, split, whole
 
 small = st.integers(0, 12)
 ranges = st.tuples(small, small).map(lambda pair: Range(min(pair), max(pair)))
@@ -35,6 +35,7 @@ def test_split_covers_everything_once_and_evenly(n: int, parts: int) -> None:
     assert [i for r in cut for i in range(r.lo, r.hi)] == list(range(n))
     sizes = [r.size for r in cut]
     assert len(cut) == parts and max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+    assert cut == [piece(n, parts, i) for i in range(parts)]
 
 
 @given(ranges, ranges)

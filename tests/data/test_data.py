@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dbnet.core.errors import UserError
 from dbnet.core.ranges import Range
-from dbnet.data import file as data_file
+from dbnet.data import preparation
 from dbnet.data.file import DataFile, read_inputs, write
 from dbnet.data.formats.idx import Idx, read_idx
 
@@ -274,7 +274,7 @@ def test_a_written_file_keeps_examples_whole(place: Path) -> None:
 
 
 def test_a_variance_is_taken_by_blocks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_file, "_BLOCK", 8 * 3 * 7)
+    monkeypatch.setattr(preparation, "_READ", 8 * 3 * 7)
     y = np.random.default_rng(1).normal(size=(100, 3)) * [1, 10, 0.1] + [1e3, 0, -5]
     y[:7] += 1e4
     asked: list[int] = []
@@ -286,7 +286,7 @@ def test_a_variance_is_taken_by_blocks(place: Path, monkeypatch: pytest.MonkeyPa
 
     for values in (y, np.sort(y, axis=0), y.astype(np.float32), y[:1]):
         wanted = values.astype(np.float64).var(axis=0).sum()
-        assert data_file.variance(values.view(Watched)) == pytest.approx(wanted, rel=1e-12, abs=0)
+        assert preparation.variance(values.view(Watched)) == pytest.approx(wanted, rel=1e-12, abs=0)
     assert max(asked) == 7
     write("v.h5", {"train/x": np.ones((100, 2), np.float32), "train/y": y})
     assert DataFile("v.h5").variance("train") == pytest.approx(y.var(axis=0).sum(), rel=1e-12)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from dbnet.comm.simulated.movers import SharedWindow, VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
 from dbnet.data.portions import Reader
+from dbnet.data.together import Together
 from dbnet.network.cost import Profile, WayTable
 from dbnet.network.model import footprint
 from dbnet.run import roles
@@ -79,6 +82,9 @@ class Simulation:
             # A rank may have two transfers under way, which share its host's card.
             self.wire.visited.update(range(self.topology.size))
             self.wire.crowded = [True] * self.topology.size
+        # Examples that are trained on lie in memory once: subsets, and of each partition what anybody holds in blocks.
+        self._reading = replace(ready, data=Together(ready.data, ready.model.dtype))
+        self._blocks = [WeakValueDictionary() for _ in range(self.topology.partitions)]
         self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
         self.faults = None if faults is None else Faults(self.time, self.topology, ready.config.run.bound, self.window)
 
@@ -147,11 +153,12 @@ class Simulation:
             cut, clips = (ready.cut, link) if link else None, ready.config.method.clipping.norm is not None
             return DryReplica(pace, train, cut, ready.model, (evaluated, EVALUATION_BATCH), clips)
         if link is not None:
-            replica = roles.load_replica(ready, index, partition, link, partial(PacedReplica, pace, None))
+            replica = roles.load_replica(self._reading, index, partition, link, partial(PacedReplica, pace, None))
         else:
-            replica = roles.load_replica(ready, index, make=partial(PacedReplica, pace, self._shared), watched=self._shared.watched)
+            make = partial(PacedReplica, pace, self._shared)
+            replica = roles.load_replica(self._reading, index, make=make, watched=self._shared.watched)
         if isinstance(replica.train, Reader):
-            replica.train.at_once()
+            replica.train.at_once(self._blocks[partition])
         return replica
 
     @cached_property
