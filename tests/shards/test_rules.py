@@ -179,6 +179,11 @@ def test_a_staleness_aware_run_divides_the_rate_and_is_replayed(run_file, dbnet)
     assert run.staleness.index.max() > 1, "nothing is stale: this shows nothing"
     again = dbnet("replay", "out/run.h5", "--trust-modules")
     assert again.code == 0 and "identical" in again.out, again
+    # Clocks count on from the checkpoint's, slices from nought.
+    more = [*words, "--record", "--quiet", "topology.replicas=3", "rule.schedule.warmup=2", "stop.steps=16", "--resume"]
+    assert dbnet("train", run_file, *more).code == 0 and open_run("out/run-2.h5").staleness.index.max() < 10
+    again = dbnet("replay", "out/run-2.h5", "--trust-modules")
+    assert again.code == 0 and "identical" in again.out, again
     plain = dbnet("train", run_file, *words, "rule.kind=sgd", "--quiet", "topology.replicas=3", "run.name=plain")
     assert plain.code == 0 and open_run("out/plain.h5").accuracy != run.accuracy
     synchronous = ["method.kind=synchronous", "topology.partitions=1", "--quiet"]
