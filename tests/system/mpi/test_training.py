@@ -92,7 +92,14 @@ def on6(trainings: Callable[..., Path], small: Path, on3: Path) -> Path:
         {
             "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", "topology.shards=4", "topology.replicas=1"],
             "wide": shape,
-            "rings": ["method.slot=64", "method.slots=2", "stop.epochs=2", "record={schedule=true, trace=true, steps=1}", *shape],
+            "rings": [
+                "method.slot=64",
+                "method.slots=2",
+                "rule={kind='momentum', rate=0.02}",
+                "stop.epochs=2",
+                "record={schedule=true, trace=true, steps=1}",
+                *shape,
+            ],
             "tally": [*sums.overrides(small), *shape],
             "tally-seldom": [*sums.overrides(small), "method.n_push=3", "method.n_fetch=2", *shape],
             "float64": ["model.dtype=float64", "rule={kind='sgd', rate=0.3}", "warmstart.steps=50", "record.schedule=true", *shape],
