@@ -110,6 +110,24 @@ def earlier_order(entries: list[LogEntry]) -> None:
     entries[at] = LogEntry(log.ORDER, row.tobytes())
 
 
+def other_clock(entries: list[LogEntry]) -> None:
+    end = entries[-1].value
+    entries[-1] = LogEntry(log.END, json.dumps({**end, "clock": [end["clock"][0] + 1]}).encode())
+
+
+def other_checkpoint(entries: list[LogEntry]) -> None:
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.SAVED)
+    saved = entries[at].value
+    entries[at] = LogEntry(log.SAVED, json.dumps({**saved, "digests": {**saved["digests"], "params": "0" * 64}}).encode())
+
+
+def other_push(entries: list[LogEntry]) -> None:
+    at = [i for i, entry in enumerate(entries) if entry.kind == log.PUSH][5]
+    numbers = entries[at].array("<i8").copy()
+    numbers[2] += 1
+    entries[at] = LogEntry(log.PUSH, numbers.tobytes())
+
+
 @pytest.mark.parametrize(
     ("part", "change", "named"),
     [
@@ -119,6 +137,13 @@ def earlier_order(entries: list[LogEntry]) -> None:
         ("replica-1.0", earlier_order, "replica 1: "),
         ("replica-0.0", other_loss, "replica 0: an evaluation gives "),
         ("shard-0", other_end, "the end: 'state.sum' of shard 0"),
+        ("shard-0", other_clock, "the end: the clock of shard 0 is [72], recorded was [73]"),
+        ("shard-1", other_checkpoint, "checkpoint 000001: 'params' of shard 1 is another"),
+        (
+            "replica-1.0",
+            other_push,
+            "push 5 with 1 gradients at step 5 comes where push 5 with 1 at step 6 was recorded",
+        ),
     ],
 )
 def test_another_event_is_found_and_named(
