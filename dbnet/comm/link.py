@@ -51,17 +51,20 @@ class MpiLink:
         Seconds that one wait may last.
     crowded
         Whether there are more ranks than cores: then a waiting rank soon sleeps, since who it waits for may need its core.
+    beat, graph
+        What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
     """
 
-    def __init__(self, comm: Any, deadline: float, crowded: bool = False) -> None:
+    def __init__(
+        self, comm: Any, deadline: float, crowded: bool = False, beat: Callable[[str], None] = lambda reason: None,
+        graph: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
         from mpi4py import MPI
 
         self._mpi, self._comm, self._bound = MPI, comm, Patience(deadline)
         self.rank, self.size = comm.rank, comm.size
         self._requests: list[Any] = []
-        # What else is due while one waits: a sign of life; who waits for whom, for a wait that was in vain.
-        self.beat: Callable[[str], None] = lambda reason: None
-        self.graph: Callable[[], str] = str
+        self._beat, self._graph = beat, graph
         self._patience = PATIENCE if crowded else 8192
 
     def sender(self, buffer: np.ndarray, to: int, tag: int) -> Any:
@@ -124,11 +127,11 @@ class MpiLink:
 
     def _patiently(self, what: str) -> None:
         """Give a sign of life; wait no longer than the deadline."""
-        self.beat(f"waits for {what}")
+        self._beat(f"waits for {what}")
         if self._bound.over():
             raise Lost(
                 f"Partition {self.rank} waited {self._bound.bound:g} s in vain for {what}. Look for a rank that hangs, or raise "
-                f"run.deadline.\n{self.graph()}".rstrip()
+                f"run.deadline.\n{self._graph()}".rstrip()
             )
 
 

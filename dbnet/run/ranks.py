@@ -58,7 +58,8 @@ def train_ranks(
     def load() -> Replica | None:
         if role is not Role.WORK:
             return None
-        link = MpiLink(comms.replica, config.run.deadline, crowded(comms.node)) if world.partitions > 1 else None
+        signs = (starting.beat, starting.graph)
+        link = MpiLink(comms.replica, config.run.deadline, crowded(comms.node), *signs) if world.partitions > 1 else None
         with starting.works():
             return roles.load_replica(ready, *world.place(comm.rank), link)
 
@@ -214,7 +215,7 @@ class Rank:
         """Begin together, since nobody may fetch before every shard has its parameters; then play the role to its end."""
         role = roles.traced(self.trace, self.rank, player)
         mpi.meet(self._comms.world)
-        self._starting.lift()
+        self._starting.lift(self.heartbeat if self._watch is None else None)
         config, name = self._ready.config.run, self._ready.topology.name(self.rank)
         beat, graph = (self.heartbeat.beat, self.heartbeat.graph) if self._watch is None else (self._watch.say, self._watch.graph)
         with mpi.blaming_others(name):
@@ -257,8 +258,6 @@ def _serve(ready: Setup, rank: Rank, starting: Starting) -> bool:
 def _work(ready: Setup, rank: Rank, replica: Replica) -> bool:
     number, partition = ready.topology.place(rank.rank)
     link, heartbeat = replica.link, rank.heartbeat
-    if link is not None:
-        link.beat, link.graph = heartbeat.beat, heartbeat.graph
     try:
         rank.play(roles.worker(ready, rank, rank.rank, replica))
     except (GivenUp, Gone) as why:

@@ -121,6 +121,7 @@ class Starting:
         fields = [*coordinator_fields(world), *heartbeat_fields(world)]
         self._window = MpiWindow(comm, [WindowLayout(fields), *(WindowLayout(()) for _ in range(1, world.size))])
         self._reason, self._lifted = _WAITS, Event()
+        self._signs: Heartbeat | None = None
         self._thread = Thread(target=self._run_thread, name="starting", daemon=True)
         self._thread.start()
 
@@ -151,11 +152,21 @@ class Starting:
         finally:
             self._reason = _WAITS
 
-    def lift(self) -> None:
-        """The run has begun, and has its own signs of life."""
+    def lift(self, signs: Heartbeat | None = None) -> None:
+        """The run has begun, and has its own signs of life: those of this rank, if it is not the coordinator."""
+        self._signs = signs
         self._lifted.set()
         self._thread.join()
         self._limit.lift()
+
+    def beat(self, reason: str) -> None:
+        """Give the run's sign of life, when it has begun; until then a thread gives those of the start."""
+        if self._signs is not None:
+            self._signs.beat(reason)
+
+    def graph(self) -> str:
+        """Return who waits for whom in the run, when it has begun."""
+        return "" if self._signs is None else self._signs.graph()
 
     def free(self) -> None:
         """Give the window back, together with all ranks."""

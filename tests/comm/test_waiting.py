@@ -364,8 +364,8 @@ def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool)
 
 @pytest.mark.parametrize(("gap", "lost"), [(2.0, True), (100.0, False)])
 def test_partitions_that_were_stopped_wait_on(gap: float, lost: bool) -> None:
-    clock, link = Clock(), object.__new__(MpiLink)
-    link.rank, link._bound, link.beat, link.graph = 0, Patience(BOUND, clock), lambda reason: None, str
+    clock, link, said = Clock(), object.__new__(MpiLink), []
+    link.rank, link._bound, link._beat, link._graph = 0, Patience(BOUND, clock), said.append, str
     try:
         for _ in range(8):
             clock.now += gap
@@ -373,3 +373,4 @@ def test_partitions_that_were_stopped_wait_on(gap: float, lost: bool) -> None:
         assert not lost
     except Lost:
         assert lost
+    assert said[0] == "waits for another partition's values"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from dbnet.coordinator.orders import coordinator_fields
 from dbnet.core.errors import Lost
 from dbnet.run.ranks import woken
 from dbnet.run.signals import Interrupt, at_once
-from dbnet.run.starting import Guardian, look_after
+from dbnet.run.starting import Guardian, Starting, look_after
 
 WORLD, BOUND, DEADLINE = Topology(shards=1, replicas=2), 5.0, 20.0
 
@@ -137,3 +138,15 @@ def test_a_start_says_whether_servers_rest(ranks: int, direct: bool, everywhere:
     comms: Any = SimpleNamespace(node=SimpleNamespace(size=ranks), world=SimpleNamespace(size=5))
     window: Any = SimpleNamespace(direct=lambda comm: direct)
     assert woken(comms, window, bells) == (bells if rings else None, words) and bool(closed) is not rings
+
+
+def test_who_waits_in_a_run_gives_the_runs_signs_of_life_once_it_has_begun() -> None:
+    start, said = object.__new__(Starting), list[str]()
+    start._lifted, start._signs = threading.Event(), None
+    start._thread = start._limit = SimpleNamespace(join=lambda: None, lift=lambda: None)  # type: ignore[assignment]
+    start.beat("waits")
+    assert not said and not start.graph()
+    signs: Any = SimpleNamespace(beat=said.append, graph=lambda: "who waits")
+    start.lift(signs)
+    start.beat("waits for values")
+    assert said == ["waits for values"] and start.graph() == "who waits"
