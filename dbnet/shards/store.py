@@ -42,7 +42,7 @@ from dbnet.shards.push import Counts, Intake, Push
 from dbnet.shards.routes import HEADER, Rings, Route, routes
 
 _WORDS = Struct("=7q")  # of a header: all but the last
-PIECE, MOMENT = 256 << 20, 0.05
+PIECE, MOMENT, EARLY = 256 << 20, 0.05, 1 << 16
 
 
 class WindowStore:
@@ -266,8 +266,8 @@ class WindowStore:
         self._heads[i, 0] = head + 1
         window.put(rank, "head", self._head[i], self._origin)
         window.flush(rank)
-        # A shard that rests is woken by what comes first; in the end, and before it is waited for, it must have seen all.
-        if not at or last or head + 1 - self._tails[i, 0] == self._slots:
+        # A shard that rests is woken by a first slice that takes it long; by the last, and a full ring, it must have seen all.
+        if (not at and data.nbytes >= EARLY) or last or head + 1 - self._tails[i, 0] == self._slots:
             window.wake(rank)
         return end
 
