@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dbnet.commands.bench import run
 from dbnet.commands.bench.command import holds
 from dbnet.commands.bench.ranks.job import Account
-from dbnet.commands.bench.simulate import Case, Predict, judged
+from dbnet.commands.bench.simulate import Case, Predict, Simulate, judged
 from dbnet.commands.plan.predict import Figures
 from dbnet.data import file
 from dbnet.data.formats.random import Random
@@ -71,6 +72,14 @@ def test_a_start_says_what_its_seconds_went_to(tmp_path: Path, run_file: Path) -
     said = json.loads((tmp_path / "spent-0.json").read_text())
     causes = ("interpreter", "imports", "configuration", "data", "kernels", "run file", "run", "end")
     assert [cause for cause in causes if not said["spent"][cause] > 0] == [] and len(said["first"]) == 1
+
+
+def test_memory_is_that_of_the_simulation_alone(tmp_path: Path) -> None:
+    """Not what the process holds that measures it."""
+    file.write(tmp_path / "data.h5", Random(shape="784", classes=10, train=100, test=0).read(), False)
+    held = np.ones(1 << 29, np.uint8)
+    row = Simulate.memory(str(tmp_path), tmp_path / "data.h5", 2, 1.0)
+    assert row.name == "memory of 2 replicas" and 0.03 < row.value < held.nbytes / 1e9 and row.ratio == row.value
 
 
 def test_predictions_are_judged_by_their_median_and_worst_errors() -> None:

@@ -27,6 +27,8 @@ from dbnet.run.setup import setup
 from dbnet.run.simulated.simulate import Simulated, simulate
 
 _REPLICAS, _SHARDS, _STEPS, _MINIBATCH = 200, 16, 10, 50
+# GB for so many replicas.
+_MEMORY = ((200, 1.0), (2000, 4.0))
 # Shards that keep up: rings that fill would be a figure of their own.
 _MACHINE = {
     "compute": {"rate": 1.0, "apply": 50.0},
@@ -37,7 +39,7 @@ _MACHINE = {
 
 
 class Simulate(Bench):
-    """Simulated time, 200 replicas of the fashion network on 16 shards: one-sided operations a second, cost beside gradients."""
+    """Simulated time, 200 replicas of the fashion network on 16 shards: operations a second, cost beside gradients, memory."""
 
     kind: ClassVar[str] = "simulate"
 
@@ -51,6 +53,7 @@ class Simulate(Bench):
             for _ in range(repeat):
                 wet.append(self._play(folder, data, dry=False).spent)
                 bare.append(self._gradients())
+            memory = [self.memory(folder, data, replicas, bound) for replicas, bound in _MEMORY]
         rates = np.array([done.operations / done.spent for done in dry])
         beside = np.array([(one - other) / other for one, other in zip(wet, bare, strict=True)])
         return [
@@ -62,21 +65,19 @@ class Simulate(Bench):
                 "simulate", "processor time beside the gradients", beside.min(), "of them", "bound", 0.3, beside.min() / 0.3,
                 "<= 1.0", max(wet) / min(wet),
             ),
+            *memory,
         ]  # fmt: skip
 
     @staticmethod
     def _play(folder: str, data: Path, dry: bool) -> Simulated:
-        tables: dict[str, Any] = {
-            "run": {"folder": folder, "picture": False, "deadline": 1e4},
-            "data": {"path": str(data)},
-            "model": {"layers": [{"kind": "dense", "units": 256, "activation": "sigmoid"}, {"kind": "dense", "units": 10}]},
-            "method": {"minibatch": _MINIBATCH},
-            "rule": {"rate": 0.001},
-            "topology": {"replicas": _REPLICAS, "shards": _SHARDS},
-            "stop": {"steps": _STEPS},
-            "evaluate": {"train": 0},
-        }
-        return simulate(tables, Profile.model_validate(_MACHINE), dry=dry, quiet=True)
+        return simulate(fashion(folder, data, _REPLICAS, _STEPS), Profile.model_validate(_MACHINE), dry=dry, quiet=True)
+
+    @staticmethod
+    def memory(folder: str, data: Path, replicas: int, bound: float) -> Row:
+        """Return the most memory that a process of its own takes for two steps of so many replicas, beside `bound` GB."""
+        code = "import sys; from dbnet.commands.bench.simulate import peak; print(peak(*sys.argv[1:]))"
+        took = float(_run([sys.executable, "-c", code, folder, str(data), str(replicas)])) / 1e9
+        return Row("simulate", f"memory of {replicas:,} replicas", took, "GB", "bound", bound, took / bound, "<= 1.0", 1.0)
 
     @staticmethod
     def _gradients() -> float:
@@ -88,6 +89,28 @@ class Simulate(Bench):
             for w, g in vectors:
                 replica.accrue(w, g, 0, 0.0)
         return time.process_time() - began
+
+
+def peak(folder: str, data: str, replicas: str) -> int:
+    """Play two steps of so many replicas; return the bytes of memory that this process held at most."""
+    simulate(fashion(folder, Path(data), int(replicas), 2), Profile.model_validate(_MACHINE), quiet=True)
+    # What `getrusage` says is at least what the process held that began this one.
+    said = Path("/proc/self/status").read_text()
+    return 1024 * int(said.split("VmHWM:")[1].split()[0])
+
+
+def fashion(folder: str, data: Path, replicas: int, steps: int) -> dict[str, Any]:
+    """Return a run of the fashion network as nested tables."""
+    return {
+        "run": {"folder": folder, "picture": False, "deadline": 1e4},
+        "data": {"path": str(data)},
+        "model": {"layers": [{"kind": "dense", "units": 256, "activation": "sigmoid"}, {"kind": "dense", "units": 10}]},
+        "method": {"minibatch": _MINIBATCH},
+        "rule": {"rate": 0.001},
+        "topology": {"replicas": replicas, "shards": _SHARDS},
+        "stop": {"steps": steps},
+        "evaluate": {"train": 0},
+    }
 
 
 # --- beside real runs -----------------------------------------------------------------------------------------------------------
@@ -196,12 +219,13 @@ def run_of(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     alone = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=alone | root)
     if done.returncode:
         raise UserError(f"'{' '.join(command)}' failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
+    return done.stdout
 
 
 def judged(found: Mapping[Case, tuple[Figures, Figures]]) -> list[Row]:
