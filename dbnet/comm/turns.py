@@ -1,10 +1,10 @@
 """How ranks give way: every role is a generator that yields when others may run.
 
-A role yields None after a piece of work, `IDLE` when it has nothing to do, and a `Wait` when it cannot go on until another rank
-acts. So does whatever it calls that takes turns; results come by ``yield from``. With MPI each rank drives its own generator
-(`drive`): it gives a sign of life at every yield, backs off while idle and gives up a wait after the deadline, naming who waits
-for whom. Within one process all roles take turns (`take_turns`), always in the same order, and what recurs falls due by a count of
-turns (`Rounds`) and by no clock, so a run can be repeated.
+A role yields None after a piece of work, `IDLE` when it has nothing to do (`BESIDE`: a thread of its own has), and a `Wait` when it
+cannot go on until another rank acts. So does whatever it calls that takes turns; results come by ``yield from``. With MPI each rank
+drives its own generator (`drive`): it gives a sign of life at every yield, backs off while idle and gives up a wait after the
+deadline, naming who waits for whom. Within one process all roles take turns (`take_turns`), always in the same order, and what
+recurs falls due by a count of turns (`Rounds`) and by no clock, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Wait(NamedTuple):
 
 
 IDLE = Wait("")
+# Of one that has nothing to do itself, but a thread that will: it must look again soon, and cannot rest until somebody wakes it.
+BESIDE = Wait("", 0.0)
 
 
 def looking(reason: str) -> Wait:
@@ -99,7 +101,7 @@ def drive(
             advice = "Look for a rank that hangs, or raise run.deadline."
             raise Lost(f"Waited {deadline:g} s in vain: {wait.reason}. {advice}{found}")
         # Not a synchronisation: an idle rank must not burn the core that a computing one needs, yet answer soon.
-        if rest is not None and not reason and pause >= _SOON:
+        if rest is not None and not reason and pause >= _SOON and wait is not BESIDE:
             rest(lazy)
             continue
         time.sleep(pause)

@@ -51,7 +51,7 @@ class Process:
         The parameters [parameters]; of a cut network, after the run.
     """
 
-    period, saves = 0.0, True
+    period, saves, inline = 0.0, True, True
 
     def __init__(self, ready: Setup, interrupt: Interrupt) -> None:
         self.logs: dict[int, PartLog | None] = {}

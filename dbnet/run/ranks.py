@@ -156,7 +156,7 @@ class Rank:
         Its part of the schedule, if that is recorded; its lanes, if the run is traced.
     """
 
-    saves = True
+    saves, inline = True, False
 
     def __init__(
         self, ready: Setup, comms: Communicators, window: Window, bells: Bells | None, interrupt: Interrupt,

@@ -79,18 +79,17 @@ class World(Protocol):
 
     Attributes
     ----------
-    clock, due
-        Seconds of the run; by what recurring work falls due.
-    period
-        Seconds between a replica's looks at its orders; 0: at every turn.
-    saves
-        Whether there is something to save.
+    clock, due, period
+        Seconds of the run; by what recurring work falls due; seconds between a replica's looks at its orders, 0: at every turn.
+    saves, inline
+        Whether there is something to save; whether files are written by a rank's turns, not by a thread of its own.
     """
 
     clock: Callable[[], float]
     due: Callable[[], float]
     period: float
     saves: bool
+    inline: bool
 
     def asked(self) -> bool:
         """Return whether a signal has asked this process to stop."""
@@ -240,7 +239,7 @@ def coordinator(ready: Setup, world: World, record: RunFile, display: Display) -
     keeper = Checkpoints if world.saves else Unsaved
     about = texts(config, ready.name, ready.model.layout, ready.data.described, ready.chain, ready.data.scale)
     duties = Duties(
-        keeper(channel, display.warn, config, about, world.clock, watch is None, point is not None),
+        keeper(channel, display.warn, config, about, world.clock, world.inline, point is not None),
         members,
         Guard(config, ready.model.layout, record, display, time, kind.by_pass),
         evaluation,
@@ -281,7 +280,7 @@ def server(ready: Setup, world: World, index: int, takes: Receiver) -> Server:
     """Return the server of one shard."""
     rank = ready.topology.shard_rank(index)
     channel, log = world.channel(rank), world.log(rank) if ready.config.record.schedule else None
-    parts = (takes, channel, world.due, world.watch() is None)
+    parts = (takes, channel, world.due, world.inline)
     saver = PartWriter(*parts) if log is None else RecordingWriter(log, *parts)
     if isinstance(takes, Accrual):
         takes.log = log

@@ -20,7 +20,7 @@ import numpy as np
 
 from dbnet.checkpoint.parts import PartWriter
 from dbnet.comm.channel import Channel
-from dbnet.comm.turns import IDLE, Turns, Wait
+from dbnet.comm.turns import BESIDE, IDLE, Turns, Wait
 from dbnet.core.config import RecordTable
 from dbnet.shards.push import Receiver
 from dbnet.shards.store import Inbox
@@ -98,7 +98,7 @@ class Server:
             busy = self.saver.advance() or busy
             if busy:
                 self.busy += self._clock() - began
-            yield None if busy else IDLE
+            yield None if busy else BESIDE if self.saver.busy else IDLE
         self.saver.close()
         while not broken and self._channel.pending():
             yield Wait("a shard waits for the coordinator to take its last messages")

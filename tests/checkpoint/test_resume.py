@@ -209,6 +209,7 @@ def test_counters_of_who_dies_before_its_first_report_are_those_of_the_checkpoin
     losses, boxes = Losses(ready.topology), Mailboxes(1 + ready.topology.shards)
     world = SimpleNamespace(
         saves=True,
+        inline=True,
         clock=lambda: 1.0,
         due=lambda: 1.0,
         watch=lambda: losses,

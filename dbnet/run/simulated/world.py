@@ -53,6 +53,8 @@ class Simulation:
         What follows when somebody dies; None where nobody does.
     """
 
+    inline = True
+
     def __init__(self, ready: Setup, profile: Profile, dry: bool, interrupt: Interrupt) -> None:
         profile = profile.suited(ready.model.layout.size * ready.model.dtype.itemsize, ready.config.rule.kind)
         self._ready, self._profile, self._dry, self._interrupt = ready, profile, dry, interrupt

@@ -1,13 +1,15 @@
-"""One example is read as NaN, which no check of the file can see; a checkpoint is damaged; called by `several.py`."""
+"""One example is read as NaN, which no check of the file can see; a checkpoint is damaged; disks block; called by `several.py`."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from dbnet.checkpoint.format import part_of
+from dbnet.checkpoint.parts import PartFile
 from dbnet.comm import mpi
 from dbnet.data.batches import Batches
 from dbnet.data.portions import Reader
@@ -43,3 +45,15 @@ def hurt(link: str, shard: int, name: str) -> None:
         content[at] ^= 1
         path.write_bytes(content)
     MPI.COMM_WORLD.Barrier()
+
+
+def block() -> None:
+    """Let the disk take nothing from a shard that would wait for it itself."""
+    right = PartFile.write
+
+    def write(part: PartFile, *what: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise OSError("the shard itself waits for the disk")
+        right(part, *what)
+
+    PartFile.write = write

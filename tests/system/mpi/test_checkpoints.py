@@ -56,6 +56,7 @@ def test_written_while_training_and_gone_on_from_elsewhere(in_turn: Callable, ru
     words = ["topology.shards=3", "topology.replicas=1", "stop.steps=410", "--resume=auto", "run.picture=true"]
     job = in_turn(
         5,
+        {"call": "spoiled.block", "with": []},
         ["train", run_file],
         {"call": "spoiled.hurt", "with": ["out/run.checkpoint.h5", 1, "state.sum"]},
         ["train", run_file, *words],
