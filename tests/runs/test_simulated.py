@@ -514,6 +514,8 @@ def test_noise_is_of_mean_one() -> None:
         assert drawn.mean() == pytest.approx(1.0, abs=0.03)
         assert drawn.std() == pytest.approx({"gamma": 0.6, "exponential": 1.0}[kind], rel=0.05)
         assert noise.step(7, 3) == drawn[3]
+    speeds = [Noise(machine(speed={"slow": 0.3, "factor": 2.0}), 5).speed(replica) for replica in range(1000)]
+    assert set(speeds) == {1.0, 2.0} and speeds.count(2.0) == pytest.approx(300, abs=50), "of each machine by itself"
 
 
 def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:
