@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dbnet.checkpoint.master import Checkpoints
 from dbnet.commands.plan.command import plan
 from dbnet.core.config import build
 from dbnet.core.errors import UserError
@@ -57,6 +58,24 @@ def test_who_has_more_to_do_goes_on_alone(place: Path, make_data) -> None:
     done = trained(place, make_data(), 3, 1, stop={"epochs": 2}, rule={"kind": "sgd", "rate": 0.1})
     events = Run(done.run_file).events
     assert done.finished and events[events.shard == 0].groupby("replica").steps.sum().tolist() == [6, 6, 4]
+
+
+def test_a_checkpoint_counts_no_gradient_that_waits_for_the_others(place: Path, make_data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's sum is in no checkpoint, so who goes on from one makes these gradients again; what counts as made was applied."""
+    shards, waiting = list[Collect](), list[int]()
+
+    def begin(self: Checkpoints, tables: dict[str, np.ndarray], *more: object) -> None:
+        applied = min(int(shard.clock[0]) for shard in shards)
+        assert (tables["replicas"]["steps"] <= applied).all()
+        waiting.append(max(len(shard._came[0]) for shard in shards))
+        right(self, tables, *more)
+
+    right, made = Checkpoints.begin, Collect.__init__
+    monkeypatch.setattr(Checkpoints, "begin", begin)
+    monkeypatch.setattr(Collect, "__init__", lambda self, *parts: (made(self, *parts), shards.append(self))[0])
+    often = {"stop": {"steps": 30}, "checkpoint": {"steps": 1, "keep": 99}, "evaluate": {"epochs": 1.0}}
+    trained(place, make_data(), 3, 1, **often)
+    assert max(waiting) > 0, "no gradient waits: this shows nothing"
 
 
 def test_a_warmstart_is_refused(place: Path, make_data) -> None:

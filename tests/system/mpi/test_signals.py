@@ -146,6 +146,25 @@ def test_local_script_hands_on_what_the_user_can_mend(folder: Path) -> None:
     assert code == 2 and err.count("No data file 'none.h5'") == 1 and "did not come to its own end" not in err
 
 
+def test_a_picture_that_is_never_drawn_can_be_given_up(tmp_path: Path) -> None:
+    """The run has ended, with its own code, and only the ranks of this launcher do not: Ctrl-C once more kills them."""
+    bin, (plan, rank) = tmp_path / "bin", (tmp_path / "bin" / name for name in ("dbnet", "rank"))
+    bin.mkdir()
+    plan.write_text("#!/bin/sh\necho 3\n")
+    rank.write_text('#!/bin/bash\necho ended 0 >"${@: -1}"\ntouch drawing\nexec sleep 300\n')
+    for program in (plan, rank):
+        program.chmod(0o755)
+    env = {**os.environ, "DBNET_BIN": str(bin), "DBNET_LAUNCH": str(rank)}
+    job = subprocess.Popen([ROOT / "jobs" / "launch", "run.toml"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        until((tmp_path / "drawing").exists, "the run has ended", 20)
+        until(lambda: job.poll() is not None or bool(job.send_signal(signal.SIGINT)), "it is given up")
+    finally:
+        job.kill()
+    err = job.communicate(timeout=20)[1]
+    assert job.returncode == 0 and err.count("Once more kills them") == err.count("INT once more") == 1, err
+
+
 @pytest.mark.skipif(not MPICH, reason="a sweep starts jobs/local.sh, which is tested with both")
 def test_a_sweep_starts_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["stop={steps=5}", "run.seed=1"]
