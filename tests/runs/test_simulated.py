@@ -324,7 +324,7 @@ class Field:
         taking = inbox.intakes[0].take
         for intake in inbox.intakes:
             intake.take = partial(self._taken, taking)
-        saver = type("Nothing", (), {"advance": lambda self: False, "close": lambda self: None, "begin": None})()
+        saver = type("Nothing", (), {"advance": lambda self: False, "close": lambda self: None, "begin": None, "busy": False})()
         self.server = Server(shard, inbox, self.boxes.at(1), saver, self.time, RecordTable())
         self.stores = [WindowStore(windows[2 + r], world, (r, 0), footprint, rings, clock=self.time) for r in range(origins)]
 

@@ -30,7 +30,7 @@ def _nothing(*_: object) -> None:
 class Unwritten(Duty):
     """Stands for checkpoints, on both sides: none is due and none is written, unless a test says otherwise."""
 
-    writing = False
+    writing = busy = False
 
     def due(self, steps: int) -> bool:
         return False
