@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
@@ -100,6 +101,13 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.part)
+
+    def again(self) -> Batches:
+        """Return the same examples, in memory once, for somebody else to go through from the first one on."""
+        other = copy(self)
+        other.target, other._bound = self.target.copy(), None
+        other.seek(Cursor(0, 0))
+        return other
 
     @property
     def cursor(self) -> Cursor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from dbnet.core.errors import Lost, UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.core.toml import written
+from dbnet.data.file import DataFile, Examples
 from dbnet.monitor import runfile
 from dbnet.monitor.results import Run
 from dbnet.network.cost import Profile, load_profile
@@ -183,6 +185,23 @@ def test_a_batch_method_comes_to_the_same(tree: dict[str, Any]) -> None:
 
 def one_of(tree: dict[str, Any]) -> Path:
     return execute(build(tree), quiet=True).run_file
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_replicas_read_their_examples_once_and_together(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, partitions: int
+) -> None:
+    """What is trained on once, since both partitions take all units; what is evaluated once for each of them."""
+    counts, read = Counter[str](), DataFile.read
+
+    def counted(self: DataFile, part: str, *which: Any) -> Examples:
+        counts[part] += 1
+        return read(self, part, *which)
+
+    monkeypatch.setattr(DataFile, "read", counted)
+    tree |= {"topology": {"replicas": 4, "partitions": partitions}, "stop": {"steps": 1}}
+    assert played(tree, machine()).outcome.finished
+    assert counts == {"train": 1 + partitions, "test": partitions}
 
 
 @pytest.mark.parametrize("overlap", [False, True])

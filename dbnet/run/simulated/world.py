@@ -20,6 +20,7 @@ from dbnet.comm.simulated.mortal import MortalTime
 from dbnet.comm.simulated.movers import SharedWindow, VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
+from dbnet.data.batches import Batches
 from dbnet.data.portions import Reader
 from dbnet.data.together import Together
 from dbnet.network.cost import Profile, WayTable
@@ -84,7 +85,7 @@ class Simulation:
             # A rank may have two transfers under way, which share its host's card.
             self.wire.visited.update(range(self.topology.size))
             self.wire.crowded = [True] * self.topology.size
-        # Examples that are trained on lie in memory once: subsets, and of each partition what anybody holds in blocks.
+        # Examples lie in memory once: subsets, of each partition what anybody holds in blocks, and what is evaluated (`_watched`).
         self._reading = replace(ready, data=Together(ready.data, ready.model.dtype))
         self._blocks = [WeakValueDictionary() for _ in range(self.topology.partitions)]
         self._wires = [SimulatedWires(self.topology.replica_ranks(r), self.wire) for r in range(self.topology.copies)]
@@ -155,7 +156,8 @@ class Simulation:
             cut, clips = (ready.cut, link) if link else None, ready.config.method.clipping.norm is not None
             return DryReplica(pace, train, cut, ready.model, (evaluated, EVALUATION_BATCH), clips)
         if link is not None:
-            replica = roles.load_replica(self._reading, index, partition, link, partial(PacedReplica, pace, None))
+            watched = {name: batches.again() for name, batches in self._watched[partition].items()}
+            replica = roles.load_replica(self._reading, index, partition, link, partial(PacedReplica, pace, None), watched)
         else:
             make = partial(PacedReplica, pace, self._shared)
             replica = roles.load_replica(self._reading, index, make=make, watched=self._shared.watched)
@@ -165,9 +167,13 @@ class Simulation:
 
     @cached_property
     def _shared(self) -> Shared:
+        return Shared(self._ready.model, self._batch, self._watched[0], EVALUATION_BATCH)
+
+    @cached_property
+    def _watched(self) -> list[dict[str, Batches]]:
+        """For each partition what it evaluates, whichever replica's it is."""
         model = self._ready.model
-        watched = roles.read_watched(self._ready, model.columns(model.boxes()))
-        return Shared(model, self._batch, watched, EVALUATION_BATCH)
+        return [roles.read_watched(self._ready, model.columns(boxes)) for boxes in self._ready.cut.boxes]
 
     @property
     def _batch(self) -> int:
