@@ -264,6 +264,23 @@ def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death() -> None
     assert memory.local[0]["value"].tolist() == [5] and found == [1, 2, 3, 4] and time.dead == [1]
 
 
+def test_who_takes_one_turn_after_the_other_does_nothing_after_its_death() -> None:
+    """Turns of a second, in which it looks at nothing: those at 0, 1 and 2, and none at 3 where it dies at 2.5."""
+    time, found = MortalTime([inf, 2.5], 1e-3, 1.0), []
+
+    def working() -> Turns:
+        for _ in range(5):
+            found.append(time.now)
+            yield None
+
+    def waiting() -> Turns:
+        time.elapse(10.0)
+        yield None
+
+    time.play({0: waiting(), 1: working()}, {})
+    assert found == [0.0, 1.0, 2.0] and time.dead == [1]
+
+
 def test_signs_of_life_stop_with_a_death() -> None:
     """A replica's partition dies at 3.01 s, having given a sign at 3.0, and is lost after 2 s without; so is the other one."""
     world, time = Topology(1, 2, 2), MortalTime([inf, 8.0, inf, inf, inf, 3.01])

@@ -72,7 +72,7 @@ class Player:
                     time.elapse(time.turn)
                 else:
                     # It looks at nothing but what it has got.
-                    time.now += time.turn
+                    time.ahead(time.now + time.turn)
             else:
                 self._idle(wait)
         if time.cores:
