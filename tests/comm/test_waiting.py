@@ -19,7 +19,7 @@ from dbnet.comm.link import MpiLink
 from dbnet.comm.patience import Patience
 from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Role, Topology
-from dbnet.comm.turns import IDLE, Turns, Wait, drive
+from dbnet.comm.turns import BESIDE, IDLE, Turns, Wait, drive
 from dbnet.comm.window import Bells
 from dbnet.coordinator.heartbeat import Watchdog
 from dbnet.core.errors import Lost
@@ -112,6 +112,14 @@ def test_who_can_be_woken_soon_rests_long(monkeypatch: pytest.MonkeyPatch) -> No
     assert rested == [0.04] * 3 and slept[:5] == pytest.approx([2e-5, 8e-5, 32e-5, 2e-5, 8e-5])
     # Not everything that is waited for rings.
     assert len(slept) == 25 and max(slept) <= 1e-3
+
+
+def test_who_has_a_thread_at_work_is_not_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody rings when the disk has taken a slice of a checkpoint."""
+    slept, rested = [], []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    drive(iter((BESIDE,) * 40 + (IDLE,)), BOUND, clock=Clock(), lazy=0.04, rest=rested.append)
+    assert len(slept) == 40 and max(slept) <= 0.01 and rested == [0.04]
 
 
 class Hosts:

@@ -11,6 +11,7 @@ from leading import Led, Unwritten
 
 from dbnet.comm.channel import Mailboxes, Message
 from dbnet.comm.topology import Topology
+from dbnet.comm.turns import BESIDE, IDLE
 from dbnet.comm.window import LocalWindow, WindowLayout
 from dbnet.coordinator.orders import Orders, coordinator_fields
 from dbnet.core.config import Config, RecordTable
@@ -70,6 +71,17 @@ def test_after_a_loss_the_shards_are_told_to_end_and_nobody_is_asked_who_may_hav
                     led.losses.leave(rank)
                     gone.add(rank)
     raise AssertionError("the coordinator waits for shards that were never told to end")
+
+
+def test_a_shard_whose_part_is_being_written_does_not_rest() -> None:
+    channel: Any = SimpleNamespace(receive=lambda: None)
+    receiver: Any = SimpleNamespace(heeds=dict, take_refused=dict, advance=lambda channel: False, take_events=list)
+    saver: Any = SimpleNamespace(busy=True, advance=lambda: False)
+    server = Server(receiver, NoInbox(), channel, saver, lambda: 0.0, RecordTable())
+    turns = server.run()
+    assert next(turns) is BESIDE and next(turns) is BESIDE and server.settled() < 0
+    saver.busy = False
+    assert next(turns) is IDLE and server.settled() > 0
 
 
 @pytest.mark.parametrize("broken", [False, True])
