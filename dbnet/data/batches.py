@@ -133,8 +133,7 @@ class Batches:
         lo = self._position
         self._index = index = self._order[lo : lo + self.batch]
         count = len(index)
-        gather(self._x, index, count, self.scale, x)
-        x[:, count:] = x[:, :1]
+        self.refill(x)
         if self._vectors:
             self.target[:, :count] = self._y[index].T
         else:
@@ -144,6 +143,12 @@ class Batches:
             self._epoch, self._position = self._epoch + 1, 0
             self._shuffle()
         return count
+
+    def refill(self, x: np.ndarray) -> None:
+        """Fill `x` [units, batch] with the minibatch that was filled last, whose labels are still in `self.target`."""
+        count = len(self._index)
+        gather(self._x, self._index, count, self.scale, x)
+        x[:, count:] = x[:, :1]
 
     def example(self, column: int) -> int:
         """Return which example of the file stands in a column of the minibatch that was filled last."""

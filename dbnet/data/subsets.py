@@ -152,6 +152,10 @@ class Shares:
             self._present = min((part for part in self._parts if len(part)), key=_progress)
         return self.present.next(x)
 
+    def refill(self, x: np.ndarray) -> None:
+        """Fill `x` with the present minibatch once more."""
+        self.present.refill(x)
+
     def example(self, column: int) -> int:
         """Return which example of the file stands in a column of the minibatch that was filled last."""
         return self.present.example(column)

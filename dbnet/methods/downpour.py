@@ -43,6 +43,10 @@ class DownpourWorker(Worker):
         return config.method.n_fetch > 1
 
     @classmethod
+    def accrues(cls, config: Config) -> bool:
+        return config.method.n_push > 1
+
+    @classmethod
     def copies(cls, config: Config) -> int:
         method = config.method
         # A step's gradient lies apart where it goes into a sum and moves the replica, or is clipped before; so it never does with

@@ -18,6 +18,10 @@ from dbnet.methods.worker import Worker
 class SingleWorker(Worker):
     """The one replica."""
 
+    @classmethod
+    def accrues(cls, config: Config) -> bool:
+        return False
+
     def train(self) -> Turns:
         replica, store = self.replica, self.store
         while not self.orders.stop and not self.finished:

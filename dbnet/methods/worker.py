@@ -68,6 +68,11 @@ class Worker:
         return False
 
     @classmethod
+    def accrues(cls, config: Config) -> bool:
+        """Return whether a gradient may wait for something before its push begins, so that its place must be the replica's own."""
+        return True
+
+    @classmethod
     def batch(cls, config: Config, examples: int) -> int:
         """Return the columns of a replica's minibatch, with `examples` to train on in all."""
         return max(1, min(config.method.minibatch, -(-examples // config.topology.replicas)))

@@ -32,11 +32,15 @@ from dbnet.core.errors import Lost, UserError
 from dbnet.core.ranges import Range
 from dbnet.core.registry import make
 from dbnet.core.toml import written
+from dbnet.data.batches import Batches, Cursor
 from dbnet.data.file import DataFile, Examples
 from dbnet.monitor import runfile
 from dbnet.monitor.results import Run
 from dbnet.network.cost import Profile, load_profile
-from dbnet.network.model import Footprint, Piece
+from dbnet.network.layers.dense import Dense
+from dbnet.network.losses.softmax import Softmax
+from dbnet.network.model import Footprint, Model, Piece
+from dbnet.network.replica import Clipping, Replica
 from dbnet.run import process, roles
 from dbnet.run.simulated import replicas
 from dbnet.run.simulated.noise import Noise
@@ -221,6 +225,55 @@ def test_the_same_seed_gives_the_same_bytes(tree: dict[str, Any], monkeypatch: p
         for path in Path("out").glob("run.*"):
             path.unlink() if not path.is_dir() else [part.unlink() for part in path.iterdir()] and path.rmdir()
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(("kind", "wire"), [("downpour", "float32"), ("downpour", "bfloat16"), ("synchronous", "float32")])
+def test_replicas_that_push_at_once_compute_in_one_place(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str, wire: str
+) -> None:
+    """Memory for one gradient, not for one each; what is pushed is the same, though rings are full while others compute."""
+    tree["method"] |= {"kind": kind, "wire": wire}
+    tree["topology"] = {"shards": 2, "replicas": 4}
+    tree["model"]["dtype"], tree["model"]["layers"][0]["units"], tree["stop"] = "float32", 40, {"steps": 6}
+    profile, accrue = machine(compute={"rate": 1.0, "step": 1e-3, "apply": 1.0, "slice": 5e-4}), Replica.accrue
+    places: set[int] = set()
+
+    def noted(replica: Replica, w: np.ndarray, g: np.ndarray, *more: Any) -> float:
+        places.add(g.ctypes.data)
+        return accrue(replica, w, g, *more)
+
+    monkeypatch.setattr(Replica, "accrue", noted)
+    one = played(tree, profile).outcome
+    assert len(places) == 1
+    monkeypatch.setattr(build(tree).method.worker, "accrues", lambda config: True)
+    places.clear()
+    other = played(tree, profile).outcome
+    assert len(places) == 4
+    np.testing.assert_array_equal(one.params, other.params)
+
+
+def test_who_began_last_looks_at_its_own_minibatch() -> None:
+    """Though another one, which began before it, has filled the network since."""
+    model = Model([Dense(units=2)], Softmax(), (3,), 2, "float64")
+    shared, w = replicas.Shared(model, 2, {}, 2), np.zeros(8)
+    x = np.random.default_rng(1).standard_normal((2, 5, 3))
+
+    def replica(number: int, meanwhile: Callable[..., object]) -> replicas.PacedReplica:
+        # The last minibatch is not full.
+        batches = Batches(Examples(x[number], np.zeros(5, np.int64)), 2, 1.0, model.dtype, None)
+        batches.seek(Cursor(0, 4))
+        pace = SimpleNamespace(compute=meanwhile)
+        return replicas.PacedReplica(pace, shared, model, batches, {}, 1, clipping=Clipping())
+
+    quick = replica(1, lambda *_: None)
+    slow = replica(0, lambda *_: quick.accrue(w, shared.gradient, 0, 0.0))
+    slow.accrue(w, shared.gradient, 0, 0.0)
+    np.testing.assert_array_equal(shared.networks[0].x.T, x[0, [4, 4]])
+    slow.examine(w)
+    quick.examine(w)
+    assert slow.trouble is None
+    assert quick.trouble.cause_value == np.abs(x[1, 4]).max()
+    np.testing.assert_array_equal(shared.networks[0].x.T, x[1, [4, 4]])
 
 
 @pytest.mark.parametrize("kind", ["downpour", "cards", "overlap", "synchronous", "sandblaster"])

@@ -45,9 +45,9 @@ class SparseRing:
         self._nothing = np.broadcast_to(np.zeros((), dtype), shape[2:])
 
     def put(self, start: int, data: np.ndarray) -> None:
-        """Take the slice whose first element is number `start` of the whole."""
+        """Take the slice whose first element is number `start` of the whole, as it is: it must not change until it is read."""
         if not self._hollow:
-            self._held[divmod(start // self.shape[2], self.shape[1])] = data.copy()
+            self._held[divmod(start // self.shape[2], self.shape[1])] = data
 
     def __getitem__(self, key: tuple[int, int, slice]) -> np.ndarray:
         """Return what lies in (row, slot), once; the key's third part says of how many elements."""
@@ -87,7 +87,15 @@ class SimulatedMemory:
 
 
 class SimulatedWindow:
-    """One rank's end of the window."""
+    """One rank's end of the window.
+
+    Attributes
+    ----------
+    lends
+        Whether slices that are put into rings do not change any more, so that they need not be copied.
+    """
+
+    lends = False
 
     def __init__(self, memory: SimulatedMemory, wire: Interconnect, rank: int) -> None:
         self._memory, self._wire, self._time, self._rank = memory, wire, wire.time, rank
@@ -128,7 +136,7 @@ class SimulatedWindow:
         elif field == _COUNTER:
             entry[3].append((_PUT_COUNTER, place, start, data.item()))
         elif field == _RING:
-            place.put(start, data)
+            place.put(start, data if self.lends else data.copy())
         elif data.size == 1:
             entry[3].append((_PUT_ONE, place, start, data.item()))
         else:

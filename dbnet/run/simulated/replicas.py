@@ -128,7 +128,9 @@ class Shared:
         size = self.networks[0].size
         # One replica evaluates at a time.
         self.snapshot, self.gradient = np.zeros(size, model.dtype), np.zeros(size, model.dtype)
-        self.user: PacedReplica | None = None
+        # Who began a step last, and whose minibatch lies in the network.
+        self.latest: PacedReplica | None = None
+        self.filled: PacedReplica | None = None
 
 
 class PacedReplica(Replica):
@@ -149,40 +151,46 @@ class PacedReplica(Replica):
             self.snapshot, self._own = shared.snapshot, shared.gradient
 
     def accrue(self, w: np.ndarray, g: np.ndarray, accrued: int, rate: float) -> float:
-        self._takes_over()
-        if isinstance(self.link, PacedLink):
+        if self._shared is not None:
+            # At the end of the step: nobody computes between a gradient and the beginning of its push.
+            self._shared.latest = self
+            self._pace.compute(self.steps, rate > 0)
+            self._shared.filled = self
+            return super().accrue(w, g, accrued, rate)
+        between = isinstance(self.link, PacedLink)
+        if between:
             self.link.begin(self._pace.seconds(self.steps, rate > 0))
-            loss = super().accrue(w, g, accrued, rate)
-            self.link.compute()
-            return loss
         loss = super().accrue(w, g, accrued, rate)
-        self._pace.compute(self.steps - 1, rate > 0)
+        if between:
+            self.link.compute()
+        else:
+            self._pace.compute(self.steps - 1, rate > 0)
         return loss
 
     def accrue_share(self, w: np.ndarray, g: np.ndarray, fresh: bool) -> tuple[int, float, int]:
-        self._takes_over()
         count, loss, right = super().accrue_share(w, g, fresh)
         if count:
+            if self._shared is not None:
+                self._shared.latest = self._shared.filled = self
             self._pace.compute(self.steps - 1)
         return count, loss, right
 
     def examine(self, w: np.ndarray) -> None:
-        """Look at the last minibatch, unless another replica's lies in its place."""
-        if self._shared is None or self._shared.user is self:
+        """Look at the last minibatch, unless another replica began one after it."""
+        shared = self._shared
+        if shared is None or shared.latest is self:
+            if shared is not None and shared.filled is not self:
+                self.train.refill(self.network.x)
+                shared.filled = self
             super().examine(w)
 
     def evaluate(self, w: np.ndarray, beat: Callable[[], None] = lambda: None) -> Score:
-        self._takes_over()
         score = super().evaluate(w)
         for batches in self.watched.values():
             for _ in range(-(-len(batches) // batches.batch)):
                 self._pace.evaluate()
                 beat()
         return score
-
-    def _takes_over(self) -> None:
-        if self._shared is not None:
-            self._shared.user = self
 
 
 # --- dry ----------------------------------------------------------------------------------------------------------------------

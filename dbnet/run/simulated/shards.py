@@ -1,4 +1,7 @@
-"""Shards in simulated time: a slice takes its seconds before it is applied; so do the commands of a batch method."""
+"""Shards in simulated time: a slice takes its seconds before it is applied; so do the commands of a batch method.
+
+Replicas that push each gradient at once compute it in one place, and each push is a copy, of which the rings hold slices.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from dbnet.comm.channel import Channel
 from dbnet.comm.simulated.clock import VirtualTime
+from dbnet.comm.turns import Turns
 from dbnet.core.ranges import Range
 from dbnet.network.cost import Profile
 from dbnet.shards.push import Receiver
@@ -66,6 +70,28 @@ class HollowStore(WindowStore):
         """There are no numbers."""
 
     widen = narrow
+
+
+class SharingStore(WindowStore):
+    """The replica's end where nobody else computes between a gradient and the beginning of its push, without overlap.
+
+    Parameters
+    ----------
+    gradient
+        Where all replicas compute, [size].
+    parts
+        What a store is made of.
+    """
+
+    def __init__(self, gradient: np.ndarray, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.g = self._g2 = gradient
+        # What is narrow lies in a buffer for one slice.
+        self._window.lends = self._narrow is None
+
+    def write(self, g: np.ndarray, number: int, fetched: np.ndarray, steps: tuple[int, int]) -> Turns:
+        # A push waits for flushes and for room in rings, while others compute.
+        yield from super().write(g.copy(), number, fetched, steps)
 
 
 class PacedReceiver:

@@ -31,7 +31,7 @@ from dbnet.run.signals import Interrupt
 from dbnet.run.simulated.faults import Faults, ends, entity
 from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.replicas import AnyReplica, Counted, DryReplica, Pace, PacedLink, PacedReplica, Shared
-from dbnet.run.simulated.shards import HollowInbox, HollowShard, HollowStore, PacedInbox, PacedReceiver
+from dbnet.run.simulated.shards import HollowInbox, HollowShard, HollowStore, PacedInbox, PacedReceiver, SharingStore
 from dbnet.shards.push import Intake, Receiver
 from dbnet.shards.store import WindowStore
 
@@ -130,8 +130,10 @@ class Simulation:
 
     def store(self, rank: int, replica: AnyReplica) -> WindowStore:
         partition = self.topology.place(rank)[1]
-        boxes, make = self._ready.cut.boxes[partition], HollowStore if self._dry else WindowStore
-        if not self._ready.config.method.overlap:
+        boxes, make, config = self._ready.cut.boxes[partition], HollowStore if self._dry else WindowStore, self._ready.config
+        if not config.method.overlap:
+            if not (self._dry or self._cut or config.method.worker.accrues(config)):
+                make = partial(SharingStore, self._shared.gradient)
             return self._ready.store(self.window(rank), rank, boxes, self.time, make=make)
         window = SharedWindow(self._memory, self.wire, rank)
         mover = partial(VirtualMover, self.time, self.topology.size + rank, self.topology.name(rank))
