@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import select
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -368,6 +370,25 @@ def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool)
     assert enough.wait(30)
     limit.lift()
     assert said == ["waited in vain"] * ends
+
+
+def test_only_the_end_of_mpi_is_bounded_and_not_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finalize may wait for ranks that are dead; a picture may take long."""
+    ended, handler = [], signal.getsignal(signal.SIGALRM)
+    fake = SimpleNamespace(
+        Is_initialized=lambda: True,
+        Is_finalized=lambda: bool(ended),
+        Finalize=lambda: ended.append(signal.getitimer(signal.ITIMER_REAL)[0]),
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=fake))
+    try:
+        mpi.finalize()
+        assert ended[0] > 0 and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+    mpi.finalize()
+    assert len(ended) == 1
 
 
 @pytest.mark.parametrize(("gap", "lost"), [(2.0, True), (100.0, False)])

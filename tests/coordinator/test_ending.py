@@ -135,3 +135,24 @@ def test_an_evaluation_that_the_end_overtakes_stands_where_it_was_asked_for() ->
     assert places == [(1, 2, 0.2), (2, 8, 0.8)]
     assert [(epochs, score) for epochs, score in shown if score] == [(0.2, Score(1.0, 0.5, 1.0, 0.5))]
     assert not any(orders.evaluation_wanted for orders in replicas)
+
+
+def test_a_run_that_is_over_is_not_evaluated_before_the_last_gradients_are_applied() -> None:
+    """Its time is over: what is due now is what follows when all is applied."""
+    layers, times = [{"kind": "dense", "units": 1}], {"stop": {"seconds": 5.0}, "evaluate": {"seconds": 2.0}}
+    config = Config.model_validate({"data": {"path": "none"}, "model": {"layers": layers}, **times})
+    window, now = LocalWindow([WindowLayout(coordinator_fields(WORLD)), *[WindowLayout(())] * (WORLD.size - 1)]), [0.0]
+    channel = Mailboxes(1 + WORLD.shards).at(0)
+    led = Led(DownpourCoordinator, config, 10, window.at(0), WORLD, channel, lambda: now[0], FlatLayout([]))
+    replicas = [Orders(window.at(WORLD.origin_rank(r, 0)), WORLD, r, lambda: now[0], period=0) for r in range(WORLD.replicas)]
+    run, asked = led.coordinator.run(), []
+    for second in range(9):
+        now[0] = float(second)
+        next(run)
+        for orders in replicas:
+            orders.poll()
+            if orders.evaluation_wanted:
+                asked.append(second)
+                orders.copied()
+                orders.report(Score(1.0, 0.5, 1.0, 0.5))
+    assert asked == [0, 3] and all(orders.stop for orders in replicas)
