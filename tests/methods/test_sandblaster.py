@@ -156,6 +156,11 @@ def test_epochs_are_passes_whatever_is_computed_twice(tmp_path: Path) -> None:
     run = Run(train.execute(cfg(tmp_path / "small.h5", tmp_path, *changes), quiet=True).run_file)
     assert run.iterations.backups.sum() > 0
     assert run.evaluation.epochs.tolist() == [0, *run.iterations.passes.cumsum()]
+    # Seldom: the last iterate once more than that.
+    seldom = [*changes, "evaluate.epochs=2.5", "run.name=seldom"]
+    seen = Run(train.execute(cfg(tmp_path / "small.h5", tmp_path, *seldom), quiet=True).run_file)
+    epochs = seen.evaluation.epochs.tolist()
+    assert len(epochs) < 5 and epochs == sorted(set(epochs)) and epochs[-1] == seen.iterations.passes.sum()
 
 
 KINDS = {
