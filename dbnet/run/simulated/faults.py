@@ -2,8 +2,8 @@
 
 Whoever dies takes no turn any more (`MortalTime`). All else is the code of an MPI run: its signs of life stop, the coordinator
 gives its replica up after `run.heartbeat` virtual seconds, hands on its work, has its rings closed. Signs of life alone take no
-virtual time, so a run in which nobody dies is as without faults, to the byte. A rank that computes for longer than that is not
-taken for a dead one here; over MPI it would be.
+virtual time, so a run in which nobody dies is as without faults, to the byte (if it has no spare replicas, which ask for orders).
+A rank that computes for longer than that is not taken for a dead one here; over MPI it would be.
 """
 
 from __future__ import annotations
