@@ -109,9 +109,10 @@ class Server:
 
     def _take(self) -> bool:
         """Apply what has arrived, for at most the millisecond that MPI may be left alone; return whether there was anything."""
-        if not self.inbox.drain():
+        self._more = self.inbox.drain()
+        if not self._more:
             return False
-        until, self._more = self._clock() + _ALONE, True
+        until = self._clock() + _ALONE
         while self._more and self._clock() < until:
             self._more = self.inbox.drain()
         return True

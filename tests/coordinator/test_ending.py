@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -73,14 +74,23 @@ def test_after_a_loss_the_shards_are_told_to_end_and_nobody_is_asked_who_may_hav
     raise AssertionError("the coordinator waits for shards that were never told to end")
 
 
-def test_a_shard_whose_part_is_being_written_does_not_rest() -> None:
-    channel: Any = SimpleNamespace(receive=lambda: None)
-    receiver: Any = SimpleNamespace(heeds=dict, take_refused=dict, advance=lambda channel: False, take_events=list)
-    saver: Any = SimpleNamespace(busy=True, advance=lambda: False)
-    server = Server(receiver, NoInbox(), channel, saver, lambda: 0.0, RecordTable())
+def test_a_shard_rests_when_nothing_is_left_to_do() -> None:
+    told, left, now = list[Message](), [False], itertools.count(0.0, 6e-4)
+    channel: Any = SimpleNamespace(receive=lambda: told.pop() if told else None, send=lambda *_: None)
+    receiver: Any = SimpleNamespace(
+        heeds=lambda: {"ask": lambda _: None}, take_refused=dict, advance=lambda channel: False, take_events=list
+    )
+    inbox, saver = SimpleNamespace(drain=lambda: left[0]), SimpleNamespace(busy=False, advance=lambda: False)
+    server = Server(receiver, inbox, channel, saver, now.__next__, RecordTable())  # type: ignore[arg-type]
     turns = server.run()
-    assert next(turns) is BESIDE and next(turns) is BESIDE and server.settled() < 0
-    saver.busy = False
+    assert next(turns) is IDLE and server.settled() > 0
+    saver.busy = True
+    assert next(turns) is BESIDE and server.settled() < 0, "a thread writes its part of a checkpoint"
+    saver.busy, left[0] = False, True
+    assert next(turns) is None and server.settled() < 0, "there may be more in the rings than a millisecond's work"
+    left[0] = False
+    told.append(Message(0, "ask", None))
+    assert next(turns) is IDLE and server.settled() < 0, "there may be another message"
     assert next(turns) is IDLE and server.settled() > 0
 
 
