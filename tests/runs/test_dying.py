@@ -15,6 +15,7 @@ from finished import Finished
 
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.mortal import MortalTime
+from dbnet.comm.simulated.movers import VirtualMover
 from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
@@ -243,8 +244,12 @@ def test_who_dies_when_is_a_matter_of_oneself() -> None:
 # --- what ends ----------------------------------------------------------------------------------------------------------------
 
 
-def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death() -> None:
-    """One puts 1 to 9, each of which takes half a second there and back; it dies at 2.2, when the fifth is under way."""
+@pytest.mark.parametrize("beside", [False, True])
+def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death(beside: bool) -> None:
+    """One puts 1 to 9, each of which takes half a second there and back; it dies at 2.2, when the fifth is under way.
+
+    So does what moves its data beside it.
+    """
     time, found = MortalTime([inf, 2.2]), []
     memory = SimulatedMemory([WindowLayout([Field("value", "int64", (1,))]), WindowLayout([])])
 
@@ -260,7 +265,11 @@ def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death() -> None
         time.elapse(10.0)
         yield None
 
-    time.play({0: waiting(), 1: putting()}, {})
+    def starting() -> Turns:
+        VirtualMover(time, 2 + 1, "one").start(putting())
+        yield from waiting()
+
+    time.play({0: waiting(), 1: starting() if beside else putting()}, {})
     assert memory.local[0]["value"].tolist() == [5] and found == [1, 2, 3, 4] and time.dead == [1]
 
 
