@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from math import inf
@@ -274,19 +275,23 @@ def test_who_has_gone_ahead_of_the_others_does_nothing_after_its_death(beside: b
 
 
 def test_who_takes_one_turn_after_the_other_does_nothing_after_its_death() -> None:
-    """Turns of a second, in which it looks at nothing: those at 0, 1 and 2, and none at 3 where it dies at 2.5."""
+    """Turns of a second, in which it looks at nothing: those at 0, 1 and 2, and none at 3 where it dies at 2.5; nor does it end."""
     time, found = MortalTime([inf, 2.5], 1e-3, 1.0), []
 
     def working() -> Turns:
-        for _ in range(5):
-            found.append(time.now)
-            yield None
+        try:
+            for _ in range(5):
+                found.append(time.now)
+                yield None
+        finally:
+            found.append(inf)
 
     def waiting() -> Turns:
         time.elapse(10.0)
         yield None
 
     time.play({0: waiting(), 1: working()}, {})
+    gc.collect()
     assert found == [0.0, 1.0, 2.0] and time.dead == [1]
 
 
