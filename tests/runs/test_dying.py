@@ -22,6 +22,7 @@ from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
 from dbnet.comm.window import Field, WindowLayout
 from dbnet.coordinator.heartbeat import heartbeat_fields
+from dbnet.coordinator.orders import OrderBook
 from dbnet.core.config import build
 from dbnet.core.errors import Lost, UserError
 from dbnet.methods.sandblaster.work_queue import Tally
@@ -32,6 +33,7 @@ from dbnet.run.simulated.noise import Noise
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
 
+EVERYBODY = (("coordinator", True), ("shard", 0), ("shard", 1), ("replica", 0), ("replica", 1))
 MACHINES = Path(__file__).resolve().parents[2] / "jobs" / "machines"
 
 
@@ -62,6 +64,14 @@ def tree(place: Path, make_data: Callable[..., Path]) -> dict[str, Any]:
         "stop": {"epochs": 6},
         "evaluate": {"epochs": 2},
     }
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> list[MortalTime]:
+    """Return the clocks of the run that is played."""
+    found, made = [], MortalTime.__init__
+    monkeypatch.setattr(MortalTime, "__init__", lambda time, *parts: [found.append(time), made(time, *parts)][1])
+    return found
 
 
 def played(tree: dict[str, Any], profile: Profile, **ways: Any) -> Simulated:
@@ -156,6 +166,17 @@ def test_who_dies_when_nobody_will_miss_it_ends_nothing(tree: dict[str, Any]) ->
     tree["topology"] = {"shards": 2, "replicas": 2, "partitions": 2, "spares": 1}
     done = played(tree, machine({"at": 0.9, "replica": 2, "partition": 0}))
     assert done.outcome.finished and done.died == "0 of 2 replicas, 1 of 1 spare ones" and not done.outcome.lost
+
+
+def test_who_dies_when_the_coordinator_has_left_is_waited_for_by_nobody(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clocks: list[MortalTime]
+) -> None:
+    """Ten microseconds after the last order, which it would have passed on to the other partition."""
+    tree["topology"] = {"shards": 2, "replicas": 2, "partitions": 2}
+    end = OrderBook.end
+    monkeypatch.setattr(OrderBook, "end", lambda orders: [end(orders), clocks[0].at(clocks[0].now + 1e-5, 5, clocks[0].end, 5)][0])
+    done = played(tree, machine())
+    assert done.outcome.finished and done.died == "1 of 2 replicas" and clocks[0].dead == [5, 6]
 
 
 @pytest.mark.parametrize("spares", [0, 1])
@@ -324,6 +345,7 @@ def test_a_dead_rank_leaves_its_core_to_others(tree: dict[str, Any]) -> None:
         ([{"at": 2.0, "shard": 1}], "shard 1 is lost, there was no sign of its life for 1 s, and its parameters with it; "),
         ([{"at": 2.0, "coordinator": True}], "shard 0: the coordinator is lost, there was no sign of its life for 1 s; "),
         ([{"at": 2.0, "coordinator": True}, {"at": 2.5, "shard": 0}], "shard 1: the coordinator is lost"),
+        ([{"at": 2.0, who: which} for who, which in EVERYBODY], "All ranks have died; "),
     ],
 )
 def test_what_a_run_cannot_do_without_ends_it(tree: dict[str, Any], deaths: list[dict], words: str) -> None:
@@ -337,6 +359,17 @@ def test_what_a_run_cannot_do_without_ends_it(tree: dict[str, Any], deaths: list
         played(tree, machine(*deaths))
     again = tree | {"run": tree["run"] | {"start": "out/run-2.checkpoint.h5"}, "stop": {"epochs": 1}}
     assert played(again, machine()).outcome.finished
+
+
+def test_a_run_whose_coordinator_dies_while_all_leave_has_not_finished(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clocks: list[MortalTime]
+) -> None:
+    """All is saved, and replicas are told to leave; shards hear nothing any more."""
+    end = OrderBook.end
+    monkeypatch.setattr(OrderBook, "end", lambda orders: [end(orders), clocks[0].end(0)][0])
+    with pytest.raises(Lost, match="shard 0: the coordinator is lost"):
+        played(tree, machine({"at": 0.35, "replica": 1}))
+    assert not Run("out/run.h5").finished
 
 
 def test_a_step_longer_than_patience_is_said(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,8 @@ class Faults:
         """The first rank notices that the coordinator is dead."""
         first = next((rank for rank in range(1, self._topology.size) if self.time.playing(rank)), None)
         if first is not None:
+            # As over MPI nobody is there to write that the run has finished, should all have been told to leave.
+            self._coordinator.duties.membership.active.clear()
             raise without_coordinator(self._topology.name(first), self._bound + 0.1 * min(first, 20))
 
     def conclude(self) -> None:
