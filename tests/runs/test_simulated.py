@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -506,6 +507,46 @@ def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
     time.play({1: putting(), 2: getting()}, {})
     assert [values for _, values in found] == [[0], [0], [7], [7]]
     assert [moment for moment, _ in found] == pytest.approx([2.0, 0.9, 1.1, 2.0])
+
+
+@pytest.mark.parametrize("rests", [False, True])
+@pytest.mark.parametrize(
+    ("pauses", "puts", "found"),
+    [((1.5,), None, 0), ((1.0, 0.5), None, 0), ((9.0,), 0.25, 0), ((1.25,), None, 7), ((9.0,), 0.0, 0), ((1.0,), None, 7)],
+)
+def test_a_look_sees_what_stands_there_at_its_moment(
+    monkeypatch: pytest.MonkeyPatch, rests: bool, pauses: tuple[float, ...], puts: float | None, found: int
+) -> None:
+    """At 1.25 s, though all of its answers are here a second later; at one time those of lower ranks come first.
+
+    Its target writes 7, with others' turns in between or without, or another rank puts 8 there, 1.25 s after it begins.
+    """
+    monkeypatch.setattr(VirtualTime, "rests", rests)
+    time, seen = VirtualTime(), np.full((2, 1), -1)
+    wire = Interconnect(time, [0, 1, 2, 3], Way(0.0, inf), Way(0.25, inf), overhead=1.0)
+    memory = SimulatedMemory([WindowLayout([WindowField("value", "int64", (1,))])] * 2 + [WindowLayout([])] * 2)
+    windows = [SimulatedWindow(memory, wire, rank) for rank in range(4)]
+
+    def target() -> Turns:
+        for pause in pauses:
+            time.elapse(pause)
+        memory.local[0]["value"][0] = 7
+        yield None
+
+    def looking() -> Turns:
+        for rank in range(2):
+            windows[2].get(rank, "value", seen[rank])
+        windows[2].flush(0)
+        yield None
+
+    def putting() -> Turns:
+        time.elapse(puts)
+        windows[3].put(0, "value", np.full(1, 8))
+        windows[3].flush(0)
+        yield None
+
+    time.play({0: target(), 2: looking()} | ({} if puts is None else {3: putting()}), {})
+    assert seen.tolist() == [[found], [0]]
 
 
 def test_what_moves_data_looks_as_a_thread_does() -> None:
