@@ -549,6 +549,30 @@ def test_a_look_sees_what_stands_there_at_its_moment(
     assert seen.tolist() == [[found], [0]]
 
 
+@pytest.mark.parametrize("rests", [False, True])
+def test_answers_come_in_in_the_order_of_their_first_bytes(monkeypatch: pytest.MonkeyPatch, rests: bool) -> None:
+    """Each lasts a second; the one that was asked for first waits until its sender has served another rank, up to 1.25 s.
+
+    So it is there at 1.5 s, when the other one, since 0.6, has a tenth of a second to go.
+    """
+    monkeypatch.setattr(VirtualTime, "rests", rests)
+    time, found = VirtualTime(), []
+    wire = Interconnect(time, [0, 1, 2, 3], Way(0.0, inf), Way(0.25, 8e3))
+    memory = SimulatedMemory([WindowLayout([WindowField("value", "float64", (1000,))])] * 2 + [WindowLayout([])] * 2)
+
+    def getting(rank: int, pause: float, *targets: int) -> Turns:
+        window = SimulatedWindow(memory, wire, rank)
+        time.elapse(pause)
+        for target in targets:
+            window.get(target, "value", np.zeros(1000))
+        window.flush(0)
+        found.append(time.now)
+        yield None
+
+    time.play({2: getting(2, 0.1, 0, 1), 3: getting(3, 0.0, 0)}, {})
+    assert found == pytest.approx([1.508, 2.612])
+
+
 def test_what_moves_data_looks_as_a_thread_does() -> None:
     """After 20 us and what a pause is longer, and a turn; who waits for it looks after 0.1 ms and pauses that double."""
     time, looks, seen = VirtualTime(pause=1e-3, turn=1e-5, late=5e-5), [], []
