@@ -207,6 +207,11 @@ def test_replicas_read_their_examples_once_and_together(
     tree |= {"topology": {"replicas": 4, "partitions": partitions}, "stop": {"steps": 1}}
     assert played(tree, machine()).outcome.finished
     assert counts == {"train": 1 + partitions, "test": partitions}
+    counts.clear()
+    tree |= {"topology": {"replicas": 4}, "stop": {"iterations": 2}}
+    tree["method"] = {"kind": "sandblaster", "portion": 2, "minibatch": 2}
+    assert played(tree, machine()).outcome.finished
+    assert counts == {"train": 4 + 1, "test": 1}, "four blocks of two examples, whoever works on them"
 
 
 @pytest.mark.parametrize("overlap", [False, True])
