@@ -40,6 +40,25 @@ def test_a_recorded_run_is_the_same_again(name: str, run_file: Path, dbnet: Call
     assert int(found.split()[-2]) >= written > 0 and len(run.iterations) == 5
     if name == "lbfgs":
         assert run.iterations.backups.sum() > 0 and run.iterations.discarded.sum() > 0, "no portion was computed twice"
+        for part in ("coordinator", "shard-0", "shard-1"):
+            rewrite(path.with_suffix(".schedule") / part, begun_again)
+        assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 5 iterations, ")
+
+
+def begun_again(entries: list[LogEntry]) -> None:
+    """Change a part as if the first pass had been begun twice, each time with a checkpoint: all numbers are one larger."""
+    for i, (kind, entry) in enumerate([(entry.kind, entry) for entry in entries]):
+        if kind in (log.BEGIN, log.SUM):
+            entries[i] = LogEntry(kind, np.add(entry.array("<i8"), (1, 0)).tobytes())
+        elif kind in (log.SAVED, log.END) and entry.content:
+            entries[i] = LogEntry(kind, log.json.dumps({**entry.value, "clock": [k + 1 for k in entry.value["clock"]]}).encode())
+        elif kind == log.PASS:
+            entries[i] = LogEntry(kind, log.json.dumps([entry.value[0] + 1, entry.value[1]]).encode())
+        elif kind == log.CHECKPOINT:
+            entries[i] = LogEntry(kind, log.json.dumps([entry.value[0], entry.value[1] + 1]).encode())
+    at = next((i for i, entry in enumerate(entries) if entry.kind == log.CHECKPOINT), None)
+    if at is not None:
+        entries.insert(at, LogEntry(log.CHECKPOINT, log.json.dumps([entries[at].value[0], 1]).encode()))
 
 
 def test_a_run_that_goes_on_from_a_moment_of_another(run_file: Path, dbnet: Callable[..., Finished]) -> None:

@@ -162,10 +162,11 @@ class ReplayedPasses:
             number = entry.value[1] if entry.kind == CHECKPOINT else entry.value
             if number:
                 yield from self.space.ask(begin=number, iterate=iterate)
+            self._pages.next(entry.kind)
             if entry.kind == CHECKPOINT:
-                yield from self._look_on(CHECKPOINT)
+                # One at a time: where a pass was begun again the next one is of another number.
+                self._checkpoint(*entry.value)
                 continue
-            self._pages.next(HALT)
             if number:
                 yield from self.space.run([Copy(iterate, "params")])
             raise Halted
