@@ -194,6 +194,11 @@ class HeartbeatWatch:
         """Whether any rank, the coordinator included, waits for nobody."""
         return not self._waits[:, 0].all()
 
+    @property
+    def anybody_silent(self) -> bool:
+        """Whether any rank has given no sign of life for half as long as it may, and has not left."""
+        return bool(((self._age > self.bound / 2) & (self._pulse[:, LEFT] == 0)).any())
+
     def left(self, rank: int) -> bool:
         """Return whether a rank has said that it needs nobody any more."""
         return bool(self._pulse[rank, LEFT])

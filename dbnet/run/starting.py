@@ -217,7 +217,8 @@ def look_after(
         if lost := watch.look():
             names = " and ".join(map(world.name, lost))
             raise Lost(f"{names} gave no sign of life for {watch.bound:g} s while the run was starting; {_AGAIN}.")
-        if watch.anybody_works:
+        if watch.anybody_works or watch.anybody_silent:
+            # Who is silent may be lost: that is known when it has been so for as long as anybody may be.
             patience.begin()
         elif patience.over():
             raise Lost(f"All ranks waited {deadline:g} s for others to start; {_AGAIN}.\n{watch.graph()}")

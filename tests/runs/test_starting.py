@@ -109,6 +109,20 @@ def test_when_all_only_wait_the_start_ends_after_the_deadline() -> None:
     assert DEADLINE < start.now <= DEADLINE + 1 and "Who waits for whom" in str(raised.value)
 
 
+def test_who_falls_silent_while_all_wait_is_named() -> None:
+    """It gave its last sign of life after all had begun to wait."""
+    start = Start()
+    start.watch.bound, turn = DEADLINE, start.turn
+
+    def falls_silent(watch: HeartbeatWatch) -> bool:
+        start._silent = (3,) if start.now >= 2 else ()
+        return turn(watch)
+
+    start.turn = falls_silent  # type: ignore[method-assign]
+    with pytest.raises(Lost, match=r"^replica 1 gave no sign of life for 20 s"):
+        start.run()
+
+
 def test_while_there_is_nothing_to_save_signals_end_the_process() -> None:
     before = signal.getsignal(signal.SIGINT)
     with at_once():
