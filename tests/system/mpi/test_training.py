@@ -50,7 +50,7 @@ def on3(trainings: Callable[..., Path]) -> Path:
         {
             "sgd": ["method.kind=sgd", "rule={kind='sgd', rate=0.5}", *shape],
             "plain": shape,
-            "decay": ["model.decay=0.001", "rule={kind='adam', rate=0.01}", "checkpoint.seconds=0.05", *shape],
+            "decay": ["model.decay=0.001", "rule={kind='adam', rate=0.003}", "checkpoint.seconds=0.05", *shape],
         },
     )
 
