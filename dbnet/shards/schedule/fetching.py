@@ -27,6 +27,7 @@ from dbnet.shards.store import MOMENT, WindowStore
 # Bytes that are read between two looks at how often they were changed.
 GROUP = 4 << 20
 _PUSH = Struct("<3q").pack
+_SOON = 16  # looks after which an update that is under way is waited for
 
 
 Move = tuple[int, int, slice]
@@ -199,6 +200,7 @@ class RecordingStore(WindowStore):
         pairs = zip(group.looks, seen.groups[turn], self._now.groups[turn], strict=True)
         changed = [(lo + np.flatnonzero((a != b) | (a & 1))).tolist() for (_, lo, *_), a, b in pairs]
         torn = [number for some in changed for number in some if self._reads[number]]
+        tries = 0
         while torn:
             still = [number for number in torn if now(number) % 2 == 0]
             if still:
@@ -207,8 +209,10 @@ class RecordingStore(WindowStore):
                     seen.all[number] = now(number)
                 self.move(w, [move for number in still for move in self._reads[number]], group.ranks, whole)
             else:
-                # The shard may need this core, and may have been put off it in the middle of an update.
-                yield looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
+                # The shard may need this core, and may have been put off it in the middle of an update; mostly it is done at once.
+                tries += 1
+                late = looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
+                yield late if tries > _SOON else None
             self._look(self._now.groups[turn], group)
             torn = [number for number in torn if then(number) != now(number) or then(number) % 2]
 
