@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from finished import Finished
+from small import small_run
 
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.mortal import MortalTime
@@ -50,20 +51,10 @@ def machine(*deaths: dict[str, Any], step: float = 0.1, **more: Any) -> Profile:
 
 @pytest.fixture
 def tree(place: Path, make_data: Callable[..., Path]) -> dict[str, Any]:
-    """Return a small run of eight examples; whoever gives no sign of life for a second is lost."""
-    return {
-        "run": {"folder": "out", "picture": False, "heartbeat": 1.0},
-        "data": {"path": str(make_data())},
-        "model": {
-            "layers": [{"kind": "dense", "units": 5, "activation": "tanh"}, {"kind": "dense", "units": 2}],
-            "dtype": "float64",
-        },
-        "method": {"kind": "downpour", "minibatch": 2, "slot": 64, "slots": 2},
-        "rule": {"kind": "adagrad", "rate": 0.1},
-        "topology": {"shards": 2, "replicas": 2},
-        "stop": {"epochs": 6},
-        "evaluate": {"epochs": 2},
-    }
+    """Return a small run; whoever gives no sign of life for a second is lost."""
+    tables = small_run(make_data())
+    tables["run"]["heartbeat"] = 1.0
+    return tables
 
 
 @pytest.fixture

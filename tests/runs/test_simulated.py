@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished import Finished
+from small import small_run
 
 from dbnet.comm.channel import Mailboxes
 from dbnet.comm.link import LocalLink, Wires
@@ -71,20 +72,8 @@ def machine(**more: Any) -> Profile:
 
 @pytest.fixture
 def tree(place: Path, make_data: Callable[..., Path]) -> dict[str, Any]:
-    """Return a small run: ten parameters of the first layer and twelve of the second, eight examples."""
-    return {
-        "run": {"folder": "out", "picture": False},
-        "data": {"path": str(make_data())},
-        "model": {
-            "layers": [{"kind": "dense", "units": 5, "activation": "tanh"}, {"kind": "dense", "units": 2}],
-            "dtype": "float64",
-        },
-        "method": {"kind": "downpour", "minibatch": 2, "slot": 64, "slots": 2},
-        "rule": {"kind": "adagrad", "rate": 0.1},
-        "topology": {"shards": 2, "replicas": 2},
-        "stop": {"epochs": 6},
-        "evaluate": {"epochs": 2},
-    }
+    """Return a small run."""
+    return small_run(make_data())
 
 
 def played(tree: dict[str, Any], profile: Profile | None = None, **ways: Any) -> Simulated:
