@@ -1,20 +1,24 @@
 """Start MPI once, late, and end all ranks together.
 
 Importing dbnet starts no MPI; `world` does. A rank that raises prints one readable message and ends the job: with one rank gone
-the others would wait for ever.
+the others would wait for ever. Of those on one host that notice at the same time that another is lost, one speaks.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dbnet.comm.patience import Patience
@@ -23,6 +27,8 @@ from dbnet.core.errors import Lost, Refused, Stopped, UserError, exit_code, own_
 T = TypeVar("T")
 _LAST = 60
 _SHORTEST, _LONGEST = 5e-4, 2e-2
+# Seconds in which a rank whose words another one says is ended by that one.
+_ENDED = 5.0
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -72,6 +78,7 @@ def world() -> Any:
             f"({library}). Use the mpirun beside this Python ({os.path.join(os.path.dirname(sys.executable), 'mpirun')}), "
             "or with Slurm and MPICH: srun --mpi=pmi2."
         )
+    LAST_WORDS.share(comm)
     return comm
 
 
@@ -81,6 +88,51 @@ def library_version() -> str:
 
     first = MPI.Get_library_version().strip("\x00 \n").split("\n")[0].split(",")[0]
     return " ".join(first.replace("Version:", " ").split())
+
+
+class LastWords:
+    """Which rank of a host says that another one is lost: the first that notices, so that a user reads it once.
+
+    That is noted in a file that all ranks of the host have open and that has no name any more: it outlives whoever spoke, and no
+    job leaves one behind. Where there is no such file every rank speaks.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+
+    def share(self, comm: Any) -> None:
+        """Open the file together with all ranks of `comm`."""
+        name, path = f"dbnet-{comm.bcast(secrets.token_hex(8))}", None
+        try:
+            path = Path(tempfile.gettempdir()) / name
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            path = None
+        meet(comm)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def mine(self) -> bool:
+        """Return whether this is the first rank of its host that asks."""
+        if self._file < 0:
+            return True
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        first = os.fstat(self._file).st_size == 0
+        if first:
+            os.write(self._file, b"!")
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return first
+
+    def say(self, message: str) -> None:
+        """Print this, or wait for being ended by the one that has spoken."""
+        if self.mine():
+            print(f"dbnet: {message}", file=sys.stderr, flush=True)
+        else:
+            # Not a synchronisation: whoever lives after it ends itself.
+            time.sleep(_ENDED)
+
+
+LAST_WORDS = LastWords()
 
 
 @contextmanager
@@ -93,7 +145,9 @@ def abort_on_error(comm: Any) -> Iterator[None]:
             raise
         if isinstance(error, SystemExit) and error.code in (None, 0):
             return
-        if isinstance(error, UserError):
+        if isinstance(error, Lost):
+            LAST_WORDS.say(str(error))
+        elif isinstance(error, UserError):
             print(f"dbnet: {error}", file=sys.stderr, flush=True)
         elif isinstance(error, KeyboardInterrupt):
             print(f"dbnet: interrupted (rank {comm.rank})", file=sys.stderr, flush=True)
@@ -180,7 +234,7 @@ def leave(code: int) -> NoReturn:
 
 def stop_all(comm: Any, message: str) -> NoReturn:
     """End all ranks with this message, from whatever thread, even where MPI itself hangs."""
-    print(f"dbnet: {message}", file=sys.stderr, flush=True)
+    LAST_WORDS.say(message)
     # Abort may hang like the call that brought us here.
     ending = threading.Timer(3, os._exit, (1,))
     ending.daemon = True
