@@ -151,7 +151,8 @@ def test_a_picture_that_is_never_drawn_can_be_given_up(tmp_path: Path) -> None:
     bin, (plan, rank) = tmp_path / "bin", (tmp_path / "bin" / name for name in ("dbnet", "rank"))
     bin.mkdir()
     plan.write_text("#!/bin/sh\necho 3\n")
-    rank.write_text('#!/bin/bash\necho ended 0 >"${@: -1}"\ntouch drawing\nexec sleep 300\n')
+    # Deaf, so that it is asked once more while it is being killed.
+    rank.write_text('#!/bin/bash\ntrap "" TERM\necho ended 0 >"${@: -1}"\ntouch drawing\nexec sleep 300\n')
     for program in (plan, rank):
         program.chmod(0o755)
     env = {**os.environ, "DBNET_BIN": str(bin), "DBNET_LAUNCH": str(rank)}
@@ -161,6 +162,7 @@ def test_a_picture_that_is_never_drawn_can_be_given_up(tmp_path: Path) -> None:
         until(lambda: job.poll() is not None or bool(job.send_signal(signal.SIGINT)), "it is given up")
     finally:
         job.kill()
+    # However often: each is said once.
     err = job.communicate(timeout=20)[1]
     assert job.returncode == 0 and err.count("Once more kills them") == err.count("INT once more") == 1, err
 
