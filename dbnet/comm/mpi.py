@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -108,19 +108,30 @@ class LastWords:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             path = None
-        meet(comm)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        try:
+            meet(comm)
+        finally:
+            if path is not None:
+                with suppress(OSError):
+                    path.unlink()
 
     def mine(self) -> bool:
         """Return whether this is the first rank of its host that asks."""
         if self._file < 0:
             return True
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        first = os.fstat(self._file).st_size == 0
-        if first:
-            os.write(self._file, b"!")
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        try:
+            # Whoever holds the lock asks at this moment: another one is the first, and nobody must wait for one that hangs.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first = os.fstat(self._file).st_size == 0
+            if first:
+                # Unlike a byte a length needs no room on a disk.
+                os.ftruncate(self._file, 1)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # A disk without locks, or of another host that has taken the file away: said twice is better than never.
+            return True
         return first
 
     def say(self, message: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +18,19 @@ from dbnet.comm import mpi
 from dbnet.core.errors import Lost
 
 RANKS = 6
+ALONE: Any = SimpleNamespace(bcast=lambda name: name, Ibarrier=lambda: SimpleNamespace(Test=lambda: True))
 FORK = multiprocessing.get_context("fork")
+
+
+def failing(call: Callable, number: int) -> Callable:
+    """Return a call of the system that fails on one open file."""
+
+    def fails(file: int, *more: Any) -> Any:
+        if file == number:
+            raise OSError(errno.EIO, "not today")
+        return call(file, *more)
+
+    return fails
 
 
 class World:
@@ -65,12 +80,11 @@ def test_one_rank_of_a_host_speaks(together: bool, tmp_path: Path, monkeypatch: 
 def test_every_rank_speaks_where_there_is_no_room_for_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    alone = SimpleNamespace(bcast=lambda name: name, Ibarrier=lambda: SimpleNamespace(Test=lambda: True))
     for _ in range(2):
         words = mpi.LastWords()
         with monkeypatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-            words.share(alone)
+            words.share(ALONE)
         words.say("the coordinator is lost.")
     assert capfd.readouterr().err == "dbnet: the coordinator is lost.\n" * 2
 
@@ -82,7 +96,7 @@ def test_a_rank_that_does_not_speak_is_ended_or_ends_itself(
     waited, ended = [], []
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(mpi, "LAST_WORDS", words := mpi.LastWords())
-    words.share(SimpleNamespace(bcast=lambda name: name, Ibarrier=lambda: SimpleNamespace(Test=lambda: True)))
+    words.share(ALONE)
     monkeypatch.setattr(mpi.time, "sleep", waited.append)
     monkeypatch.setattr(mpi.os, "_exit", ended.append)
     comm = SimpleNamespace(rank=1, size=3, Abort=ended.append)
@@ -91,3 +105,33 @@ def test_a_rank_that_does_not_speak_is_ended_or_ends_itself(
             raise error
     assert capfd.readouterr().err == "dbnet: the coordinator is lost.\ndbnet: the disk is full.\n"
     assert ended == [1, 1, 1, 1, 2, 2] and waited == [0.3, mpi._ENDED, 0.3, 0.3]
+
+
+@pytest.mark.parametrize("call", ["flock", "fstat", "ftruncate"])
+def test_a_rank_whose_file_fails_speaks_and_ends_the_job(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A disk without locks, a file that another host has removed, no room: whatever happens to it the others must be ended."""
+    ended = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(mpi, "LAST_WORDS", words := mpi.LastWords())
+    words.share(ALONE)
+    monkeypatch.setattr(mpi.os, "_exit", ended.append)
+    room = mpi.fcntl if call == "flock" else mpi.os
+    monkeypatch.setattr(room, call, failing(getattr(room, call), words._file))
+    with mpi.abort_on_error(SimpleNamespace(rank=1, size=3, Abort=ended.append)):
+        raise Lost("the coordinator is lost.")
+    assert capfd.readouterr().err == "dbnet: the coordinator is lost.\n"
+    assert ended == [1, 1]
+
+
+def test_a_full_disk_and_a_rank_that_hangs_keep_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    words = mpi.LastWords()
+    words.share(ALONE)
+    monkeypatch.setattr(mpi.os, "write", failing(os.write, words._file))
+    assert [words.mine(), words.mine()] == [True, False]
+    hanging = os.open(f"/proc/self/fd/{words._file}", os.O_RDWR)
+    fcntl.flock(hanging, fcntl.LOCK_EX)
+    assert not words.mine()
+    os.close(hanging)
