@@ -159,10 +159,10 @@ class Bells:
         """Wake a rank, if it rests on this host; return whether that was sent."""
         if self._socket is None or (name := self._names.get(rank)) is None:
             return False
-        if rank not in self._ways:
-            self._ways[rank] = _datagrams(lambda end: end.connect(name))
+        # Anew where there was none: a process that had no file left then may have one now.
+        way = self._ways[rank] = self._ways.get(rank) or _datagrams(lambda end: end.connect(name))
         try:
-            return (way := self._ways[rank]) is not None and way.send(b"") == 0
+            return way is not None and way.send(b"") == 0
         except OSError:
             # A ring is but a hint: it must end no push. Mostly the other has gone, or has not yet heard what it was sent before;
             # where the system wants memory it looks after its rest.

@@ -185,6 +185,20 @@ def test_a_ring_is_lost_to_no_ring_that_others_do_not_hear() -> None:
         bells.close()
 
 
+def test_a_rank_rings_again_where_it_had_no_socket_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "so it is")
+
+    bells = Bells(Hosts(0, 1), Hosts(0, 1))
+    bells._ways.pop(0).close()
+    bells.rest(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        assert not bells.ring(0)
+    assert bells.ring(0) and waiting(bells)
+    bells.close()
+
+
 class Broken(socket.socket):
     """A socket of a system that allows or gives nothing."""
 
