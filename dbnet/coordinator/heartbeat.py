@@ -49,7 +49,7 @@ def beating(topology: Topology, bound: float) -> float:
 def without_coordinator(name: str, bound: float) -> Lost:
     """Return what a rank of this name says that has not heard of the coordinator for so many seconds."""
     return Lost(
-        f"{name}: the coordinator is lost, there was no sign of its life for {bound:.0f} s; go on from the newest checkpoint with "
+        f"{name}: the coordinator is lost, there was no sign of its life for {bound:g} s; go on from the newest checkpoint with "
         "--resume auto."
     )
 
@@ -80,7 +80,7 @@ class Heartbeat:
         self._window, self._topology, self._rank, self._asked, self._clock = window, topology, rank, asked, clock
         self._period = beating(topology, bound)
         # The first to notice ends the job; one after the other they say it once.
-        self._bound = bound + 0.1 * min(rank, 20)
+        self._bound, self._late = bound, bound + 0.1 * min(rank, 20)
         self._replica = topology.place(rank)[0] if topology.role(rank) is Role.WORK else None
         self._row, self._home, self._order = np.zeros(ROW, np.int64), np.zeros(ROW, np.int64), np.zeros(ORDER, np.int64)
         self._last, self._heard, self._next, self._before = -1, clock(), -np.inf, clock()
@@ -104,12 +104,12 @@ class Heartbeat:
         self._row[BEAT] += 1
         self._row[ASKED] = self._asked()
         self._exchange(reason)
-        if self._home[BEAT] != self._last or now - self._before > self._bound / 4:
+        if self._home[BEAT] != self._last or now - self._before > self._late / 4:
             self._last, self._heard = int(self._home[BEAT]), now
         self._before = now
         if self._order[LOST]:
             raise GivenUp
-        if now - self._heard > self._bound:
+        if now - self._heard > self._late:
             raise without_coordinator(self._topology.name(self._rank), self._bound)
 
     def leave(self) -> bool:

@@ -197,8 +197,8 @@ class Membership(Duty):
             line = f"Lost: replica {replica} at {seconds:.1f} s"
             if replica in known:
                 loss = known[replica]
-                went = f"{loss.steps - loss.applied} went with it"
-                line += f"; of its {loss.steps} gradients {loss.applied} were applied, {went}"
+                went = f"; of its {loss.steps} gradients {loss.applied} were applied, {loss.steps - loss.applied} went with it"
+                line += went if loss.steps else ", before its first gradient"
             lines.append(line + ".")
         return "\n".join(lines)
 

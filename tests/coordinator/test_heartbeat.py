@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from types import SimpleNamespace
 
@@ -129,6 +130,11 @@ def test_everyone_notices_a_lost_coordinator() -> None:
         job.live(1.3, without=(0, 2, 3, 4, 5, 6, 7))
     with pytest.raises(UserError, match="replica 2 partition 1: the coordinator is lost"):
         job.live(2, without=(0, 1, 2, 3, 4, 5, 6))
+    soon = Heartbeat(job.memory, WORLD, 1, 0.25, lambda: False, job.clock)
+    with pytest.raises(Lost, match=r"no sign of its life for 0\.25 s;"):
+        for _ in range(20):
+            job.now += 0.05
+            soon.beat()
 
 
 def test_a_signal_on_any_rank_reaches_the_coordinator() -> None:
@@ -183,11 +189,11 @@ def test_a_call_that_does_not_return_ends_the_rank_and_names_the_peer() -> None:
 class Called(Job):
     """Membership over signs of life; a round of the coordinator is `act`."""
 
-    def __init__(self, world: Topology = WORLD) -> None:
+    def __init__(self, world: Topology = WORLD, made: int = 10) -> None:
         super().__init__(world)
         self.boxes, self.said, self.recorded, self.handed = Mailboxes(1 + world.shards), [], [], []
         self.members = Membership(
-            self.replicas, self.boxes.at(0), self.watch, lambda status, replica: 10, RunTime(self.clock), self.said.append,
+            self.replicas, self.boxes.at(0), self.watch, lambda status, replica: made, RunTime(self.clock), self.said.append,
             self.recorded.append,
         )  # fmt: skip
 
@@ -213,6 +219,15 @@ def test_a_spare_replica_takes_the_place_of_a_lost_one_and_then_all_that_are_lef
     assert [(loss.steps, loss.applied) for loss in job.recorded] == [(10, 8), (12, 12)]
     said = job.members.summary()
     assert "Lost: replica 0" in said and "of its 10 gradients 8 were applied, 2 went with it" in said
+
+
+def test_a_replica_that_died_early_has_lost_no_gradient() -> None:
+    job = Called(made=0)
+    job.live(1)
+    job.live(1.5, without=(WORLD.origin_rank(0, 1),))
+    job.act()
+    job.members.closed(0, (0, None))
+    assert re.fullmatch(r"Lost: replica 0 at [\d.]+ s, before its first gradient\.", job.members.summary())
 
 
 def test_a_lost_spare_is_nobodys_loss() -> None:

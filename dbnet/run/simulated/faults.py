@@ -182,7 +182,7 @@ class Faults:
         if first is not None:
             # As over MPI nobody is there to write that the run has finished, should all have been told to leave.
             self._coordinator.duties.membership.active.clear()
-            raise without_coordinator(self._topology.name(first), self._bound + 0.1 * min(first, 20))
+            raise without_coordinator(self._topology.name(first), self._bound)
 
     def conclude(self) -> None:
         """Raise Lost where nobody is left to notice that the coordinator is dead, unless it had let everyone go."""
