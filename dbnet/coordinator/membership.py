@@ -9,7 +9,7 @@ train on goes to a spare replica, which takes its place, or else to all that are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from dbnet.coordinator.duty import Duty, RunTime
 from dbnet.coordinator.heartbeat import HeartbeatWatch
 from dbnet.coordinator.orders import OrderBook, Status
 from dbnet.core.errors import Lost
+
+_NAMED = 8  # of those that take over; more are counted
 
 
 class LostReplica(NamedTuple):
@@ -38,6 +40,15 @@ class Departure(NamedTuple):
     replica: int
     heirs: list[int]
     evaluating: bool
+
+
+def _taking(heirs: Sequence[int]) -> str:
+    """Return in words that these, a spare replica or all that are left, take over."""
+    if len(heirs) > _NAMED:
+        return f"the other {len(heirs)} replicas take over"
+    if len(heirs) > 1:
+        return f"replicas {', '.join(map(str, heirs[:-1]))} and {heirs[-1]} take over"
+    return f"replica {heirs[0]} takes over" if heirs else "nobody is left"
 
 
 class Membership(Duty):
@@ -147,9 +158,7 @@ class Membership(Duty):
         spare = self._call_spare()
         self._follower.update((replica, follower) for follower in spare)
         heirs = spare or list(self.active)
-        many = f"replicas {', '.join(map(str, heirs[:-1]))} and {heirs[-1]} take over" if len(heirs) > 1 else ""
-        takes = many or (f"replica {heirs[0]} takes over" if heirs else "nobody is left")
-        self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {takes}.")
+        self._say(f"Replica {replica} is lost: no sign of life{where} for {self._watch.bound:g} s; {_taking(heirs)}.")
         self._closing[replica] = {}
         for shard in range(self._world.shards):
             self._channel.send(self._world.shard_rank(shard), "close", replica)

@@ -230,6 +230,15 @@ def test_a_replica_that_died_early_has_lost_no_gradient() -> None:
     assert re.fullmatch(r"Lost: replica 0 at [\d.]+ s, before its first gradient\.", job.members.summary())
 
 
+def test_many_that_take_over_are_counted() -> None:
+    job = Called(Topology(shards=1, replicas=200, partitions=1, spares=0))
+    job.live(1)
+    job.live(1.5, without=(job.members._world.origin_rank(7, 0),))
+    job.act()
+    job.act()
+    assert job.said == ["Replica 7 is lost: no sign of life for 1 s; the other 199 replicas take over."]
+
+
 def test_a_lost_spare_is_nobodys_loss() -> None:
     job = Called()
     job.live(1)

@@ -49,10 +49,10 @@ def _said(done: Simulated, dry: bool) -> list[str]:
         f"Moved          {done.operations:,} one-sided operations, {rate:,.0f} a second; {done.sent / 1e9:,.3f} GB between hosts",
         f"Run file       {out.run_file}",
     ]
-    if done.died:
-        lines += [f"Died           {done.died}", *out.lost.splitlines()]
     if not dry:
         lines += [f"Checkpoint     {out.checkpoint}"]
     if out.picture is not None and not dry:
         lines += [f"Picture        {drawn(out.run_file, out.picture)}"]
+    if done.died:
+        lines += [f"Died           {done.died}", *out.lost.splitlines()]
     return lines
