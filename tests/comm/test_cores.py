@@ -235,23 +235,80 @@ def test_many_that_look_for_work_let_others_get_on() -> None:
     assert 1.5e-2 < found["at"] < 2.5e-2
 
 
-def test_what_moves_data_wakes_on_its_ranks_core_if_fewer_want_that() -> None:
-    """It had the other core before, which two ranks want now: so it takes a tenth of a second of the one whose data it moves."""
+@pytest.mark.parametrize(
+    ("mine", "others", "ahead", "wanted"),
+    [
+        # It had the other core before, which two ranks want now: it takes a tenth of a second of the one whose data it moves.
+        ([(0.0, 1.0, 0.1), (0.0, 1.0, 0.1), (0.0, 1.0, 0.0)], [[(1.5, 10.0)], [(1.2, 0.1), (0.3, 10.0)]], 0.0, 3.1),
+        # No more want that core than this one.
+        ([(0.0, 1.0, 0.1), (0.0, 1.0, 0.1), (0.0, 1.0, 0.0)], [[(1.5, 10.0)]], 0.0, 3.0),
+        # They want it by then, though its rank has gone ahead of them.
+        ([(0.0, 1.0, 0.1), (0.0, 1.0, 0.1), (0.0, 1.0, 0.0)], [[(2.6, 10.0)], [(1.65, 0.1), (0.95, 10.0)]], 0.5, 4.1),
+        # It had 5 s there as the others did, and so has had its share here, where its rank has had 2.
+        ([(0.0, 1.0, 5.0), (5.0, 1.0, 0.1), (0.0, 1.0, 0.0)], [[(6.2, 10.0)], [(6.05, 0.05), (0.2, 10.0)]], 0.0, 8.1),
+        # One of the others has had but 2.8 s there: it has had more than its share here, too.
+        (
+            [(0.0, 1.0, 5.0), (0.0, 0.1, 0.0), (4.9, 3.0, 0.1), (0.0, 1.0, 0.0)], [[(6.2, 10.0)], [(0.2, 0.1), (6.0, 10.0)]],
+            0.0, 10.0,
+        ),
+    ],
+)  # fmt: skip
+def test_what_moves_data_wakes_on_its_ranks_core_if_fewer_want_that(
+    mine: list[tuple[float, float, float]], others: list[list[tuple[float, float]]], ahead: float, wanted: float
+) -> None:
+    """Of a rank that sleeps, computes and has data moved, beside others that sleep and compute: when it ends."""
     time, found = VirtualTime(), []
     time.cores = dict.fromkeys((0, 1, 2, 9), Cores(time, 2, slice=100.0))
     mover = VirtualMover(time, 9, "replica 0")
 
-    def transfer() -> Turns:
-        time.compute(0.1)
+    def transfer(seconds: float) -> Turns:
+        time.compute(seconds)
         return
         yield
 
     def moves() -> Turns:
-        for _ in range(2):
-            time.compute(1.0)
-            mover.start(transfer())
-        time.compute(1.0)
+        for sleeps, work, moved in mine:
+            if sleeps:
+                time.elapse(sleeps)
+            time.compute(work)
+            if moved:
+                time.ahead(time.now + ahead)
+                mover.start(transfer(moved))
         found.append(time.now)
+        mover.stop()
+        return
+        yield
+
+    def busy(tasks: list[tuple[float, float]]) -> Turns:
+        for sleeps, work in tasks:
+            time.elapse(sleeps)
+            time.compute(work)
+        return
+        yield
+
+    time.play({0: moves(), **{rank: busy(tasks) for rank, tasks in enumerate(others, 1)}}, {})
+    assert found == pytest.approx([wanted])
+
+
+def test_what_moves_data_stays_on_its_core_from_one_transfer_to_the_next() -> None:
+    """Another wants that core, and its rank's core none; it is awake, so it comes behind the other there."""
+    time, found = VirtualTime(), []
+    time.cores = dict.fromkeys((0, 1, 2, 3, 9), Cores(time, 2, slice=100.0))
+    mover = VirtualMover(time, 9, "replica 0")
+
+    def transfer(seconds: float) -> Turns:
+        time.compute(seconds)
+        return
+        yield
+
+    def moves() -> Turns:
+        time.compute(0.1)
+        for seconds, beside in ((2.0, 0.05), (0.5, 0.0)):
+            job = mover.start(transfer(seconds))
+            time.compute(beside)
+            while not job.done.wait(100.0):
+                pass
+            found.append(time.now)
         mover.stop()
         return
         yield
@@ -263,5 +320,99 @@ def test_what_moves_data_wakes_on_its_ranks_core_if_fewer_want_that() -> None:
         return
         yield
 
-    time.play({0: moves(), 1: busy((1.5, 10.0)), 2: busy((1.2, 0.1), (0.3, 10.0))}, {})
-    assert found == pytest.approx([3.1])
+    time.play({0: moves(), 1: busy((0.2, 20.0)), 2: busy((0.3, 0.5)), 3: busy((0.4, 1.0), (0.5, 20.0))}, {})
+    assert found == pytest.approx([3.1, 21.2])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "cores", "slice", "switch", "wanted"),
+    [
+        # One whose work ends when another wakes is not displaced.
+        ({0: [(1.25, 1.75)], 1: [(1.0, 0.25)]}, 1, 10.0, 0.0, {1: [1.25], 0: [3.0]}),
+        # At 2.2 rank 1 has had 0.5 s, less than the mean of the three, but more than rank 2 that has the core.
+        (
+            {0: [(0.0, 10.0)], 1: [(1.0, 0.5), (0.7, 0.5)], 2: [(2.0, 10.0)]}, 1, 100.0, 0.0,
+            {1: [1.5, 12.5], 2: [12.0], 0: [21.0]},
+        ),
+        # At 6.0 rank 0 has had 3 s, more than the mean, so rank 2 comes next, though the slice of rank 0 would end first.
+        ({0: [(0.0, 20.0)], 1: [(5.0, 1.0)], 2: [(1.0, 2.0), (2.5, 1.0)]}, 1, 10.0, 0.0, {2: [3.0, 7.0], 1: [6.0], 0: [24.0]}),
+        # At 10.0 rank 1 goes to the core of rank 0, which at 10.5 has not had more there, though it has had 10 s.
+        (
+            {0: [(0.0, 10.0), (0.5, 1.0)], 1: [(8.0, 20.0)], 2: [(0.1, 0.1), (8.3, 20.0)]}, 2, 100.0, 0.0,
+            {2: [0.2, 28.5], 0: [10.0, 11.5], 1: [30.5]},
+        ),
+        # Rank 0 comes back at 1.5 and has the core up to 2.0, when rank 2 displaces it, which has waited since 1.6.
+        ({0: [(0.0, 3.0)], 1: [(1.0, 0.5)], 2: [(1.6, 0.5)]}, 1, 10.0, 0.25, {1: [1.5], 2: [2.5], 0: [4.5]}),
+        # At 0.06 rank 1 leaves the first core to rank 0; the second one gives none back for 32 ms.
+        ({0: [(0.02, 0.07)], 1: [(0.04, 0.06)], 2: [(0.03, 0.04)]}, 2, 0.02, 0.0, {1: [0.1], 0: [0.11], 2: [0.11]}),
+        # Who has had a slice comes a slice later.
+        ({0: [(1.75, 2.25), (0.0, 0.75)], 1: [(1.75, 2.75)]}, 1, 0.25, 0.0, {0: [6.25, 7.5], 1: [7.25]}),
+    ],
+)  # fmt: skip
+def test_who_comes_next_is_who_has_had_less(
+    tasks: dict[int, list[tuple[float, float]]], cores: int, slice: float, switch: float, wanted: dict[int, list[float]]
+) -> None:
+    """Of ranks that sleep and work, again and again: when each of their works ends."""
+    time, found = VirtualTime(), {}
+    time.cores = dict.fromkeys(tasks, Cores(time, cores, switch, slice))
+
+    def role(rank: int) -> Turns:
+        found[rank] = []
+        for sleeps, work in tasks[rank]:
+            time.elapse(sleeps)
+            time.compute(work)
+            found[rank].append(time.now)
+        return
+        yield
+
+    time.play({rank: role(rank) for rank in tasks}, {})
+    assert {rank: pytest.approx(moments) for rank, moments in found.items()} == wanted
+
+
+def test_what_arrives_while_another_has_the_core_is_seen_when_one_has_it_again() -> None:
+    """One looks for 10 s; from 1.0 to 3.0 another has its core, and at 2.0 it comes."""
+    time, found = VirtualTime(), {}
+    cores = Cores(time, 1, slice=100.0)
+    time.cores = dict.fromkeys(range(2), cores)
+
+    def looks() -> Turns:
+        time.at(2.0, 0, cores.arrived, time.player)
+        cores.watch(10.0)
+        found[0] = time.now
+        return
+        yield
+
+    def computes() -> Turns:
+        time.elapse(1.0)
+        time.compute(2.0)
+        found[1] = time.now
+        return
+        yield
+
+    time.play({0: looks(), 1: computes()}, {})
+    assert found == {1: 3.0, 0: 3.0}
+
+
+def test_one_that_holds_its_core_and_does_not_compute_keeps_it() -> None:
+    """As a rank does in a flush, up to 2.0: who wakes at 1.5 has the core then."""
+    time, found = VirtualTime(), {}
+    time.cores = dict.fromkeys(range(2), Cores(time, 1, slice=100.0))
+
+    def flushes() -> Turns:
+        time.compute(1.0)
+        time.at(2.0, 0, time.player.go)
+        time.switch()
+        time.compute(1.0)
+        found[0] = time.now
+        return
+        yield
+
+    def wakes() -> Turns:
+        time.elapse(1.5)
+        time.compute(0.5)
+        found[1] = time.now
+        return
+        yield
+
+    time.play({0: flushes(), 1: wakes()}, {})
+    assert found == {1: 2.5, 0: 3.5}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from finished import Finished
 
@@ -57,6 +59,22 @@ def test_a_prediction_is_what_the_simulation_gives(
     other = json.loads(dbnet("plan", "--check", "out/run.h5", "--machine", machine("slow.toml", step=3e-3), "--json").out)
     assert other["predicted"]["step"] / other["measured"]["step"] == pytest.approx(3, rel=0.1)
     assert other["measured"]["moved"] == other["predicted"]["moved"]
+
+
+def test_figures_are_those_of_all_replicas_by_hand() -> None:
+    """Two pushes in 2 s and one in 4, of two steps each; another shard and another partition say nothing more of them."""
+    columns = ["replica", "partition", "shard", "push", "seconds"]
+    events = [(0, 0, 0, 0, 1.0), (1, 0, 0, 0, 0.5), (0, 0, 1, 2, 9.0), (0, 0, 0, 2, 3.0), (1, 0, 0, 1, 4.5), (1, 1, 0, 9, 8.0)]
+    progress = pd.DataFrame({
+        "replica": [0, 0, 1], "seconds": [1.0, 4.0, 5.0], "waited": [1.0, 1.0, 3.0], "steps": [2, 10, 3],
+        "examples": [20, 100, 60], "bytes_fetched": [0, 800, 300], "bytes_pushed": [0, 200, 300],
+    })  # fmt: skip
+    run = SimpleNamespace(
+        path="run.h5", config=SimpleNamespace(method=SimpleNamespace(n_push=2)), events=pd.DataFrame(events, columns=columns),
+        progress=progress, staleness=pd.DataFrame({0: [3, 0, 1], 1: [2, 2, 0]}), busy=pd.Series([2.0, 3.0]),
+    )  # fmt: skip
+    # 10 examples a step of 0.5 s and 20 a step of 2 s; of 8 updates 2 are one late, 1 two.
+    assert figures(run) == pytest.approx((1.25, 1.25, 30.0, 0.425, 0.5, 0.6, 150.0))
 
 
 def test_cores_that_are_short_show_in_the_plan(dbnet: Callable[..., Finished], run_file: Path, machine: Callable[..., str]) -> None:

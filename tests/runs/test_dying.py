@@ -15,6 +15,7 @@ import pytest
 from finished import Finished
 from small import small_run
 
+from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
 from dbnet.comm.simulated.mortal import MortalTime
 from dbnet.comm.simulated.movers import VirtualMover
@@ -305,6 +306,22 @@ def test_who_takes_one_turn_after_the_other_does_nothing_after_its_death() -> No
     time.play({0: waiting(), 1: working()}, {})
     gc.collect()
     assert found == [0.0, 1.0, 2.0] and time.dead == [1]
+
+
+def test_who_dies_while_it_waits_for_a_core_is_given_none() -> None:
+    """Rank 1 would be next at 2.0, when rank 2 has had what it wanted; it died at 1.5, so rank 0 is."""
+    time, found = MortalTime([inf, 1.5, inf]), {}
+    time.cores = dict.fromkeys(range(3), Cores(time, 1, slice=100.0))
+
+    def working(rank: int, comes: float, work: float) -> Turns:
+        time.elapse(comes)
+        time.compute(work)
+        found[rank] = time.now
+        return
+        yield
+
+    time.play({0: working(0, 0.0, 5.0), 1: working(1, 0.8, 3.0), 2: working(2, 1.0, 1.0)}, {})
+    assert found == pytest.approx({2: 2.0, 0: 6.2})
 
 
 def test_signs_of_life_stop_with_a_death() -> None:

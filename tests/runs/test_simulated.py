@@ -543,15 +543,59 @@ def test_a_look_sees_what_stands_there_at_its_moment(
     assert seen.tolist() == [[found], [0]]
 
 
+@pytest.mark.parametrize(
+    ("overhead", "speed", "before", "changes"), [(0.2, 320.0, 1.3, 1.2), (0.2, 320.0, 0.0, 1.2), (0.0, inf, 0.0, 0.7)]
+)
+def test_who_rests_makes_the_first_look_that_ends_when_it_must(
+    monkeypatch: pytest.MonkeyPatch, overhead: float, speed: float, before: float, changes: float
+) -> None:
+    """At two far ranks, one after the other, for a second or two, as if all looks were played, to the bit.
+
+    It must end when one of them does, or so long before. One of the ranks changes what it holds meanwhile, when it has been read.
+    """
+
+    def played(rests: bool, until: float, changes: float = inf) -> tuple[list[tuple[float, int]], int]:
+        monkeypatch.setattr(VirtualTime, "rests", rests)
+        time, seen = VirtualTime(late=1e-4), []
+        wire = Interconnect(time, [0, 1, 2], Way(0.0, inf), Way(0.25, speed), overhead=overhead)
+        memory = SimulatedMemory([WindowLayout([WindowField("value", "int64", (1,))])] * 3)
+        window, values = SimulatedWindow(memory, wire, 2), np.zeros((2, 1), np.int64)
+
+        def looking() -> Turns:
+            while not seen or seen[-1][0] < until:
+                if seen:
+                    yield Wait("a word", until)
+                for rank in range(2):
+                    window.get(rank, "value", values[rank])
+                    window.flush(rank)
+                seen.append((time.now, int(values[0, 0])))
+
+        def changing() -> Turns:
+            time.elapse(changes)
+            memory.local[0]["value"][0] = 7
+            yield None
+
+        time.play({2: looking()} | ({0: changing()} if changes < inf else {}), {})
+        return seen, wire.operations
+
+    end = played(False, 40.0)[0][12][0]
+    every, operations = played(False, end - before, end - changes)
+    found, fewer = played(True, end - before, end - changes)
+    assert found[-1] == every[-1] == (end, 0) and fewer < operations / 4
+
+
 @pytest.mark.parametrize("rests", [False, True])
-def test_answers_come_in_in_the_order_of_their_first_bytes(monkeypatch: pytest.MonkeyPatch, rests: bool) -> None:
+@pytest.mark.parametrize(("cards", "last"), [(1, 2.612), (2, 2.512)])
+def test_answers_come_in_in_the_order_of_their_first_bytes(
+    monkeypatch: pytest.MonkeyPatch, rests: bool, cards: int, last: float
+) -> None:
     """Each lasts a second; the one that was asked for first waits until its sender has served another rank, up to 1.25 s.
 
-    So it is there at 1.5 s, when the other one, since 0.6, has a tenth of a second to go.
+    So it is there at 1.5 s, when the other one, since 0.6, has a tenth of a second to go, which with two cards it does beside it.
     """
     monkeypatch.setattr(VirtualTime, "rests", rests)
     time, found = VirtualTime(), []
-    wire = Interconnect(time, [0, 1, 2, 3], Way(0.0, inf), Way(0.25, 8e3))
+    wire = Interconnect(time, [0, 1, 2, 3], Way(0.0, inf), Way(0.25, 8e3), cards={2: cards})
     memory = SimulatedMemory([WindowLayout([WindowField("value", "float64", (1000,))])] * 2 + [WindowLayout([])] * 2)
 
     def getting(rank: int, pause: float, *targets: int) -> Turns:
@@ -564,7 +608,7 @@ def test_answers_come_in_in_the_order_of_their_first_bytes(monkeypatch: pytest.M
         yield None
 
     time.play({2: getting(2, 0.1, 0, 1), 3: getting(3, 0.0, 0)}, {})
-    assert found == pytest.approx([1.508, 2.612])
+    assert found == pytest.approx([1.508, last])
 
 
 def test_what_moves_data_looks_as_a_thread_does() -> None:

@@ -85,11 +85,10 @@ class Moment:
 
     def __init__(self, time: VirtualTime) -> None:
         self._time, self._set, self._waiting = time, False, None
-        self._number = 0
 
     def set(self) -> None:
         self._set = True
-        self._over(self._number)
+        self._over()
 
     def is_set(self) -> bool:
         self._time.sync()
@@ -100,14 +99,14 @@ class Moment:
         time = self._time
         if not self.is_set():
             time.rest()
-            self._waiting, self._number = time.player, self._number + 1
-            time.at(time.now + timeout, time.player.rank, self._over, self._number)
+            self._waiting = time.player
+            time.at(time.now + timeout, time.player.rank, self._over)
             time.switch()
         return self._set
 
-    def _over(self, number: int) -> None:
-        """One wait is over."""
-        if self._waiting is not None and number == self._number:
+    def _over(self) -> None:
+        """One wait is over; once it is set there is no other."""
+        if self._waiting is not None:
             player, self._waiting = self._waiting, None
             self._time.at(self._time.now, player.rank, player.go)
 
