@@ -165,13 +165,13 @@ def test_what_is_different_for_large_networks_comes_out_of_a_run() -> None:
 
 def test_a_large_network_and_a_rule_are_predicted_by_what_is_different_for_them() -> None:
     large = {"above": 10.0, "bandwidth": 2.0, "apply": 1.0, "step": 0.1}
-    compute = {"rate": 1.0, "apply": 5.0, "local": 4.0, "rules": {"sgd": 2.0}}
+    compute = {"rate": 1.0, "apply": 5.0, "local": 4.0, "rules": {"sgd": 2.0}, "slice": 0.25}
     profile = Profile.model_validate({"compute": compute, "inside": WAY, "between": WAY, "large": large})
     small, beyond = profile.suited(10_000_000), profile.suited(10_000_001)
-    assert (small.inside.bandwidth, small.apply_seconds(10**9), small.cold_seconds(10**9)) == (5.0, 0.2, 0.0)
-    assert (beyond.inside.bandwidth, beyond.apply_seconds(10**9), beyond.cold_seconds(10**9)) == (2.0, 1.0, 0.1)
+    assert (small.inside.bandwidth, small.apply_seconds(10**9), small.cold_seconds(10**9)) == (5.0, 0.45, 0.0)
+    assert (beyond.inside.bandwidth, beyond.apply_seconds(10**9), beyond.cold_seconds(10**9)) == (2.0, 1.25, 0.1)
     assert beyond.between.bandwidth == 5.0 and beyond.local_seconds(10**9) == 0.25
-    for kind, seconds in (("sgd", 0.5), ("adagrad", 1.0)):
+    for kind, seconds in (("sgd", 0.75), ("adagrad", 1.25)):
         assert profile.suited(10**8, kind).apply_seconds(10**9) == seconds
 
 

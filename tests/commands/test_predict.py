@@ -56,6 +56,9 @@ def test_a_prediction_is_what_the_simulation_gives(
     assert same.code == 0 and "Steps of a millisecond." in same.out
     off = [line.split()[-2] for line in same.out.splitlines() if line.endswith((" %", " pt"))]
     assert len(off) == 7 and {float(value) for value in off} == {0.0}
+    # An epoch is 36 steps of 20 examples for each of two replicas.
+    assert dbnet("simulate", run_file, "--machine", "machine.toml", "--dry", "--quiet", "stop.epochs=1", "run.name=one").code == 0
+    assert "beside 36 dry steps" in dbnet("plan", "--check", "out/one.h5", "--machine", "machine.toml").out
     other = json.loads(dbnet("plan", "--check", "out/run.h5", "--machine", machine("slow.toml", step=3e-3), "--json").out)
     assert other["predicted"]["step"] / other["measured"]["step"] == pytest.approx(3, rel=0.1)
     assert other["measured"]["moved"] == other["predicted"]["moved"]

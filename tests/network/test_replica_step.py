@@ -83,6 +83,25 @@ def test_partitions_of_a_host_share_its_card_and_their_neighbours_pay_less() -> 
     assert found == pytest.approx([moved + max(second, moved) for moved in (far, card, near, near)], rel=1e-9)
 
 
+def test_a_card_takes_in_what_all_others_send_it() -> None:
+    """Three hosts have two values each for a single unit on one of them, whose own value goes to another one.
+
+    So 4 values come in there, and then 1; on the way back 1, and 4 that leave.
+    """
+    cut = Cut(model_of([dense(6), dense(1), dense(2, "identity")], (4,), 2), 3, 10)
+    slow, slower = (replica_step(machine(speed=speed), cut).total - gathered(cut, LATENCY, speed) for speed in (200.0, 100.0))
+    assert (slower - slow) / (1 / 100 - 1 / 200) == pytest.approx(10 * 8 * 10, rel=1e-9)
+
+
+def test_a_part_of_a_network_that_no_cache_holds_takes_longer_by_what_is_in_it() -> None:
+    """44 parameters of 8 bytes, of which each of two partitions has a half; 1 s for each GB."""
+    model = model_of([dense(6), dense(2, "identity")], (4,), 2)
+    warm, cold = machine(), machine(large={"above": 0.0, "bandwidth": 1.0, "apply": 1.0, "step": 1.0})
+    for boxes in Cut(model, 2, 10).boxes:
+        longer = cold.step_seconds(model, boxes, 10) - warm.step_seconds(model, boxes, 10)
+        assert longer == pytest.approx(22 * 8e-9, rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_counted_is_what_partitions_send(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes and messages of every pair of partitions, up and down, of random fields that overlap or leave gaps."""

@@ -383,8 +383,8 @@ def test_a_run_whose_coordinator_dies_while_all_leave_has_not_finished(
 def test_a_step_longer_than_patience_is_said(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody dies of it here."""
     tree |= {"run": tree["run"] | {"heartbeat": 0.05}, "stop": {"steps": 3}}
-    assert not simulate(tree, machine(), dry=True).died
-    words = "dbnet: A step takes 0.1 s on this machine, longer than run.heartbeat = 0.05: over MPI whoever makes one would be taken"
+    assert not simulate(tree, machine(speed={"cycle": [1.0, 3.0]}), dry=True).died
+    words = "dbnet: A step takes 0.3 s on this machine, longer than run.heartbeat = 0.05: over MPI whoever makes one would be taken"
     assert words in capsys.readouterr().err
 
 
@@ -394,7 +394,11 @@ def test_on_the_command_line(dbnet: Callable[..., Finished], run_file: Path) -> 
     Path("one.toml").write_text(text)
     words = ("topology.replicas=2", "topology.shards=1", "topology.partitions=1", "run.heartbeat=0.02", "stop.epochs=10")
     done = dbnet("simulate", run_file, "--machine", "one.toml", *words)
-    assert done.code == 0 and not done.err and "out/run.checkpoint.h5\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
+    assert (
+        done.code == 0
+        and not done.err
+        and "out/run.checkpoint.h5\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
+    )
     assert "Replica 1 is lost: no sign of life for 0.02 s; replica 0 takes over.\n" in done.out
     assert "lost         replica 1 at 0.0 s" in dbnet("inspect", "out/run.h5").out
     assert "Lost: replica 1 at 0.0 s." in dbnet("watch", "out/run.h5").out

@@ -46,7 +46,7 @@ from dbnet.network.replica import Clipping, Replica
 from dbnet.run import process, roles
 from dbnet.run.simulated import replicas
 from dbnet.run.simulated.noise import Noise
-from dbnet.run.simulated.shards import PacedInbox
+from dbnet.run.simulated.shards import PacedInbox, PacedReceiver
 from dbnet.run.simulated.simulate import Simulated, simulate
 from dbnet.run.train import execute
 from dbnet.shards.local_store import LocalStore
@@ -305,6 +305,8 @@ def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int
     tree["topology"] = {"shards": 2, "replicas": 3, "partitions": partitions}
     tree["model"]["dtype"], tree["method"]["wire"] = "float32", wire
     tree["method"] |= {"clip_norm": 0.1, "overlap": overlap}
+    # Of which there are eight.
+    tree["evaluate"]["train"] = 100_000
     profile = machine(**({"host": {"ranks": 0, "cores": cores, "switch": 1e-5}} if cores else {}))
     wet, dry = played(tree, profile), played(tree, profile, dry=True)
     assert not dry.outcome.run_file.with_suffix(".checkpoint.h5").is_symlink() and dry.outcome.params is None
@@ -333,6 +335,41 @@ def test_a_partition_that_shares_its_core_computes_between_its_messages() -> Non
     # An evaluation says itself how long it takes.
     link.gather(values, np.zeros((1, 1)))
     assert len(took) == 12
+
+
+def test_steps_and_evaluations_take_as_long_as_the_machine_is_slow() -> None:
+    """A step of 1 s, a quarter more with one of its own, and half a second a minibatch: three times, and steps what is drawn."""
+    took: list[float] = []
+    drawn = SimpleNamespace(step=lambda entity, event: {(7, 0): 1.0, (7, 5): 2.0}[entity, event])
+    pace = replicas.Pace(SimpleNamespace(compute=took.append), drawn, 7, 3.0, 1.0, 0.5, 0.25)
+    pace.compute(0), pace.compute(5), pace.compute(5, local=True), pace.evaluate()
+    assert took == [3.0, 6.0, 7.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "partitions", "dry"),
+    [("downpour", 1, False), ("downpour", 2, False), ("downpour", 2, True), ("sandblaster", 1, False)],
+)
+def test_each_step_has_a_draw_of_its_own(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str, partitions: int, dry: bool
+) -> None:
+    drawn: dict[int, list[int]] = {}
+    monkeypatch.setattr(Noise, "step", lambda noise, entity, event: [1.0, drawn.setdefault(entity, []).append(event)][0])
+    tree |= {"topology": {"replicas": 2, "partitions": partitions}, "method": {"kind": kind, "minibatch": 2}}
+    if kind == "sandblaster":
+        tree |= {"method": {**tree["method"], "portion": 4}, "stop": {"iterations": 2}}
+    assert played(tree, machine(), dry=dry).outcome.finished
+    assert len(drawn) == 2 * partitions and all(steps == list(range(len(steps))) for steps in drawn.values())
+
+
+def test_commands_of_a_batch_method_take_their_time() -> None:
+    """As a slice of all that the shard holds: a second and 1000 bytes at 2000 a second, when there was one."""
+    took: list[float] = []
+    busy = iter([True, False, True])
+    receiver = SimpleNamespace(params=np.zeros(125), advance=lambda channel: next(busy))
+    profile = machine(compute={"rate": 1.0, "apply": 2e-6, "slice": 1.0})
+    paced = PacedReceiver(receiver, SimpleNamespace(compute=took.append), profile)
+    assert [paced.advance(None) for _ in range(3)] == [True, False, True] and took == pytest.approx([1.5, 1.5])
 
 
 def test_ranks_share_the_cores_of_their_host(tree: dict[str, Any]) -> None:
@@ -470,6 +507,42 @@ def test_a_shard_that_stands_for_several_has_their_cards(tree: dict[str, Any]) -
     way = {"latency": 2e-5, "bandwidth": 0.01}
     fast, slow = (played(tree, machine(between=way, host={"shard_cards": n}), dry=True).seconds for n in (100, 1))
     assert fast < 0.7 * slow
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_bytes_between_hosts_are_counted(monkeypatch: pytest.MonkeyPatch, rests: bool) -> None:
+    """What says what is wanted, what comes back, messages with their envelopes; within a host operations alone."""
+    monkeypatch.setattr(VirtualTime, "rests", rests)
+    time, found = VirtualTime(), []
+    wire = Interconnect(time, [0, 1, 0, 2], Way(0.0, 1e3), Way(0.0, 1e3))
+    memory = SimulatedMemory([WindowLayout([WindowField("value", "float64", (1000,))])] * 4)
+    boxes, wires = SimulatedMailboxes(2, wire), SimulatedWires([0, 1], wire)
+
+    def role(rank: int) -> Turns:
+        window = SimulatedWindow(memory, wire, rank)
+        for target, puts, size in ((2 - rank % 2 * 2, True, 1), (1, False, 1000), (1, True, 1000), (1, False, 1)):
+            for _ in range(2 if size == 1 else 1):
+                (window.put if puts else window.get)(target, "value", np.zeros(size))
+            window.flush(target)
+        found.append((wire.operations, wire.sent))
+        if rank == 0:
+            begun = time.now
+            wire.send(0, 2, 10**6, lambda: None)
+            wires.send(0, 1, "tag", np.zeros(10))
+            boxes.at(0).send(1, "events", [np.zeros(100), 3, "word"])
+            found.append(wire.sent)
+            while boxes.at(1).receive() is None:
+                time.elapse(1e-3)
+            found.append(time.now - begun)
+        yield None
+
+    for rank in (0, 3):
+        time.play({rank: role(rank)}, {})
+    once = 2 * (32 + 32 + 8000) + (32 + 32 + 16)
+    assert found[0] == (6, once) and found[1] == once + 80 + 128 + 128 + 800
+    assert found[2] == pytest.approx(1.056, abs=2e-3)
+    # Of one that is alone on its host.
+    assert found[3][1] - found[1] == once + (32 + 32 + 16)
 
 
 def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
@@ -691,6 +764,8 @@ def test_noise_is_of_mean_one() -> None:
         assert noise.step(7, 3) == drawn[3]
     speeds = [Noise(machine(speed={"slow": 0.3, "factor": 2.0}), 5).speed(replica) for replica in range(1000)]
     assert set(speeds) == {1.0, 2.0} and speeds.count(2.0) == pytest.approx(300, abs=50), "of each machine by itself"
+    both = Noise(machine(speed={"slow": 1.0, "factor": 2.0, "cycle": [1.0, 3.0]}), 5)
+    assert [both.speed(replica) for replica in range(3)] == [2.0, 6.0, 2.0]
 
 
 def test_what_waits_in_vain_says_for_what(tree: dict[str, Any]) -> None:

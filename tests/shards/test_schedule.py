@@ -97,16 +97,16 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 
-def store_of(folder, world, feet, change=lambda rank: None, counted=True):
+def store_of(folder, world, feet, change=lambda rank: None, counted=True, used=None):
     """Return partition 0's end over one shard, and the shard's numbers of changes."""
-    size, dtype = feet[-1][-1].range.hi, np.dtype("f8")
+    size, dtype, used = feet[-1][-1].range.hi, np.dtype("f8"), used or feet[0]
     pieces = slice_pieces([routes(foot, [Range(0, size)])[0] for foot in feet], SLICE)
     rings = Rings([Range(0, size)], [list(range(len(feet)))], dtype, SLICE * 8, 4)
     layouts = [WindowLayout([*rings.fields(0, world), Field("version", "int64", (len(pieces),))]), *[WindowLayout(())] * len(feet)]
     memory = LocalWindow([WindowLayout(()), *layouts])
-    parts = (Crumbling(memory, change), world, (0, 0), Footprint(feet[0], feet[0], feet[0][-1].range.hi), rings)
+    parts = (Crumbling(memory, change), world, (0, 0), Footprint(used, feet[0], used[-1].range.hi), rings)
     log = PartLog(folder / "replica-0.0", {}, 1 << 20, print)
-    made = RecordingStore(log, feet[0], [pieces], np.zeros(1, np.int64), counted, *parts)
+    made = RecordingStore(log, used, [pieces], np.zeros(1, np.int64), counted, *parts)
     return made, memory.at(1).local["version"]
 
 
@@ -122,6 +122,25 @@ def test_changes_of_what_is_not_fetched_do_not_tear_a_fetch(tmp_path):
     store, versions = store_of(tmp_path, Topology(1, 1, 2), feet, change)
     result(store.fetch())
     assert changes and store.again == 0 and store.clocks[0] == 0
+    store.close()
+
+
+def test_what_lies_between_two_pieces_is_not_read_with_them(tmp_path, monkeypatch):
+    """It was read before, in a group of its own, and is changed when that is over."""
+    monkeypatch.setattr(fetching, "GROUP", 2 * SLICE * 8)
+    gets = []
+
+    def change(rank):
+        gets.append(rank)
+        # Two numbers, eight values and the numbers again.
+        if len(gets) == 13:
+            params[4:12], versions[:2] = 1, 2
+
+    feet = [[Piece(Range(4, 12), 0)], [Piece(Range(0, 4), 0), Piece(Range(12, 16), 4)]]
+    store, versions = store_of(tmp_path, Topology(1, 1, 2), feet, change, used=[Piece(Range(0, 16), 0)])
+    params = store._window.at(1).local["params"]
+    result(store.fetch())
+    assert len(gets) == 2 * 12 and store.again == 0 and not store.w.any() and params.any()
     store.close()
 
 
