@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from records import recorded, rewrite
 
 from dbnet import open_run
 from dbnet.checkpoint.reader import Checkpoint
+from dbnet.commands.replay.outcome import Compared
 from dbnet.run.train import execute
 from dbnet.shards.schedule import log, slices
 from dbnet.shards.schedule.log import LogEntry
@@ -69,6 +71,17 @@ def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..
     Path("moved/run.checkpoints").rename("elsewhere")
     gone = dbnet("replay", "moved/run-2.h5")
     assert gone.code == 2 and "which is not there; put it back, or its folder beside the run file." in gone.err, gone.err
+    # Another one has its name.
+    shutil.copytree("moved/run-2.checkpoints", "moved/run.checkpoints")
+    other = dbnet("replay", "moved/run-2.h5")
+    assert other.code == 2 and "has been written anew since" in other.err, other.err
+
+
+def test_a_checkpoint_counts_when_all_of_its_parts_do() -> None:
+    compared = Compared(True, 2)
+    for part, counted in (("000001.0.h5", 0), ("000002.1.h5", 0), ("000001.1.h5", 1)):
+        compared.part(part)
+        assert compared.words() == f"0 updates, 0 evaluations, {counted} checkpoint{'s' * (not counted)}"
 
 
 def other_order(entries: list[LogEntry]) -> None:
@@ -234,7 +247,10 @@ def test_what_cannot_be_replayed_is_refused(run_file: Path, dbnet: Callable[...,
         (path.with_suffix(".schedule") / part).unlink()
         done = dbnet("replay", path)
         assert done.code == 2 and f"No part '{path.with_suffix('.schedule') / part}'" in done.err, done.out + done.err
-        path = recorded(run_file)
+        before, path = path, recorded(run_file)
+    shutil.copy(before.with_suffix(".schedule") / "shard-0", path.with_suffix(".schedule"))
+    done = dbnet("replay", path)
+    assert done.code == 2 and f"shard-0' is of another run than '{path}'" in done.err, done.out + done.err
 
 
 def broken_off(share: float, entries: list[LogEntry]) -> None:

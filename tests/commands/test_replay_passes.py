@@ -14,6 +14,7 @@ from finished import Finished
 from records import recorded, rewrite
 
 from dbnet import open_run
+from dbnet.checkpoint.reader import Checkpoint
 from dbnet.run.process import Process
 from dbnet.run.train import execute
 from dbnet.shards.schedule import log
@@ -69,6 +70,13 @@ def test_a_run_that_goes_on_from_a_moment_of_another(run_file: Path, dbnet: Call
     point = path.with_name("run-at-3.checkpoint.h5")
     assert made.code == 0 and made.out.splitlines()[-1].startswith("identical: 3 iterations, "), made.out + made.err
     assert made.out.endswith(f"; {point}\n")
+    # Its time, and the bundles that each replica had had accepted by then.
+    seconds, entries = open_run(path).iterations.seconds, PartOfSchedule(path.with_suffix(".schedule") / "coordinator").entries
+    third = [i for i, entry in enumerate(entries) if entry.kind == log.ITERATION][2]
+    bundles = [replica for entry in entries[:third] if entry.kind == log.PASS for replica, *_ in entry.value[1]]
+    held = Checkpoint(point)
+    assert held.seconds == seconds[2] and held.replicas["pushes"].tolist() == np.bincount(bundles, minlength=3).tolist()
+    assert dbnet("replay", path, "--until", f"{seconds[1]:.20f}s").out.splitlines()[-1].startswith("identical: 2 iterations, ")
     more = execute(run_file, [*words, "record.schedule=true"], resume=str(point), quiet=True).run_file
     np.testing.assert_allclose(open_run(more).iterations.loss, open_run(path).iterations.loss[3:], rtol=1e-10)
     assert dbnet("replay", more).out.splitlines()[-1].startswith("identical: 2 iterations, ")
