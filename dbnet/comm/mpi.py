@@ -32,6 +32,25 @@ _ENDED = 5.0
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
+def require_threads(level: int, mpi: Any) -> None:
+    """Raise UserError unless any thread may call MPI: one moves data, one ends the job when a call hangs."""
+    if level < mpi.THREAD_MULTIPLE:
+        names = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
+        raise UserError(
+            f"MPI was started with thread level '{names.get(level, level)}', but dbnet calls it from several threads: unset "
+            "MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS, or use an MPI that is built with thread support."
+        )
+
+
+def require_model(model: int, mpi: Any) -> None:
+    """Raise UserError unless a window has one copy of its memory."""
+    if model != mpi.WIN_UNIFIED:
+        raise UserError(
+            "This MPI keeps a second copy of window memory on this machine (MPI_WIN_SEPARATE), but dbnet needs the unified memory "
+            "model: use MPICH or Open MPI on hosts whose network is cache-coherent."
+        )
+
+
 def launched_size() -> int:
     """Return the number of ranks that a launcher says it started; 1 without a launcher."""
     if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" not in os.environ:

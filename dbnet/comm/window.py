@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dbnet.comm.mpi import require_model, require_threads
 from dbnet.core.errors import UserError
 from dbnet.core.jit import fence
 
@@ -73,6 +74,9 @@ class WindowLayout:
         }
 
 
+Post = Callable[[int, np.ndarray, int], None]
+
+
 class Window(Protocol):
     """One-sided access; `get` and `put` start a transfer that `flush` completes. Arrays must be contiguous."""
 
@@ -86,8 +90,22 @@ class Window(Protocol):
     def blocked(self) -> tuple[int, float] | None: ...
     def free(self) -> None: ...
 
+    def posting(self, rank: int, header: tuple[str, np.ndarray], ring: str, counter: tuple[str, np.ndarray, int]) -> Post:
+        """Return what puts a header, at its place, and a slice, at its own, and when they lie there the counter, one higher."""
+        (field, words), (name, number, at) = header, counter
 
-class LocalWindow:
+        def post(start: int, data: np.ndarray, place: int) -> None:
+            self.put(rank, field, words, start)
+            self.put(rank, ring, data, place)
+            self.flush(rank)
+            number[0] += 1
+            self.put(rank, name, number, at)
+            self.flush(rank)
+
+        return post
+
+
+class LocalWindow(Window):
     """All ranks' window memory within one process; every rank has its own end of it."""
 
     def __init__(self, layouts: Sequence[WindowLayout], rank: int = 0, shared: list[dict[str, np.ndarray]] | None = None) -> None:
@@ -202,7 +220,7 @@ def _datagrams(begin: Callable[[socket.socket], None]) -> socket.socket | None:
     return made
 
 
-class MpiWindow:
+class MpiWindow(Window):
     """The window over MPI; making and freeing it are collective over `comm`. With `bells` origins can wake targets.
 
     Raises
@@ -219,10 +237,10 @@ class MpiWindow:
         # For each thread with a transfer under way: to whom, and since when.
         self._under_way: dict[int, tuple[int, float]] = {}
         mine = layouts[comm.rank]
-        _require_threads(MPI.Query_thread(), MPI)
+        require_threads(MPI.Query_thread(), MPI)
         _require_room(comm, layouts, MPI.COMM_TYPE_SHARED)
         self._win = MPI.Win.Allocate(mine.nbytes, 1, comm=comm)
-        _require_model(self._win.model, MPI)
+        require_model(self._win.model, MPI)
         memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
         memory[:] = 0
         self._memory, self.local = memory, mine.views(memory)
@@ -302,25 +320,6 @@ class MpiWindow:
         self._win.Free()
         if self._bells is not None:
             self._bells.close()
-
-
-def _require_threads(level: int, mpi: Any) -> None:
-    """Raise UserError unless any thread may call MPI: one moves data, one ends the job when a call hangs."""
-    if level < mpi.THREAD_MULTIPLE:
-        names = {mpi.THREAD_SINGLE: "single", mpi.THREAD_FUNNELED: "funneled", mpi.THREAD_SERIALIZED: "serialized"}
-        raise UserError(
-            f"MPI was started with thread level '{names.get(level, level)}', but dbnet calls it from several threads: unset "
-            "MPI4PY_RC_THREAD_LEVEL and MPI4PY_RC_THREADS, or use an MPI that is built with thread support."
-        )
-
-
-def _require_model(model: int, mpi: Any) -> None:
-    """Raise UserError unless a window has one copy of its memory."""
-    if model != mpi.WIN_UNIFIED:
-        raise UserError(
-            "This MPI keeps a second copy of window memory on this machine (MPI_WIN_SEPARATE), but dbnet needs the unified memory "
-            "model: use MPICH or Open MPI on hosts whose network is cache-coherent."
-        )
 
 
 def shared_memory() -> int | None:

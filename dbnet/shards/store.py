@@ -79,9 +79,13 @@ class WindowStore:
         self._oldest: np.ndarray | None = None
         # Numbers of each ring as they travel, and as they are read and written here.
         counters, headers = np.zeros((2, len(self.routes), 1), np.int64), np.zeros((len(self.routes), HEADER), np.int64)
-        (self._head, self._tail), (self._heads, self._tails) = map(list, counters), map(memoryview, counters)
-        self._header, self._header_bytes = list(headers), memoryview(headers).cast("B")
+        (heads, self._tail), (self._heads, self._tails) = map(list, counters), map(memoryview, counters)
+        self._header_bytes = memoryview(headers).cast("B")
         self._ranks = [topology.shard_rank(route.shard) for route in self.routes]
+        self._post = [
+            window.posting(rank, ("header", header), "ring", ("head", head, self._origin))
+            for rank, header, head in zip(self._ranks, headers, heads, strict=True)
+        ]
         self._slices = [route.slices(self._slot) for route in self.routes]
         self.counts, self.number = Counts(), 0
         self.fetched, self.overlaps = False, overlap
@@ -249,26 +253,21 @@ class WindowStore:
         self._window.flush(self._ranks[i])
 
     def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
-        window, rank, head = self._window, self._ranks[i], self._heads[i, 0]
+        rank, head = self._ranks[i], self._heads[i, 0]
         here = self._slices[i][at]
         end = at + here.stop - here.start
         place = self._row[i] * self._slots + head % self._slots
         number, fetched, steps, step = about
         last = end == self.routes[i].size
         _WORDS.pack_into(self._header_bytes, 8 * HEADER * i, number, at, end - at, last, fetched, steps, step)
-        window.put(rank, "header", self._header[i], place * HEADER)
         data = g[here]
         if self._narrow is not None:
             data = self._narrow[1][: end - at]
             self.narrow(g[here], data)
-        window.put(rank, "ring", data, place * self._slot)
-        window.flush(rank)
-        self._heads[i, 0] = head + 1
-        window.put(rank, "head", self._head[i], self._origin)
-        window.flush(rank)
+        self._post[i](place * HEADER, data, place * self._slot)
         # A shard that rests is woken by a first slice that takes it long; by the last, and a full ring, it must have seen all.
         if (not at and data.nbytes >= EARLY) or last or head + 1 - self._tails[i, 0] == self._slots:
-            window.wake(rank)
+            self._window.wake(rank)
         return end
 
 

@@ -11,9 +11,10 @@ import pytest
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.messages import SimulatedWires
 from dbnet.comm.simulated.movers import VirtualMover
-from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.comm.turns import IDLE, Turns
 from dbnet.comm.window import Field, WindowLayout
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from harness import Late, World
 
-from dbnet.comm import window
+from dbnet.comm import mpi
 from dbnet.comm.channel import Message, MpiChannel
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Wait
@@ -532,9 +532,9 @@ MPI = SimpleNamespace(THREAD_SINGLE=0, THREAD_FUNNELED=1, THREAD_SERIALIZED=2, T
 
 
 def test_an_mpi_that_does_not_do_is_refused() -> None:
-    window._require_threads(MPI.THREAD_MULTIPLE, MPI)
-    window._require_model(MPI.WIN_UNIFIED, MPI)
+    mpi.require_threads(MPI.THREAD_MULTIPLE, MPI)
+    mpi.require_model(MPI.WIN_UNIFIED, MPI)
     with pytest.raises(UserError, match=r"thread level 'serialized'.*MPI4PY_RC_THREAD_LEVEL"):
-        window._require_threads(MPI.THREAD_SERIALIZED, MPI)
+        mpi.require_threads(MPI.THREAD_SERIALIZED, MPI)
     with pytest.raises(UserError, match="unified memory model"):
-        window._require_model(MPI.WIN_SEPARATE, MPI)
+        mpi.require_model(MPI.WIN_SEPARATE, MPI)

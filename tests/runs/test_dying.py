@@ -17,9 +17,10 @@ from small import small_run
 
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.mortal import MortalTime
 from dbnet.comm.simulated.movers import VirtualMover
-from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns
 from dbnet.comm.window import Field, WindowLayout

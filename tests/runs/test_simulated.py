@@ -22,9 +22,10 @@ from dbnet.comm.channel import Mailboxes
 from dbnet.comm.link import LocalLink, Wires
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.movers import VirtualMover
-from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait
 from dbnet.comm.window import Field as WindowField

@@ -13,10 +13,12 @@ import numpy as np
 
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.interconnect import Interconnect
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.player import Player
-from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.comm.threads import PAUSE, Job, Mover
 from dbnet.comm.turns import Turns
+from dbnet.comm.window import Post, Window
 
 
 class VirtualMover(Mover):
@@ -111,7 +113,7 @@ class Moment:
             self._time.at(self._time.now, player.rank, player.go)
 
 
-class SharedWindow:
+class SharedWindow(Window):
     """The window of a rank whose data move beside it: each of the two has an end of its own.
 
     Parameters
@@ -140,6 +142,17 @@ class SharedWindow:
 
     def flush(self, rank: int) -> None:
         self._end().flush(rank)
+
+    def posting(self, rank: int, header: tuple[str, np.ndarray], ring: str, counter: tuple[str, np.ndarray, int]) -> Post:
+        posts: dict[SimulatedWindow, Post] = {}
+
+        def post(start: int, data: np.ndarray, place: int) -> None:
+            end = self._end()
+            if end not in posts:
+                posts[end] = end.posting(rank, header, ring, counter)
+            posts[end](start, data, place)
+
+        return post
 
     def wake(self, rank: int) -> None:
         """What arrives wakes its target here."""

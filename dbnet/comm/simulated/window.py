@@ -5,7 +5,7 @@ They leave at the first flush, to all targets at once, and it waits for all of t
 waits no longer than until all is read that was to be got, and it is known when all transfers end: its rank goes on at that time
 (`VirtualTime.ahead`). Most of what is under way needs no turn of its own: a look at a few words is made before their rank changes
 them (`rest.Glances`), and answers to one that nobody else sends anything come in one after the other (`Interconnect.enter`).
-Headers and slices lie in the memory of their target at once: nobody looks at them before the head that is put after them arrives.
+Headers and slices lie in the memory of their target at once: nobody looks at them before the counter that is put after them.
 """
 
 from __future__ import annotations
@@ -15,78 +15,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from dbnet.comm.simulated.interconnect import PACKET, Hop, Interconnect
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.player import Player
 from dbnet.comm.simulated.rest import Looks
-from dbnet.comm.window import WindowLayout
+from dbnet.comm.window import Post, Window
 
 _REQUEST = 32  # bytes that say what is wanted
-# What has no contents where nothing is computed: bytes go over the wire all the same.
-_CONTENTS = frozenset({"params", "rounded", "ring"})
-# Of a ring: nobody looks at the first two before the counter that follows them.
-_HEADER, _RING, _COUNTER = "header", "ring", "head"
 # What an operation does at its target.
-_GET, _GET_ONE, _PUT, _PUT_ONE, _PUT_COUNTER = range(5)
+_GET, _GET_ONE, _PUT, _PUT_ONE = range(4)
 
 
-class SparseRing:
-    """A shard's rings, [rows, slots, elements], of which a slice is held from its arrival until it is read.
-
-    Parameters
-    ----------
-    shape, dtype
-        Of the whole.
-    hollow
-        Whether slices have no contents.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, hollow: bool) -> None:
-        self.shape, self._hollow = shape, hollow
-        self._held: dict[tuple[int, int], np.ndarray] = {}
-        self._nothing = np.broadcast_to(np.zeros((), dtype), shape[2:])
-
-    def put(self, start: int, data: np.ndarray) -> None:
-        """Take the slice whose first element is number `start` of the whole, as it is: it must not change until it is read."""
-        if not self._hollow:
-            self._held[divmod(start // self.shape[2], self.shape[1])] = data
-
-    def __getitem__(self, key: tuple[int, int, slice]) -> np.ndarray:
-        """Return what lies in (row, slot), once; the key's third part says of how many elements."""
-        return self._nothing[key[2]] if self._hollow else self._held.pop(key[:2])[key[2]]
-
-
-class SimulatedMemory:
-    """All ranks' window memory.
-
-    Parameters
-    ----------
-    layouts
-        Of every rank.
-    hollow
-        Whether parameters and gradients have no contents.
-
-    Attributes
-    ----------
-    local, flat
-        The fields of each rank, as they are and flat.
-    counted
-        For each rank the numbers of the origins whose head has arrived there; who looks takes them out.
-    """
-
-    def __init__(self, layouts: Sequence[WindowLayout], hollow: bool = False) -> None:
-        self.local: list[dict[str, np.ndarray | SparseRing]] = []
-        self.hollow = _CONTENTS if hollow else frozenset()
-        self.counted: list[set[int]] = [set() for _ in layouts]
-        for layout in layouts:
-            ring = layout.fields.get("ring")
-            bare = WindowLayout([field for name, field in layout.fields.items() if name != "ring"])
-            fields: dict[str, np.ndarray | SparseRing] = dict(bare.views(np.zeros(bare.nbytes, np.uint8)))
-            if ring is not None:
-                fields["ring"] = SparseRing(ring.shape, ring.dtype, hollow)
-            self.local.append(fields)
-        self.flat = [{n: x if isinstance(x, SparseRing) else x.reshape(-1) for n, x in fields.items()} for fields in self.local]
-
-
-class SimulatedWindow:
+class SimulatedWindow(Window):
     """One rank's end of the window.
 
     Attributes
@@ -130,17 +69,47 @@ class SimulatedWindow:
         if field in self._hollow:
             return
         place = self._flat[rank][field]
-        if field == _HEADER:
-            # Quicker than arrays, for a few words.
-            memoryview(place)[start : start + data.size] = memoryview(data)
-        elif field == _COUNTER:
-            entry[3].append((_PUT_COUNTER, place, start, data.item()))
-        elif field == _RING:
-            place.put(start, data if self.lends else data.copy())
-        elif data.size == 1:
+        if data.size == 1:
             entry[3].append((_PUT_ONE, place, start, data.item()))
         else:
             entry[3].append((_PUT, place, start, data.flatten()))
+
+    def posting(self, rank: int, header: tuple[str, np.ndarray], ring: str, counter: tuple[str, np.ndarray, int]) -> Post:
+        wire, time, me, fields, hollow = self._wire, self._time, self._rank, self._flat[rank], ring in self._hollow
+        # Quicker than arrays, for a few words.
+        headers, words, number = map(memoryview, (fields[header[0]], header[1], counter[1]))
+        slices, count, at = fields[ring], fields[counter[0]], counter[2]
+        (latency, bandwidth, most), crowded = wire.hop(me, rank), wire.crowded[me]
+        between, asks, answers = most == PACKET, (_REQUEST + number.nbytes) / bandwidth, _REQUEST / bandwidth
+
+        def post(start: int, data: np.ndarray, place: int) -> None:
+            headers[start : start + len(words)] = words
+            if not hollow:
+                slices.put(place, data if self.lends else data.copy())
+            there = words.nbytes + data.nbytes
+            overhead = self._crowded([(rank, there)], 2) if crowded else wire.overhead
+            player, there, begin = time.player, there + _REQUEST, time.now + overhead * 2
+            player.looks = None
+            wire.operations += 2
+            if between:
+                wire.sent += _REQUEST if there > most else there + _REQUEST
+            if there > most:
+                self._open, self._latest, self._waiting = 1, begin, player
+                wire.queue(me, rank, there, begin, self._lands, latency, answers)
+                time.switch()
+                time.ahead(self._latest)
+            else:
+                time.ahead(begin + latency + there / bandwidth + latency + answers)
+            number[0] += 1
+            overhead = self._crowded([(rank, number.nbytes)], 1) if crowded else wire.overhead
+            wire.operations += 1
+            if between:
+                wire.sent += 2 * _REQUEST + number.nbytes
+            came = time.now + overhead + latency + asks
+            time.at(came, me, self._counts, rank, count, at, number[0])
+            time.ahead(came + latency + answers)
+
+        return post
 
     def flush(self, rank: int) -> None:
         started = self._started
@@ -148,7 +117,10 @@ class SimulatedWindow:
             return
         self._started = {}
         wire, time, me, ways = self._wire, self._time, self._rank, self._ways
-        player, overhead = time.player, self._crowded(started) if wire.crowded[me] else wire.overhead
+        player, overhead = time.player, wire.overhead
+        if wire.crowded[me]:
+            moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
+            overhead = self._crowded(moved, sum(count for count, *_ in started.values()))
         if player.looks is not None and not self._looks(player.looks, started):
             player.looks = None
         begin = latest = self._latest = time.now
@@ -200,14 +172,13 @@ class SimulatedWindow:
             time.switch()
         time.ahead(self._latest)
 
-    def _crowded(self, started: dict[int, list]) -> float:
+    def _crowded(self, moved: list[tuple[int, int]], operations: int) -> float:
         """What waits for cards, or for cores, does so in the order of its time; return what is left of an operation's overhead."""
         wire, time, me = self._wire, self._time, self._rank
         time.sync()
         if me not in time.cores:
             return wire.overhead
-        moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
-        wire.copy(me, moved, sum(count for count, *_ in started.values()))
+        wire.copy(me, moved, operations)
         return 0.0
 
     def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
@@ -253,11 +224,7 @@ class SimulatedWindow:
         """At the target: what is put is there, what is got is read; `back` bytes are to be sent; -1: nothing else was unknown."""
         time, changed, watched = self._time, False, False
         for what, place, start, value in todo:
-            if what == _PUT_COUNTER:
-                changed = True
-                place[start] = value
-                self._memory.counted[target].add(start)
-            elif what <= _GET_ONE:
+            if what <= _GET_ONE:
                 _read(((what, place, start, value),))
             else:
                 changed = True
@@ -277,6 +244,12 @@ class SimulatedWindow:
             self._unread -= 1
             if not self._open and not self._unread:
                 self._go_on()
+
+    def _counts(self, target: int, place: np.ndarray, start: int, value: int) -> None:
+        """At the target: a counter says that a slice lies in its ring."""
+        place[start] = value
+        self._memory.counted[target].add(start)
+        self._time.notify(target, self._rank)
 
     def _answer(self, target: int, nbytes: int) -> None:
         """Have an answer sent that waits for cards."""

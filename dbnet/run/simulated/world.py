@@ -15,10 +15,11 @@ from dbnet.comm.link import LocalLink
 from dbnet.comm.simulated.clock import VirtualTime
 from dbnet.comm.simulated.cores import Cores
 from dbnet.comm.simulated.interconnect import Interconnect, Way
+from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.messages import SimulatedMailboxes, SimulatedWires
 from dbnet.comm.simulated.mortal import MortalTime
 from dbnet.comm.simulated.movers import SharedWindow, VirtualMover
-from dbnet.comm.simulated.window import SimulatedMemory, SimulatedWindow
+from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.coordinator.heartbeat import polling
 from dbnet.data.batches import Batches
 from dbnet.data.portions import Reader
