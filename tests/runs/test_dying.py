@@ -395,11 +395,8 @@ def test_on_the_command_line(dbnet: Callable[..., Finished], run_file: Path) -> 
     Path("one.toml").write_text(text)
     words = ("topology.replicas=2", "topology.shards=1", "topology.partitions=1", "run.heartbeat=0.02", "stop.epochs=10")
     done = dbnet("simulate", run_file, "--machine", "one.toml", *words)
-    assert (
-        done.code == 0
-        and not done.err
-        and "out/run.checkpoint.h5\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
-    )
+    assert done.code == 0 and not done.err
+    assert "out/run.checkpoint.h5\nDied           1 of 2 replicas\nLost: replica 1 at 0.0 s; of its " in done.out
     assert "Replica 1 is lost: no sign of life for 0.02 s; replica 0 takes over.\n" in done.out
     assert "lost         replica 1 at 0.0 s" in dbnet("inspect", "out/run.h5").out
     assert "Lost: replica 1 at 0.0 s." in dbnet("watch", "out/run.h5").out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, Wait
 from dbnet.comm.window import Field as WindowField
 from dbnet.comm.window import WindowLayout
+from dbnet.coordinator.coordinator import Coordinator
 from dbnet.core.config import RecordTable, build
 from dbnet.core.errors import Lost, UserError
 from dbnet.core.ranges import Range
@@ -798,6 +800,51 @@ def test_every_machine_that_comes_with_dbnet(path: Path, dbnet: Callable[..., Fi
     spared = "dbnet: Nobody dies on this machine, since its file has no table 'faults': topology.spares is left out.\n"
     assert done.err == ("" if path.stem == "dying" else spared)
     assert json.loads(json.dumps(Run("out/run.h5").about["machine"]))["about"]
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run gets a signal, as from Ctrl-C, at the coordinator's twentieth turn."""
+    tick, turns = Coordinator.tick, itertools.count(1)
+
+    def counted(coordinator: Coordinator) -> bool:
+        if next(turns) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return tick(coordinator)
+
+    # Started in the background, this process ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(Coordinator, "tick", counted)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("dry", "code", "words"), [
+    ((), 85, "dbnet: Stopped by a signal; begin from the checkpoint with run.start=out/run.checkpoint.h5.\n"),
+    (("--dry",), 130, "dbnet: Stopped by a signal.\n"),
+])  # fmt: skip
+def test_a_run_that_is_stopped_says_so(
+    ctrl_c: None, dbnet: Callable[..., Finished], run_file: Path, dry: tuple[str, ...], code: int, words: str
+) -> None:
+    done = dbnet("simulate", run_file, "--machine", MACHINES / "present.toml", "stop.epochs=1000", *dry)
+    assert (done.code, done.err) == (code, words)
+    assert Run("out/run.h5").stopped and Path("out/run.checkpoint.h5").exists() == (not dry)
+
+
+def test_whoever_simulates_is_told_of_the_signal(ctrl_c: None, tree: dict[str, Any]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        played(tree | {"stop": {"epochs": 1000}})
+
+
+def test_nothing_is_predicted_of_what_was_stopped(ctrl_c: None, dbnet: Callable[..., Finished], run_file: Path) -> None:
+    done = dbnet("plan", run_file, "--machine", MACHINES / "present.toml", "stop.epochs=1000")
+    assert done.code == 130 and "Predicted by" not in done.out
+
+
+def test_a_run_whose_parameters_are_out_of_bounds_is_stopped(dbnet: Callable[..., Finished], run_file: Path) -> None:
+    done = dbnet("simulate", run_file, "--machine", MACHINES / "present.toml", "rule={kind='sgd', rate=1e30}")
+    assert done.code == 2 and done.err.count("\n") == 1 and "lower rule.rate (1e+30)" in done.err
+    assert "Checkpoint" not in done.out and not Path("out/run.checkpoint.h5").exists()
 
 
 def test_a_wrong_machine_gets_one_sentence(dbnet: Callable[..., Finished], run_file: Path) -> None:

@@ -18,6 +18,7 @@ from dbnet.monitor.display import Display
 from dbnet.monitor.results import Run, lateness
 from dbnet.network.cost import Profile
 from dbnet.run.setup import Setup
+from dbnet.run.signals import hand_on
 from dbnet.run.simulated.simulate import play
 from dbnet.shards.shard import Shard
 
@@ -120,6 +121,8 @@ def predicted(ready: Setup, profile: Profile, whole: bool = False) -> tuple[Figu
         dry = replace(ready, config=config.model_copy(update=changes), topology=replace(world, spares=0), checkpoint=None)
         # In so few steps a death would be an accident, and no prediction.
         done = play(dry, profile.model_copy(update={"faults": None}), Display(True), True)
+        # Of fewer steps than are said nothing is predicted.
+        hand_on(done.outcome.signal)
         return figures(Run(done.outcome.run_file)), steps
 
 

@@ -8,7 +8,10 @@ import sys
 from dbnet.commands.base import add_configuration
 from dbnet.monitor.pictures.figure import drawn
 from dbnet.run import signals
-from dbnet.run.simulated.simulate import Simulated, simulate
+from dbnet.run.simulated.simulate import Simulated, execute
+
+# Of a run that a signal has stopped: with a checkpoint, as of `dbnet train`; a dry one leaves none.
+STOPPED, INTERRUPTED = 85, 130
 
 
 def simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,17 +28,19 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
 
 @signals.at_once()
 def run_simulate(options: argparse.Namespace) -> int:
-    done = simulate(options.configuration, options.machine, options.overrides, dry=options.dry, quiet=options.quiet)
+    done = execute(options.configuration, options.machine, options.overrides, dry=options.dry, quiet=options.quiet)
+    out = done.outcome
     if not options.quiet:
         print("\n".join(_said(done, options.dry)), flush=True)
-    if not done.outcome.finished and not done.outcome.stopped and not done.outcome.diagnosis:
-        again = "" if options.dry else f"; begin from the checkpoint with run.start={done.outcome.checkpoint}"
-        print(f"dbnet: Every replica is lost{again}.", file=sys.stderr)
+    if out.unsaved:
+        print(f"dbnet: The run has ended, but its last checkpoint could not be written ({out.unsaved}).", file=sys.stderr)
         return 1
-    if done.outcome.unsaved:
-        print(f"dbnet: The run has ended, but its last checkpoint could not be written ({done.outcome.unsaved}).", file=sys.stderr)
-        return 1
-    return 0
+    if out.finished:
+        return 0
+    why = "Stopped by a signal" if out.stopped else "Every replica is lost"
+    again = "" if options.dry else f"; begin from the checkpoint with run.start={out.checkpoint}"
+    print(f"dbnet: {why}{again}.", file=sys.stderr)
+    return 1 if not out.stopped else INTERRUPTED if options.dry else STOPPED
 
 
 def _said(done: Simulated, dry: bool) -> list[str]:

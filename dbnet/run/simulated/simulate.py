@@ -13,14 +13,14 @@ from dbnet.comm.simulated.rest import next_look
 from dbnet.core import config as configuration
 from dbnet.core import jit
 from dbnet.core.config import Config
-from dbnet.core.errors import Lost, UserError
+from dbnet.core.errors import Lost, Stopped, UserError
 from dbnet.monitor import runfile
 from dbnet.monitor.display import Display
 from dbnet.network.cost import Profile, load_profile
 from dbnet.run import roles
 from dbnet.run.outcome import Outcome, outcome
 from dbnet.run.setup import Setup, setup
-from dbnet.run.signals import Interrupt
+from dbnet.run.signals import Interrupt, hand_on
 from dbnet.run.simulated.faults import gone_on_with
 from dbnet.run.simulated.world import Simulation
 from dbnet.shards.shard import Shard
@@ -62,6 +62,8 @@ def simulate(
 ) -> Simulated:
     """Play a run in simulated time, in this process; the same seed gives the same run file, to the byte.
 
+    A signal stops the run with a checkpoint, and is then handed on as by `dbnet.train`.
+
     Parameters
     ----------
     source
@@ -79,9 +81,25 @@ def simulate(
     ------
     UserError
         Something in the configuration, the machine file or the data is to be mended, or is not simulated; nothing has been written.
+    Stopped
+        Too many gradients were not finite, or the parameters have grown out of all bounds; the message is the diagnosis.
     Lost
         A rank waited in vain for longer than the run's deadline, or a machine died without which there is no run.
     """
+    done = execute(source, machine, overrides, dry=dry, quiet=quiet)
+    hand_on(done.outcome.signal)
+    return done
+
+
+def execute(
+    source: str | Path | Mapping[str, Any] | Config,
+    machine: str | Path | Profile,
+    overrides: Iterable[str],
+    *,
+    dry: bool,
+    quiet: bool,
+) -> Simulated:
+    """Do what `simulate` does, and hand no signal on: the outcome says which it was."""
     display = Display(quiet)
     ready = setup(configuration.load(source, overrides, display.warn))
     # Afterwards, since it may name layers and rules of the run's own modules.
@@ -92,7 +110,10 @@ def simulate(
     if ready.topology.spares and profile.faults is None:
         display.warn("Nobody dies on this machine, since its file has no table 'faults': topology.spares is left out.")
         ready = replace(ready, topology=replace(ready.topology, spares=0))
-    return play(ready, profile, display, dry)
+    done = play(ready, profile, display, dry)
+    if done.outcome.diagnosis:
+        raise Stopped(done.outcome.diagnosis)
+    return done
 
 
 def refuse(ready: Setup, dry: bool) -> None:

@@ -192,9 +192,10 @@ def measured(case: Case, study: Study, folder: Path, examples: int) -> dict[str,
     for left in (folder / "runs").glob(f"{name_of(case)}.*"):
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     began = resource.getrusage(resource.RUSAGE_SELF)
-    done = dbnet.simulate(configuration(case, study, folder, examples), machine(case), quiet=True)
-    if not done.outcome.finished:
-        raise SystemExit("Interrupted; the runs that have ended are kept.")
+    try:
+        done = dbnet.simulate(configuration(case, study, folder, examples), machine(case), quiet=True)
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted; the runs that have ended are kept.") from None
     ended = resource.getrusage(resource.RUSAGE_SELF)
     run = dbnet.open_run(done.outcome.run_file)
     rows = run.evaluation
