@@ -57,14 +57,15 @@ def test_a_recorded_run_is_the_same_again(
 
 
 def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..., Finished]) -> None:
-    first = execute(run_file, ["stop.epochs=1", "rule={kind='adam', rate=0.01}"], quiet=True)
+    first = execute(run_file, ["stop.epochs=1", "rule={kind='adam', rate=0.01}", "topology.replicas=3"], quiet=True)
     again = ["record.schedule=true", "stop.epochs=2", "rule={kind='adam', rate=0.01}"]
     path = execute(run_file, again, resume=str(first.checkpoint), quiet=True).run_file
     assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: 144 updates")
-    # A moment at which no replica has made a push: each is where it was.
+    # A moment at which no replica has made a push: each is where it was, and all steps count, also those of the third.
     assert dbnet("replay", path, "--until", "0").code == 0
     same, point = Checkpoint(path.with_name("run-2-at-0.checkpoint.h5")), Checkpoint(first.checkpoint)
-    assert same.replicas.tolist() == point.replicas.tolist() and same.steps == point.steps
+    made = ["steps", "examples", "pushes"]
+    assert same.replicas[made].tolist() == [point.replica(r, 2)[made].tolist() for r in range(2)] and same.steps == point.steps
     # All is moved together; then the checkpoint stays behind.
     Path("out").rename("moved")
     assert dbnet("replay", "moved/run-2.h5").out.splitlines()[-1].startswith("identical: 144 updates")
@@ -368,6 +369,9 @@ def test_moments_by_update_and_by_second(run_file: Path, dbnet: Callable[..., Fi
     path = recorded(run_file, *RUNS["adagrad"])
     run = open_run(path)
     last, end = len(run.events), float(run.events.seconds.max())
+    assert dbnet("replay", path, "--until", "31").code == 0
+    point = Checkpoint(path.with_name(f"{path.stem}-at-31.checkpoint.h5"))
+    assert point.seconds == run.events.seconds.sort_values().iloc[30] < end
     for until, updates in ((str(last), last), ("0.000001s", 0), (f"{end + 1:.3f}s", last)):
         done = dbnet("replay", path, "--until", until)
         assert done.code == 0 and f": {updates:,} update" in done.out.splitlines()[-1], done.out + done.err

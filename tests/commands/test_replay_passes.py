@@ -85,6 +85,15 @@ def test_a_run_that_goes_on_from_a_moment_of_another(run_file: Path, dbnet: Call
         assert refused.code == 2 and said in refused.err
 
 
+def evaluated_again(entries: list[LogEntry]) -> None:
+    score = next(entry for entry in entries if entry.kind == log.EVALUATED)
+    entries.remove(score)
+    asked = next(entry for entry in entries if entry.kind == log.EVALUATE)
+    entries.insert(entries.index(asked) + 1, score)
+    at = next(i for i, entry in enumerate(entries) if entry.kind == log.HALT)
+    entries[at + 1 : at + 1] = [asked, score]
+
+
 def test_a_run_that_is_stopped(run_file: Path, dbnet: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch) -> None:
     """By a signal in the middle of a pass, which leaves the iterate; by its accuracy after an iteration."""
     looks = iter(range(10000))
@@ -96,6 +105,10 @@ def test_a_run_that_is_stopped(run_file: Path, dbnet: Callable[..., Finished], m
     run, done = open_run(path), dbnet("replay", path)
     assert run.stopped and len(halts) == 1 and halts[0] > 1, halts
     assert done.code == 0 and done.out.splitlines()[-1].startswith(f"identical: {len(run.iterations)} iteration"), done.out
+    # What is left is evaluated once more, as where nobody could before: it is the iterate, which has not been left since.
+    rewrite(path.with_suffix(".schedule") / "coordinator", evaluated_again)
+    done = dbnet("replay", path)
+    assert done.code == 0 and " 2 evaluations, " in done.out.splitlines()[-1], done.out
     path = recorded(run_file, *BATCH, "stop={iterations=1000, accuracy=0.1}", "evaluate.epochs=0.1")
     assert len(open_run(path).iterations) < 20
     assert dbnet("replay", path).out.splitlines()[-1].startswith("identical: ")
@@ -179,6 +192,10 @@ def other_digest(name: str) -> Callable[[Any], Any]:
     return lambda value: {**value, "digests": {**value["digests"], name: "0" * 64}}
 
 
+def other_clock(value: Any) -> Any:
+    return {**value, "clock": [1000 + clock for clock in value["clock"]]}
+
+
 CHANGES = {
     "order": ("shard-1", log.TAKES, 2, other_order, "pass 3, shard 1: the sum of its bundles is another"),
     "gradient": ("shard-0", log.TAKES, 1, other_check, "pass 2, shard 0, slice 0, replica 0, portions 2, 3: another gradient"),
@@ -193,6 +210,7 @@ CHANGES = {
     "step": ("coordinator", log.ITERATION, 2, next_up(3), "iteration 3: its step is "),
     "evaluation": ("coordinator", log.EVALUATED, 1, next_up(0), ": an evaluation gives "),
     "checkpoint": ("shard-1", log.SAVED, 0, other_digest("params"), "checkpoint 000001: 'params' of shard 1"),
+    "checkpoint's clock": ("shard-1", log.SAVED, 0, other_clock, "checkpoint 000001: the clock of shard 1 is "),
     "end": ("shard-0", log.END, 0, other_digest("vector.base"), "the end: 'vector.base' of shard 0"),
 }
 
