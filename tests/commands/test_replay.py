@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,7 @@ from dbnet.checkpoint.reader import Checkpoint
 from dbnet.commands.replay.outcome import Compared
 from dbnet.run.train import execute
 from dbnet.shards.schedule import log, slices
-from dbnet.shards.schedule.log import LogEntry
+from dbnet.shards.schedule.log import LogEntry, PartOfSchedule
 
 RUNS = {
     "adagrad": ["topology.replicas=3", "evaluate.epochs=0.5"],
@@ -54,6 +55,9 @@ def test_a_recorded_run_is_the_same_again(
     assert found.startswith(f"identical: {len(run.events):,} updates, {len(run.evaluation)} evaluations, "), found
     assert int(found.split()[-2]) >= checkpoints > 0
     assert len(run.events) > 30
+    entries = PartOfSchedule(path.with_suffix(".schedule") / "replica-0.0").entries
+    orders = [entry.array("<i8")[1:].tolist() for entry in entries if entry.kind == log.ORDER]
+    assert orders and all(one != other for one, other in pairwise(orders)), "an order is written down when it has changed"
 
 
 def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..., Finished]) -> None:

@@ -173,14 +173,16 @@ def test_an_informed_rule_is_told_of_each_push():
 def test_a_staleness_aware_run_divides_the_rate_and_is_replayed(run_file, dbnet):
     file = Path(__file__).parents[1] / "support" / "staleness_aware.py"
     words = [f"model.modules=['{file}']", "rule={kind='staleness_aware', rate=0.1}", "topology.partitions=2", "stop.steps=8"]
-    done = dbnet("train", run_file, *words, "--record", "--quiet", "topology.replicas=3", "rule.schedule.warmup=2")
+    # A push of two gradients is as stale as the older one, though there are a fetch and pushes of others between them.
+    recorded = ["--record", "--quiet", "topology.replicas=3", "rule.schedule.warmup=2", "method.n_push=2", "warmstart.steps=3"]
+    done = dbnet("train", run_file, *words, *recorded)
     assert (done.code, done.err) == (0, "")
     run = open_run("out/run.h5")
     assert run.staleness.index.max() > 1, "nothing is stale: this shows nothing"
     again = dbnet("replay", "out/run.h5", "--trust-modules")
     assert again.code == 0 and "identical" in again.out, again
     # Clocks count on from the checkpoint's, slices from nought.
-    more = [*words, "--record", "--quiet", "topology.replicas=3", "rule.schedule.warmup=2", "stop.steps=16", "--resume"]
+    more = [*words, *recorded, "stop.steps=16", "--resume"]
     assert dbnet("train", run_file, *more).code == 0 and open_run("out/run-2.h5").staleness.index.max() < 10
     again = dbnet("replay", "out/run-2.h5", "--trust-modules")
     assert again.code == 0 and "identical" in again.out, again
