@@ -170,6 +170,70 @@ def test_copies_within_a_host_take_a_core(cores: int, wanted: float) -> None:
     assert memory.local[0]["params"].tolist()[:: 10**6 - 1] == [list(found)[-1]] * 2
 
 
+def test_of_what_is_copied_only_that_within_a_host_takes_a_core() -> None:
+    """Operations of a second; 8 bytes at one a second to a rank of the host, and as many from another host."""
+    time, found = VirtualTime(), []
+    wire = Interconnect(time, [0, 0, 1], Way(0.0, 1.0), Way(0.0, 1e9), overhead=1.0)
+    memory = SimulatedMemory([WindowLayout([Field("params", "uint8", (8,))])] * 3)
+    time.cores = dict.fromkeys(range(2), Cores(time, 2))
+
+    def role() -> Turns:
+        window, out = SimulatedWindow(memory, wire, 1), np.zeros(8, np.uint8)
+        window.put(0, "params", out)
+        window.flush(0)
+        found.append(time.now)
+        window.get(2, "params", out)
+        window.flush(2)
+        found.append(time.now)
+        return
+        yield
+
+    time.play({1: role()}, {})
+    assert found == pytest.approx([9.0, 10.0])
+
+
+def test_naps_of_a_partition_that_waits_long_are_too_long_by_what_the_system_adds() -> None:
+    """A tenth of a second each, so it finds after the third what came after a quarter."""
+    time, found = VirtualTime(late=0.1), []
+    time.cores = dict.fromkeys(range(2), Cores(time, 2))
+    wires = SimulatedWires(range(2), Interconnect(time, [0, 0], Way(0.0, 1e12), Way(0.0, 1e12), look=1e-7))
+
+    def sends() -> Turns:
+        time.compute(0.25)
+        wires.send(0, 1, "tag", np.ones(1))
+        return
+        yield
+
+    def waits() -> Turns:
+        wires.take(0, 1, "tag", "values")
+        found.append(time.now)
+        return
+        yield
+
+    time.play({0: sends(), 1: waits()}, {})
+    assert found == pytest.approx([0.3], abs=0.01)
+
+
+def test_a_server_is_woken_at_the_look_that_would_find_what_arrives() -> None:
+    """After 0.12, 0.26, 0.44, 0.7, 1.12, 1.86 ms and every 1.1 ms; then one pause as long as the last one after it was woken."""
+    time, found = VirtualTime(pause=1e-3, late=1e-4), []
+
+    def serves() -> Turns:
+        for _ in range(2):
+            yield IDLE
+            found.append(time.now)
+
+    def wakes() -> Turns:
+        for pause in (1e-2, 9.6e-4):
+            time.elapse(pause)
+            time.notify(1, 2)
+        return
+        yield
+
+    time.play({1: serves(), 2: wakes()}, {1: 10.0})
+    assert found == pytest.approx([1.066e-2, 1.176e-2])
+
+
 def test_pauses_are_too_long_by_what_the_system_adds() -> None:
     """Of a rank that polls, and of a server that an arrival wakes at the look that would have found it."""
     time, found = VirtualTime(pause=1e-3, late=1e-4), {}

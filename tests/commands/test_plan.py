@@ -71,6 +71,14 @@ def test_a_plan_for_scripts(run_file: Path, dbnet: Callable[..., Finished]) -> N
     assert "1,040 parameters   activation sigmoid\n" in dbnet("plan", run_file).out
 
 
+def test_what_moves_is_divided_by_the_steps_in_which_it_does(run_file: Path) -> None:
+    """Of 1,210 parameters of 4 bytes, fetched every five steps and pushed every three; at the shard those of two replicas."""
+    made = plan(run_file, ["topology.shards=1", "topology.replicas=2", "method.n_fetch=5", "method.n_push=3"])
+    assert [rank.per_step for rank in made.ranks] == [0, 2 * 4840 // 5 + 2 * 4840 // 3, *[4840 // 5 + 4840 // 3] * 2]
+    # Each of 16 units goes to the other partition and its delta back, for 20 examples.
+    assert "16 values cross below it, 2.5 KiB per step up and down" in str(plan(run_file, ["topology.partitions=2"]))
+
+
 def test_what_a_run_file_comes_to_in_a_day(run_file: Path) -> None:
     def day(*changes: str) -> float:
         return recorded(setup(config.load(run_file, ["topology.shards=1", *changes])))

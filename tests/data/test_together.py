@@ -58,6 +58,8 @@ def test_subsets_are_those_of_the_file(
     some = np.array([0, 7, 8, 22])
     np.testing.assert_array_equal(data.read("train", some).x, x[some].astype(inputs))
     assert len(data.read("train", some[:0], columns)) == 0
+    others = data.subset(1, 2, SEED + 1)
+    np.testing.assert_array_equal(data.read("train", others, columns).y, file.read("train", others).y.astype(parts[0].y.dtype))
 
 
 def test_what_no_subset_is_comes_from_the_file(make_data: Callable[..., Path], passes: list[int]) -> None:

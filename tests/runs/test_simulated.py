@@ -317,6 +317,17 @@ def test_a_dry_run_is_as_long_and_as_stale(tree: dict[str, Any], partitions: int
     assert len(one) and (one == two).all(axis=None) and len(set(one.eval("applied - fetched"))) > 2
 
 
+def test_a_dry_run_of_tied_weights_is_as_long(tree: dict[str, Any], make_data: Callable[..., Path]) -> None:
+    """The partitions of a replica sum the gradients of what they share; a slow network between them shows that they do."""
+    x = np.random.default_rng(1).random((8, 6, 6, 1))
+    tree["data"]["path"] = str(make_data("images.h5", train__x=x, test__x=x[:4]))
+    tree["model"]["layers"] = [{"kind": "conv", "maps": 9, "field": 5}, {"kind": "dense", "units": 2}]
+    tree["topology"] = {"shards": 1, "replicas": 1, "partitions": 2}
+    profile = machine(between={"latency": 1e-4, "bandwidth": 1e-3})
+    wet, dry = (Run(played(tree, profile, dry=dry).outcome.run_file).events for dry in (False, True))
+    assert len(wet) and (wet == dry).all(axis=None)
+
+
 def test_a_partition_that_shares_its_core_computes_between_its_messages() -> None:
     """Of 1, 2 and 3 s a pass, each layer's before its values leave; down, its inputs' before, its parameters' while they travel."""
     took: list[float] = []
