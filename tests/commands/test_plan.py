@@ -75,6 +75,9 @@ def test_what_moves_is_divided_by_the_steps_in_which_it_does(run_file: Path) -> 
     """Of 1,210 parameters of 4 bytes, fetched every five steps and pushed every three; at the shard those of two replicas."""
     made = plan(run_file, ["topology.shards=1", "topology.replicas=2", "method.n_fetch=5", "method.n_push=3"])
     assert [rank.per_step for rank in made.ranks] == [0, 2 * 4840 // 5 + 2 * 4840 // 3, *[4840 // 5 + 4840 // 3] * 2]
+    # The second partition uses 40 tied parameters, which the first one pushes, and has 725 of its own.
+    tied = ["topology.partitions=2", "model.layers=[{kind='conv', maps=4, field=3}, {kind='dense', units=10}]"]
+    assert plan(run_file, [*tied, "method.n_fetch=5", "method.n_push=3"]).ranks[-1].per_step == 4 * 765 // 5 + 4 * 725 // 3
     # Each of 16 units goes to the other partition and its delta back, for 20 examples.
     assert "16 values cross below it, 2.5 KiB per step up and down" in str(plan(run_file, ["topology.partitions=2"]))
 
