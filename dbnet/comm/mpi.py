@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -29,6 +30,8 @@ _LAST = 60
 _SHORTEST, _LONGEST = 5e-4, 2e-2
 # Seconds in which a rank whose words another one says is ended by that one.
 _ENDED = 5.0
+SHARED = "/dev/shm"
+_RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -49,6 +52,36 @@ def require_model(model: int, mpi: Any) -> None:
             "This MPI keeps a second copy of window memory on this machine (MPI_WIN_SEPARATE), but dbnet needs the unified memory "
             "model: use MPICH or Open MPI on hosts whose network is cache-coherent."
         )
+
+
+def shared_memory() -> int | None:
+    """Return the bytes that are free where MPI lays the windows of one host's ranks; None where there is no such place."""
+    try:
+        place = os.statvfs(SHARED)
+    except OSError:
+        return None
+    return place.f_bavail * place.f_frsize
+
+
+def require_room(comm: Any, sizes: Sequence[int], kind: int) -> None:
+    """Raise UserError, on all ranks, where a host's shared memory cannot hold its windows: touching them would be a bus error.
+
+    `sizes`: of each rank's window, in bytes.
+    """
+    node = comm.Split_type(kind, comm.rank)
+    ranks, lack = node.allgather(comm.rank), ""
+    free = shared_memory() if node.rank == 0 and node.size > 1 else None
+    needed = sum(sizes[rank] for rank in ranks)
+    if free is not None and needed + node.size * _RESERVE > free:
+        lack = (
+            f"The windows of the {node.size} ranks on {socket.gethostname()} take {needed / 2**20:.1f} MiB of shared memory, but "
+            f"{SHARED} has {free / 2**20:.1f} MiB left: enlarge it (docker run --shm-size=..., or mount -o remount,size=... "
+            f"{SHARED}), lower method.slot or method.slots, or start fewer replicas on a host."
+        )
+    node.Free()
+    for message in comm.allgather(lack):
+        if message:
+            raise UserError(message)
 
 
 def launched_size() -> int:

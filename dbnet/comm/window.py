@@ -15,7 +15,6 @@ may rest only where transfers need no look of its own, which `direct` finds out.
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 import socket
@@ -29,12 +28,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dbnet.comm.mpi import require_model, require_threads
-from dbnet.core.errors import UserError
+from dbnet.comm.mpi import require_model, require_room, require_threads
 from dbnet.core.jit import fence
 
-SHARED = "/dev/shm"
-_RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
 _HEARD = 64  # rings that are heard at once, more than the system lets wait
 # Trying out a window: bytes of a long transfer, pause between two looks, what is put last.
 _BULK, _PAUSE, _LAST = 1 << 20, 5e-4, 3
@@ -74,11 +70,15 @@ class WindowLayout:
         }
 
 
+Get = tuple[int, str, np.ndarray, int]
 Post = Callable[[int, np.ndarray, int], None]
 
 
 class Window(Protocol):
-    """One-sided access; `get` and `put` start a transfer that `flush` completes. Arrays must be contiguous."""
+    """One-sided access; `get` and `put` start a transfer that `flush` completes. Arrays must be contiguous.
+
+    What is moved again and again is said once: `getting` and `posting` return what moves it.
+    """
 
     local: dict[str, np.ndarray]
 
@@ -89,6 +89,17 @@ class Window(Protocol):
     def sync(self) -> None: ...
     def blocked(self) -> tuple[int, float] | None: ...
     def free(self) -> None: ...
+
+    def getting(self, gets: Sequence[Get]) -> Callable[[], None]:
+        """Return what gets each of these (rank, field, out, start), and waits for all."""
+
+        def get() -> None:
+            for one in gets:
+                self.get(*one)
+            for rank in dict.fromkeys(rank for rank, *_ in gets):
+                self.flush(rank)
+
+        return get
 
     def posting(self, rank: int, header: tuple[str, np.ndarray], ring: str, counter: tuple[str, np.ndarray, int]) -> Post:
         """Return what puts a header, at its place, and a slice, at its own, and when they lie there the counter, one higher."""
@@ -238,7 +249,7 @@ class MpiWindow(Window):
         self._under_way: dict[int, tuple[int, float]] = {}
         mine = layouts[comm.rank]
         require_threads(MPI.Query_thread(), MPI)
-        _require_room(comm, layouts, MPI.COMM_TYPE_SHARED)
+        require_room(comm, [layout.nbytes for layout in layouts], MPI.COMM_TYPE_SHARED)
         self._win = MPI.Win.Allocate(mine.nbytes, 1, comm=comm)
         require_model(self._win.model, MPI)
         memory = np.frombuffer(self._win.tomemory(), np.uint8) if mine.nbytes else np.zeros(0, np.uint8)
@@ -320,30 +331,3 @@ class MpiWindow(Window):
         self._win.Free()
         if self._bells is not None:
             self._bells.close()
-
-
-def shared_memory() -> int | None:
-    """Return the bytes that are free where MPI lays the windows of one host's ranks; None where there is no such place."""
-    try:
-        place = os.statvfs(SHARED)
-    except OSError:
-        return None
-    return place.f_bavail * place.f_frsize
-
-
-def _require_room(comm: Any, layouts: Sequence[WindowLayout], kind: int) -> None:
-    """Raise UserError, on all ranks, where a host's shared memory cannot hold its windows: touching them would be a bus error."""
-    node = comm.Split_type(kind, comm.rank)
-    ranks, lack = node.allgather(comm.rank), ""
-    free = shared_memory() if node.rank == 0 and node.size > 1 else None
-    needed = sum(layouts[rank].nbytes for rank in ranks)
-    if free is not None and needed + node.size * _RESERVE > free:
-        lack = (
-            f"The windows of the {node.size} ranks on {socket.gethostname()} take {needed / 2**20:.1f} MiB of shared memory, but "
-            f"{SHARED} has {free / 2**20:.1f} MiB left: enlarge it (docker run --shm-size=..., or mount -o remount,size=... "
-            f"{SHARED}), lower method.slot or method.slots, or start fewer replicas on a host."
-        )
-    node.Free()
-    for message in comm.allgather(lack):
-        if message:
-            raise UserError(message)

@@ -32,7 +32,7 @@ from struct import Struct
 
 import numpy as np
 
-from dbnet.comm.threads import Job, Mover
+from dbnet.comm.threads import Mover
 from dbnet.comm.topology import Topology
 from dbnet.comm.turns import Turns, looking
 from dbnet.comm.window import Window
@@ -79,19 +79,22 @@ class WindowStore:
         self._oldest: np.ndarray | None = None
         # Numbers of each ring as they travel, and as they are read and written here.
         counters, headers = np.zeros((2, len(self.routes), 1), np.int64), np.zeros((len(self.routes), HEADER), np.int64)
-        (heads, self._tail), (self._heads, self._tails) = map(list, counters), map(memoryview, counters)
-        self._header_bytes = memoryview(headers).cast("B")
-        self._ranks = [topology.shard_rank(route.shard) for route in self.routes]
-        self._post = [
-            window.posting(rank, ("header", header), "ring", ("head", head, self._origin))
-            for rank, header, head in zip(self._ranks, headers, heads, strict=True)
-        ]
+        (heads, tails), (self._heads, self._tails) = map(list, counters), map(memoryview, counters)
+        self._header_bytes, self._ranks = memoryview(headers).cast("B"), [topology.shard_rank(way.shard) for way in self.routes]
+        self._rings = list(zip(self._ranks, headers, heads, tails, strict=True))
         self._slices = [route.slices(self._slot) for route in self.routes]
-        self.counts, self.number = Counts(), 0
-        self.fetched, self.overlaps = False, overlap
+        self.counts, self.number, self.fetched, self.overlaps = Counts(), 0, False, overlap
         self._mover = mover() if overlap else None
-        self._fetching: Job | None = None
-        self._pushing: Job | None = None
+        self._fetching = self._pushing = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Say once what is moved again and again; what gets parameters goes by the clocks that are read before them."""
+        window, me = self._window, self._origin
+        self._post = [window.posting(rank, ("header", h), "ring", ("head", n, me)) for rank, h, n, _ in self._rings]
+        self._look_at_tail = [window.getting([(rank, "tail", n, me)]) for rank, _, _, n in self._rings]
+        buffers = [(self.w, self.clocks), (self._w2, self._landing)][: 1 + self.overlaps]
+        self._ready = {id(clocks): self._gets(w, clocks) for w, clocks in buffers}
 
     def resume(self, number: int) -> None:
         """Go on counting pushes from `number`."""
@@ -159,7 +162,7 @@ class WindowStore:
         yield from self.settle()
         for i, route in enumerate(self.routes):
             while self._tails[i, 0] < self._heads[i, 0]:
-                self._look_at_tail(i)
+                self._look_at_tail[i]()
                 yield looking(f"a replica waits for shard {route.shard} to apply its push")
 
     def await_clock(self) -> Turns:
@@ -167,12 +170,11 @@ class WindowStore:
         yield from self.settle()
         now = np.zeros(1, np.int64)
         for route, rank in zip(self.routes, self._ranks, strict=True):
-            while True:
-                self._window.get(rank, "clock", now, self._partition)
-                self._window.flush(rank)
-                if now[0] > self.clocks[route.shard]:
-                    break
+            look = self._window.getting([(rank, "clock", now, self._partition)])
+            look()
+            while now[0] <= self.clocks[route.shard]:
                 yield looking(f"a replica waits at shard {route.shard} for the others' gradients")
+                look()
 
     def close(self) -> None:
         if self._mover is not None:
@@ -186,31 +188,35 @@ class WindowStore:
             rounds.append([(rank, target, slice(place, place + n)) for rank, (place, target, n) in found])
         return rounds
 
+    def _gets(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> list[Callable[[], None]]:
+        """Return what gets the clocks, and what gets each round of parameters."""
+        looks = [(self._topology.shard_rank(i), "clock", clocks[i : i + 1], self._partition) for i, *_ in self.sources]
+        return [self._window.getting(looks), *(self.moving(w, moves, whole) for moves in self._moves)]
+
     def read(self, w: np.ndarray, clocks: np.ndarray, whole: bool = False) -> Turns:
         """Get the parameters into `w`, and before them the clocks; `whole`: unrounded, whatever travels else."""
-        window, ranks = self._window, [self._topology.shard_rank(route.shard) for route in self.sources]
-        for route, rank in zip(self.sources, ranks, strict=True):
-            window.get(rank, "clock", clocks[route.shard : route.shard + 1], self._partition)
-        for rank in ranks:
-            window.flush(rank)
+        look, *rounds = self._ready.get(id(clocks)) or self._gets(w, clocks, whole)
+        look()
         began = self._clock()
-        for moves in self._moves:
-            self.move(w, moves, ranks, whole)
+        for get in rounds:
+            get()
             # Others may run between a fetch and the gradient computed from it.
-            if moves is self._moves[-1] or self._clock() - began >= MOMENT:
+            if get is rounds[-1] or self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
 
-    def move(self, w: np.ndarray, moves: Sequence[tuple[int, int, slice]], ranks: Sequence[int], whole: bool) -> None:
-        """Get pieces (rank, place there, place in `w`) from these ranks."""
+    def moving(self, w: np.ndarray, moves: Sequence[tuple[int, int, slice]], whole: bool) -> Callable[[], None]:
+        """Return what gets pieces (rank, place there, place in `w`)."""
         rounded = self._narrow is not None and not whole
         field, landing = ("rounded", self._narrow[0]) if rounded else ("params", w)
-        for rank, target, place in moves:
-            self._window.get(rank, field, landing[place], target)
-        for rank in ranks:
-            self._window.flush(rank)
-        for _, _, place in moves if rounded else ():
-            self.widen(landing[place], w[place])
+        get = self._window.getting([(rank, field, landing[place], target) for rank, target, place in moves])
+
+        def move() -> None:
+            get()
+            for _, _, place in moves:
+                self.widen(landing[place], w[place])
+
+        return move if rounded else get
 
     narrow, widen = staticmethod(narrow), staticmethod(widen)
 
@@ -245,21 +251,16 @@ class WindowStore:
 
     def _room(self, i: int) -> bool:
         if self._heads[i, 0] - self._tails[i, 0] == self._slots:
-            self._look_at_tail(i)
+            self._look_at_tail[i]()
         return self._heads[i, 0] - self._tails[i, 0] < self._slots
-
-    def _look_at_tail(self, i: int) -> None:
-        self._window.get(self._ranks[i], "tail", self._tail[i], self._origin)
-        self._window.flush(self._ranks[i])
 
     def _send_slice(self, i: int, g: np.ndarray, at: int, about: tuple[int, int, int, int]) -> int:
         rank, head = self._ranks[i], self._heads[i, 0]
         here = self._slices[i][at]
         end = at + here.stop - here.start
         place = self._row[i] * self._slots + head % self._slots
-        number, fetched, steps, step = about
         last = end == self.routes[i].size
-        _WORDS.pack_into(self._header_bytes, 8 * HEADER * i, number, at, end - at, last, fetched, steps, step)
+        _WORDS.pack_into(self._header_bytes, 8 * HEADER * i, about[0], at, end - at, last, *about[1:])
         data = g[here]
         if self._narrow is not None:
             data = self._narrow[1][: end - at]

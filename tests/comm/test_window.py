@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Late, World
+from harness import Late, World, over
 
 from dbnet.comm import mpi
 from dbnet.comm.channel import Message, MpiChannel
@@ -342,16 +342,16 @@ class Rung(Late):
 
 def test_targets_are_woken_when_what_they_are_to_see_is_there() -> None:
     shop = Shop()
-    shop.store._window = rung = Rung(shop.memory, "head")
+    rung = over(shop.store, Rung(shop.memory, "head"))
     shop.push()
     shop.push()
     assert rung.found == [(1, 3), (1, 6)], "with the last of three slices"
     shop = Shop(size=3 * store.EARLY // 8, slot=store.EARLY)
-    shop.store._window = rung = Rung(shop.memory, "head")
+    rung = over(shop.store, Rung(shop.memory, "head"))
     shop.push()
     assert rung.found == [(1, 1), (1, 3)], "with the first, too, where it is large"
     shop = Shop(size=100)
-    shop.store._window = rung = Rung(shop.memory, "head")
+    rung = over(shop.store, Rung(shop.memory, "head"))
     shop.store.accrued(first=True)
     for wait in shop.store.push(1, 0):
         assert wait is None or rung.found[-1] == (1, shop.memory._all[1]["head"][0]), "before a full ring is waited for"

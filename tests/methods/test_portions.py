@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batch_world import BatchWorld
-from harness import Late
+from harness import Late, over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,7 +115,8 @@ def test_only_what_was_flushed_has_moved():
     for worker in world.workers:
         memory = worker.orders.window
         # An end for each, so that none profits by another's flush.
-        worker.store._window, worker.orders.window, worker.tasks._window = (Late(memory, world.move) for _ in range(3))
+        over(worker.store, Late(memory, world.move))
+        worker.orders.window, worker.tasks._window = (Late(memory, world.move) for _ in range(2))
     world.finish()
     world.check(spans, 24)
     assert world.coordinator.queue.tally.restarts == 0

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from harness import Late, World
+from harness import Late, World, over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,7 +176,7 @@ def test_the_clock_is_read_before_the_parameters(overlap):
     """A measured staleness may be too large, never too small: parameters are at least as new as their clock says."""
     world = World(6, 2, 1, 9, whole_numbers, (f"overlap={overlap}",))
     store = world.stores[0]
-    store._window = Moving(world.memory)
+    over(store, Moving(world.memory))
     for _ in range(3):
         for _ in (*store.fetch(), *store.arrive()):
             pass
@@ -190,7 +190,7 @@ def test_only_what_was_flushed_has_moved(slots):
     """A transfer ends with its flush and no sooner, the newest first, and between any two the shards serve."""
     world = World(23, 2, 2, 6, whole_numbers, ("slot=64", f"slots={slots}"))
     for store in world.stores:
-        store._window = Late(world.memory, lambda rank: world.serve_all())
+        over(store, Late(world.memory, lambda rank: world.serve_all()))
     world.run()
     np.testing.assert_array_equal(world.w, -sum(g for r in world.replicas for g in r.computed))
     for shard in world.shards:

@@ -7,7 +7,7 @@ It is to virtual time what `threads.Mover` is to MPI: transfers run in the order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from dbnet.comm.simulated.player import Player
 from dbnet.comm.simulated.window import SimulatedWindow
 from dbnet.comm.threads import PAUSE, Job, Mover
 from dbnet.comm.turns import Turns
-from dbnet.comm.window import Post, Window
+from dbnet.comm.window import Get, Post, Window
 
 
 class VirtualMover(Mover):
@@ -142,6 +142,17 @@ class SharedWindow(Window):
 
     def flush(self, rank: int) -> None:
         self._end().flush(rank)
+
+    def getting(self, gets: Sequence[Get]) -> Callable[[], None]:
+        ready: dict[SimulatedWindow, Callable[[], None]] = {}
+
+        def get() -> None:
+            end = self._end()
+            if end not in ready:
+                ready[end] = end.getting(gets)
+            ready[end]()
+
+        return get
 
     def posting(self, rank: int, header: tuple[str, np.ndarray], ring: str, counter: tuple[str, np.ndarray, int]) -> Post:
         posts: dict[SimulatedWindow, Post] = {}

@@ -10,7 +10,8 @@ Headers and slices lie in the memory of their target at once: nobody looks at th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from dbnet.comm.simulated.interconnect import PACKET, Hop, Interconnect
 from dbnet.comm.simulated.memory import SimulatedMemory
 from dbnet.comm.simulated.player import Player
 from dbnet.comm.simulated.rest import Looks
-from dbnet.comm.window import Post, Window
+from dbnet.comm.window import Get, Post, Window
 
 _REQUEST = 32  # bytes that say what is wanted
 # What an operation does at its target.
@@ -112,60 +113,72 @@ class SimulatedWindow(Window):
         return post
 
     def flush(self, rank: int) -> None:
-        started = self._started
-        if not started:
-            return
-        self._started = {}
-        wire, time, me, ways = self._wire, self._time, self._rank, self._ways
-        player, overhead = time.player, wire.overhead
-        if wire.crowded[me]:
-            moved = [(target, there + back - 2 * _REQUEST) for target, (_, there, back, *_) in started.items()]
-            overhead = self._crowded(moved, sum(count for count, *_ in started.values()))
-        if player.looks is not None and not self._looks(player.looks, started):
-            player.looks = None
-        begin = latest = self._latest = time.now
-        last, looked = begin, []
+        if self._started:
+            started, self._started = self._started, {}
+            self._move(self._transfers(started))
+
+    def getting(self, gets: Sequence[Get]) -> Callable[[], None]:
+        for get in gets:
+            self.get(*get)
+        started, self._started = self._started, {}
+        return partial(self._move, self._transfers(started))
+
+    def _transfers(self, started: dict[int, list]) -> list[tuple]:
+        """Return for each target what is to be moved, done there and waited for, as `_move` takes it."""
+        wire, out = self._wire, []
         for target, (count, there, back, todo, reads) in started.items():
+            way = self._ways.get(target)
+            if way is None:
+                way = self._ways[target] = wire.hop(self._rank, target)
+            latency, bandwidth, most = way
+            sent = 0 if most != PACKET or there > most else there
+            if back <= most == PACKET and there <= most:
+                sent += back
+            out.append((target, count, there, back, todo, reads, latency, there / bandwidth, back / bandwidth, most, sent))
+        return out
+
+    def _move(self, transfers: Sequence[tuple]) -> None:
+        """Start these transfers, and wait until they are known to end."""
+        wire, time, me = self._wire, self._time, self._rank
+        player, overhead, glances = time.player, wire.overhead, time.glances if time.rests and not time.cores else None
+        if wire.crowded[me]:
+            overhead = self._crowded([(t[0], t[2] + t[3] - 2 * _REQUEST) for t in transfers], sum(t[1] for t in transfers))
+        if player.looks is not None and not self._looks(player.looks, transfers):
+            player.looks = None
+        begin = latest = last = time.now
+        looked = False
+        for target, count, there, back, todo, reads, latency, asks, answers, most, sent in transfers:
             wire.operations += count
             begin += overhead * count
-            way = ways.get(target)
-            if way is None:
-                way = ways[target] = wire.hop(me, target)
-            latency, bandwidth, most = way
             if there > most:
                 self._open += 1
-                if todo or back > most:
-                    wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
-                else:
-                    wire.sent += back
-                    wire.queue(me, target, there, begin, self._lands, latency, back / bandwidth)
+                wire.queue(me, target, there, begin, self._arrives, target, todo, reads, back)
                 continue
-            at = begin + latency + there / bandwidth
-            if most == PACKET:
-                wire.sent += there
+            wire.sent += sent
+            at = begin + latency + asks
             if back > most:
                 self._open += 1
-                time.at(at, me, self._reach, target, todo, back)
+                if todo:
+                    time.at(at, me, self._reach, target, todo, back)
+                else:
+                    time.at(at, me, self._answer, target, back)
                 continue
-            if most == PACKET:
-                wire.sent += back
-            end = at + latency + back / bandwidth
+            end = at + latency + answers
             if end > latest:
                 latest = end
-            if reads == len(todo) and time.rests and not time.cores:
+            if glances is not None and reads == len(todo):
                 # Nobody but its target can change what is looked at: it is read before that goes on, or with the last look.
-                time.glances[target][self] = at, me, _read, todo
-                looked.append(target)
+                glances[target][self] = at, me, _read, todo
+                looked = True
                 if at > last:
                     last = at
             elif todo:
                 self._unread += reads > 0
                 time.at(at, me, self._reach, target, todo, -(reads > 0))
-        if latest > self._latest:
-            self._latest = latest
+        self._latest = latest
         if looked:
             self._unread += 1
-            time.at(last, me, self._glance, looked)
+            time.at(last, me, self._glance, transfers)
         if self._open or self._unread:
             # The last thing to become known lets it go on.
             self._waiting = player
@@ -181,14 +194,12 @@ class SimulatedWindow(Window):
         wire.copy(me, moved, operations)
         return 0.0
 
-    def _looks(self, looks: Looks, started: dict[int, list]) -> bool:
+    def _looks(self, looks: Looks, transfers: Sequence[tuple]) -> bool:
         """Note what is only looked at; return whether that is all, and waits for no card."""
-        for target, (count, there, back, todo, _) in started.items():
-            way = self._ways.get(target)
-            if way is None or max(there, back) > way.most or any(what > _GET_ONE for what, *_ in todo):
+        for i, (target, count, there, back, todo, _, latency, asks, answers, most, _) in enumerate(transfers):
+            if max(there, back) > most or any(what > _GET_ONE for what, *_ in todo):
                 return False
-            seconds = (self._wire.overhead * count, way.latency, there / way.bandwidth, back / way.bandwidth)
-            if not looks.add(target == next(iter(started)), seconds, target, todo):
+            if not looks.add(i == 0, (self._wire.overhead * count, latency, asks, answers), target, todo):
                 return False
         return True
 
@@ -209,10 +220,10 @@ class SimulatedWindow(Window):
         """It is known when a slice arrives, of which nothing but an answer of so many seconds comes back."""
         self._end(at + latency + answer)
 
-    def _glance(self, targets: list[int]) -> None:
-        """The last look at what these hold: what has not been read yet has not changed."""
+    def _glance(self, transfers: Sequence[tuple]) -> None:
+        """The last look at what these targets hold: what has not been read yet has not changed."""
         glances = self._time.glances
-        for target in targets:
+        for target, *_ in transfers:
             found = glances[target].pop(self, None)
             if found is not None:
                 _read(found[3])

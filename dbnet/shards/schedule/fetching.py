@@ -171,7 +171,7 @@ class RecordingStore(WindowStore):
         for turn, group in enumerate(self._groups):
             before, now = seen.groups[turn], self._now.groups[turn]
             self._look(before, group)
-            self.move(w, group.moves, group.ranks, whole)
+            self.moving(w, group.moves, whole)()
             self._look(now, group)
             if _torn(before, now, group):
                 yield from self._mend(w, seen, group, turn, whole)
@@ -207,7 +207,7 @@ class RecordingStore(WindowStore):
                 self.again += len(still)
                 for number in still:
                     seen.all[number] = now(number)
-                self.move(w, [move for number in still for move in self._reads[number]], group.ranks, whole)
+                self.moving(w, [move for number in still for move in self._reads[number]], whole)()
             else:
                 # The shard may need this core, and may have been put off it in the middle of an update; mostly it is done at once.
                 tries += 1

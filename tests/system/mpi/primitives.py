@@ -11,7 +11,6 @@ import numpy as np
 from mpi4py import MPI
 
 from dbnet.comm import communicators, mpi
-from dbnet.comm import window as windows
 from dbnet.comm.channel import MpiChannel
 from dbnet.comm.topology import Topology
 from dbnet.comm.window import Field, MpiWindow, WindowLayout
@@ -55,7 +54,7 @@ def window(comm: MPI.Comm) -> None:
 def room(comm: MPI.Comm) -> None:
     """A window that a host's shared memory cannot hold is refused before it is made, on every rank with the same sentence."""
     layouts = [WindowLayout([Field("big", "uint8", (1 << 20,))])] * comm.size
-    windows.shared_memory, before = lambda: (2 * comm.size << 20) - 1, windows.shared_memory
+    mpi.shared_memory, before = lambda: (2 * comm.size << 20) - 1, mpi.shared_memory
     try:
         MpiWindow(comm, layouts)
     except UserError as error:
@@ -63,9 +62,9 @@ def room(comm: MPI.Comm) -> None:
         assert len(set(said)) == 1 and f"take {comm.size}.0 MiB of shared memory, but /dev/shm has" in said[0], said
     else:
         raise AssertionError("a window that does not fit was made")
-    windows.shared_memory = lambda: 2 * comm.size << 20
+    mpi.shared_memory = lambda: 2 * comm.size << 20
     MpiWindow(comm, layouts).free()
-    windows.shared_memory = before
+    mpi.shared_memory = before
 
 
 def until(seconds: float, poll):

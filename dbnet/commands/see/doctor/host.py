@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dbnet.comm.window import SHARED, shared_memory
+from dbnet.comm.mpi import SHARED, shared_memory
 from dbnet.commands.see.doctor.base import BROKEN, OK, SLOW, Finding, looked
 
 _CGROUP, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
