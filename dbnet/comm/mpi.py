@@ -12,11 +12,14 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,8 +31,8 @@ from dbnet.core.errors import Lost, Refused, Stopped, UserError, exit_code, own_
 T = TypeVar("T")
 _LAST = 60
 _SHORTEST, _LONGEST = 5e-4, 2e-2
-# Seconds in which a rank whose words another one says is ended by that one.
-_ENDED = 5.0
+# Seconds in which a rank whose words another one says is ended by that one; in which a launcher reads words and passes them on.
+_ENDED, _TAKEN, _PASSED_ON = 5.0, 3.0, 0.3
 SHARED = "/dev/shm"
 _RESERVE = 1 << 20  # bytes of shared memory that MPI itself may still take for each rank
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -142,6 +145,19 @@ def library_version() -> str:
     return " ".join(first.replace("Version:", " ").split())
 
 
+def hand_over(number: int = 2) -> None:
+    """Let the launcher take what this rank has just printed into an open file: where it kills the job at once it may drop that."""
+    unread, patience = array("i", [0]), Patience(_TAKEN)
+    # Not a synchronisation: what it has read it must still pass on.
+    time.sleep(_PASSED_ON)
+    with suppress(OSError):
+        # Only a pipe says how much of it nobody has read.
+        while stat.S_ISFIFO(os.fstat(number).st_mode) and not fcntl.ioctl(number, termios.FIONREAD, unread) and unread[0]:
+            if patience.over():
+                return
+            time.sleep(_PASSED_ON)
+
+
 class LastWords:
     """Which rank of a host says that another one is lost: the first that notices, so that a user reads it once.
 
@@ -217,8 +233,7 @@ def abort_on_error(comm: Any) -> Iterator[None]:
         elif not isinstance(error, SystemExit):
             lines = "".join(traceback.format_exception(error))
             print(f"{own_line(error)}dbnet: rank {comm.rank} of {comm.size} failed\n{lines}", file=sys.stderr, flush=True)
-        # Not a synchronisation: a launcher that kills the job at once may drop what this rank has just printed.
-        time.sleep(0.3)
+        hand_over()
         comm.Abort(exit_code(error))
         # Where the launcher lets others live it may return.
         os._exit(exit_code(error))
@@ -298,6 +313,7 @@ def leave(code: int) -> NoReturn:
 def stop_all(comm: Any, message: str) -> NoReturn:
     """End all ranks with this message, from whatever thread, even where MPI itself hangs."""
     LAST_WORDS.say(message)
+    hand_over()
     # Abort may hang like the call that brought us here.
     ending = threading.Timer(3, os._exit, (1,))
     ending.daemon = True

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dbnet.comm import mpi
+from dbnet.comm.patience import Patience
 from dbnet.core.errors import Lost
 
 RANKS = 6
@@ -135,3 +136,34 @@ def test_a_full_disk_and_a_rank_that_hangs_keep_nobody(tmp_path: Path, monkeypat
     fcntl.flock(hanging, fcntl.LOCK_EX)
     assert not words.mine()
     os.close(hanging)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_whoever_ends_the_job_waits_until_its_words_are_read(reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that is told to end the job drops what it has not read; one that reads nothing is not waited for for ever."""
+    there, here = os.pipe()
+    os.write(here, b"dbnet: the coordinator is lost.")
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+        if reads and len(slept) == 4:
+            os.read(there, 100)
+
+    monkeypatch.setattr(mpi.time, "sleep", sleep)
+    monkeypatch.setattr(mpi, "Patience", lambda bound: Patience(bound, lambda: now[0]))
+    mpi.hand_over(here)
+    assert len(slept) == 4 if reads else mpi._TAKEN < sum(slept) < mpi._ENDED
+    os.close(there)
+    os.close(here)
+
+
+def test_whoever_stops_all_hands_its_words_over_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr(mpi, "LAST_WORDS", SimpleNamespace(say=done.append))
+    monkeypatch.setattr(mpi, "hand_over", lambda: done.append("handed over"))
+    monkeypatch.setattr(mpi.os, "_exit", done.append)
+    monkeypatch.setattr(mpi.threading, "Timer", lambda *_: SimpleNamespace(start=lambda: done.append("bounded")))
+    mpi.stop_all(SimpleNamespace(Abort=lambda code: done.append(f"abort {code}")), "lost.")
+    assert done == ["lost.", "handed over", "bounded", "abort 1", 1]
