@@ -671,6 +671,46 @@ def test_who_rests_makes_the_first_look_that_ends_when_it_must(
     assert found[-1] == every[-1] == (end, 0) and fewer < operations / 4
 
 
+@pytest.mark.parametrize(("moment", "puts", "sleeps"), [(1.6, False, 0.0), (9.0, False, 0.0), (9.0, False, 20.0), (9.0, True, 0.0)])
+def test_who_rests_finds_what_changes(monkeypatch: pytest.MonkeyPatch, moment: float, puts: bool, sleeps: float) -> None:
+    """Just when it would if all looks were played, at two ranks one after the other: also while the second answers.
+
+    The first rank changes it, and may sleep then, or the second one puts it there together with what nobody looks at.
+    """
+
+    def looked(rests: bool) -> tuple[float, int]:
+        monkeypatch.setattr(VirtualTime, "rests", rests)
+        time, value, found = VirtualTime(), np.zeros(1, np.int64), []
+        wire = Interconnect(time, [0, 1, 2], Way(0.0, inf), Way(0.25, inf))
+        memory = SimulatedMemory([WindowLayout([WindowField(name, "int64", (1,)) for name in ("value", "other")])] * 3)
+        windows = [SimulatedWindow(memory, wire, rank) for rank in range(3)]
+
+        def looking() -> Turns:
+            while not value[0] and time.now < 40.0:
+                for rank, out in enumerate((value, np.zeros(1, np.int64))):
+                    windows[2].get(rank, "value", out)
+                    windows[2].flush(rank)
+                yield Wait("a word", 40.0)
+            found.append(time.now)
+
+        def changing() -> Turns:
+            time.elapse(moment)
+            if puts:
+                windows[1].put(0, "value", np.full(1, 7)), windows[1].put(0, "other", np.full(1, 7))
+                windows[1].flush(0)
+            else:
+                memory.local[0]["value"][0] = 7
+            if sleeps:
+                time.elapse(sleeps)
+            yield None
+
+        time.play({2: looking(), int(puts): changing()}, {})
+        return found[0], wire.operations
+
+    (end, all_of), (found, fewer) = looked(False), looked(True)
+    assert found == end < moment + 2.5 and fewer <= all_of
+
+
 @pytest.mark.parametrize("rests", [False, True])
 @pytest.mark.parametrize(("cards", "last"), [(1, 2.612), (2, 2.512)])
 def test_answers_come_in_in_the_order_of_their_first_bytes(
