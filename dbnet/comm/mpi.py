@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from dbnet.comm.patience import Patience
+from dbnet.comm.patience import Limit, Patience
 from dbnet.core.errors import Lost, Refused, Stopped, UserError, exit_code, own_line
 
 T = TypeVar("T")
@@ -320,23 +320,6 @@ def stop_all(comm: Any, message: str) -> NoReturn:
     ending.start()
     comm.Abort(1)
     os._exit(1)
-
-
-class Limit:
-    """Calls `end` unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
-
-    def __init__(self, seconds: float, end: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
-        self._lifted = threading.Event()
-        threading.Thread(target=self._run, args=(Patience(seconds, clock), end), daemon=True).start()
-
-    def lift(self) -> None:
-        self._lifted.set()
-
-    def _run(self, patience: Patience, end: Callable[[], None]) -> None:
-        while not self._lifted.wait(patience.bound / 16):
-            if patience.over():
-                self._lifted.set()
-                end()
 
 
 def part(shared: Sequence[Any], seconds: float, code: int) -> None:

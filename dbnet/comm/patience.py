@@ -1,7 +1,8 @@
-"""How long something has been waited for."""
+"""How long something has been waited for, and what ends a wait that has no turns."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -33,3 +34,20 @@ class Patience:
             self._since += now - self._before
         self._before = now
         return now - self._since > self.bound
+
+
+class Limit:
+    """Calls `end` unless it is lifted in time: collective calls wait for ever for a rank that is dead."""
+
+    def __init__(self, seconds: float, end: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lifted = threading.Event()
+        threading.Thread(target=self._run, args=(Patience(seconds, clock), end), daemon=True).start()
+
+    def lift(self) -> None:
+        self._lifted.set()
+
+    def _run(self, patience: Patience, end: Callable[[], None]) -> None:
+        while not self._lifted.wait(patience.bound / 16):
+            if patience.over():
+                self._lifted.set()
+                end()

@@ -22,7 +22,7 @@ from threading import Event, Thread
 from typing import Any, NoReturn
 
 from dbnet.comm import mpi
-from dbnet.comm.patience import Patience
+from dbnet.comm.patience import Limit, Patience
 from dbnet.comm.topology import Topology
 from dbnet.comm.window import MpiWindow, WindowLayout
 from dbnet.coordinator.heartbeat import PERIOD, Heartbeat, HeartbeatWatch, heartbeat_fields
@@ -117,7 +117,7 @@ class Starting:
         self._blame = mpi.blaming_others(self._me, self._delay)
         self._bound = max(run.deadline, _LOADING)
         words = f"{self._me} waited in vain for others to start: a rank hangs; {_AGAIN}."
-        self._limit = mpi.Limit(_LONGEST * self._bound, partial(mpi.stop_all, comm, words))
+        self._limit = Limit(_LONGEST * self._bound, partial(mpi.stop_all, comm, words))
         fields = [*coordinator_fields(world), *heartbeat_fields(world)]
         self._window = MpiWindow(comm, [WindowLayout(fields), *(WindowLayout(()) for _ in range(1, world.size))])
         self._reason, self._lifted = _WAITS, Event()

@@ -18,7 +18,7 @@ import pytest
 
 from dbnet.comm import mpi
 from dbnet.comm.link import MpiLink
-from dbnet.comm.patience import Patience
+from dbnet.comm.patience import Limit, Patience
 from dbnet.comm.threads import Job, Mover
 from dbnet.comm.topology import Role, Topology
 from dbnet.comm.turns import BESIDE, IDLE, Turns, Wait, drive
@@ -380,7 +380,7 @@ def test_starting_and_ending_are_bounded_without_a_stop(step: float, ends: bool)
         said.append("waited in vain")
         enough.set()
 
-    limit = mpi.Limit(bound, stop, counted)
+    limit = Limit(bound, stop, counted)
     assert enough.wait(30)
     limit.lift()
     assert said == ["waited in vain"] * ends

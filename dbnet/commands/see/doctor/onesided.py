@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dbnet.comm import mpi
+from dbnet.comm.patience import Limit
 from dbnet.commands.see.doctor.base import BROKEN, OK, SLOW, Finding, looked
 
 # What a window holds: a counter, sums, and what is moved.
@@ -32,7 +33,7 @@ _OLDEST = {"MPICH": (4, 1), "Open MPI": (5, 0)}
 
 def findings(comm: Any) -> Iterator[Finding]:
     """Yield what rank 0 finds; all ranks must call it. Empty on the others."""
-    limit = mpi.Limit(
+    limit = Limit(
         _LIMIT, lambda: mpi.stop_all(comm, f"MPI hangs: no answer within {_LIMIT:.0f} s; is a firewall between the hosts?")
     )
     names = comm.allgather((socket.gethostname(), sorted(os.sched_getaffinity(0)), time.time()))
