@@ -95,10 +95,9 @@ class SimulatedWindow(Window):
             if between:
                 wire.sent += _REQUEST if there > most else there + _REQUEST
             if there > most:
-                self._open, self._latest, self._waiting = 1, begin, player
-                wire.queue(me, rank, there, begin, self._lands, latency, answers)
+                wire.queue(me, rank, there, begin, self._lands, player)
                 time.switch()
-                time.ahead(self._latest)
+                time.ahead(self._latest + latency + answers)
             else:
                 time.ahead(begin + latency + there / bandwidth + latency + answers)
             number[0] += 1
@@ -216,9 +215,10 @@ class SimulatedWindow(Window):
         self._wire.sent += back if most == PACKET else 0
         self._end(at + latency + back / bandwidth)
 
-    def _lands(self, at: float, latency: float, answer: float) -> None:
-        """It is known when a slice arrives, of which nothing but an answer of so many seconds comes back."""
-        self._end(at + latency + answer)
+    def _lands(self, at: float, player: Player) -> None:
+        """It is known when a slice arrives, of which nothing but an answer comes back."""
+        self._latest = at
+        player.go()
 
     def _glance(self, transfers: Sequence[tuple]) -> None:
         """The last look at what these targets hold: what has not been read yet has not changed."""
