@@ -349,6 +349,7 @@ def test_a_moment_is_a_checkpoint_to_go_on_from(run_file: Path, dbnet: Callable[
     assert made.code == 0 and made.out.splitlines()[-1].startswith("identical: 40 updates, "), made.out + made.err
     point = path.with_name("one-at-40.checkpoint.h5")
     assert made.out.endswith(f"; {point}\n") and Checkpoint(point).steps == 10
+    assert Checkpoint(point).replicas["pushes"].tolist() == [10]
     whole = execute(run_file, [*one, "stop.epochs=1", "run.name=on"], resume=str(point), quiet=True)
     assert np.array_equal(whole.params, held(path.with_suffix(".checkpoint.h5")))
     again = dbnet("replay", path, "--until", "40")

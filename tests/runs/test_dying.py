@@ -196,6 +196,8 @@ def test_synchronous_steps_wait_for_one_that_died_until_it_is_lost(tree: dict[st
     run = Run(done.outcome.run_file)
     assert done.outcome.finished and (run.events.eval("applied - fetched") == 0).all()
     every_example_is_trained_on(run, 6)
+    # Where all wait the coordinator would rest for a quarter of a second.
+    assert run.lost.seconds[0] == pytest.approx(0.35 + 1.0, abs=0.1)
     gap = np.diff(np.sort(run.events.seconds)).max()
     assert 1.0 < gap < 1.3
 
@@ -335,6 +337,7 @@ def test_signs_of_life_stop_with_a_death() -> None:
         time.now = 0.1 * look
         found[look] = watch.look()
     assert not found[49] and found[51] == [5] and found[99] == [4, 5] and time.ends[4] == pytest.approx(5.05, abs=0.06)
+    assert time.ends[5] == 3.01, "who has died does not die again"
     assert watch.left(1) and not watch.left(5) and not watch.left(2)
 
 
