@@ -132,8 +132,8 @@ def test_what_lies_between_two_pieces_is_not_read_with_them(tmp_path, monkeypatc
 
     def change(rank):
         gets.append(rank)
-        # Two numbers, eight values and the numbers again.
-        if len(gets) == 13:
+        # Two numbers, eight values, the numbers again and those of the next two.
+        if len(gets) == 15:
             params[4:12], versions[:2] = 1, 2
 
     feet = [[Piece(Range(4, 12), 0)], [Piece(Range(0, 4), 0), Piece(Range(12, 16), 4)]]

@@ -1,13 +1,15 @@
 """How a replica fetches and pushes while its schedule is recorded: no fetch is torn, and what it has read is written down.
 
 A fetch reads how often each slice was changed, the parameters, and the numbers again; slices that changed meanwhile are read once
-more, when nobody changes them. A long fetch does so in groups of some megabytes, for the shorter it takes the less has changed. The
-clock of a fetch is then what was really read, so the staleness of an update is exact.
+more, when nobody changes them. It does so in groups, for the shorter it takes the less has changed: mostly a replica fetches while
+the shard applies what it has pushed, from its first element on as well. One look ends a group and begins the next. The clock of a
+fetch is then what was really read, so the staleness of an update is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from struct import Struct
 from sys import byteorder
 from typing import Any, NamedTuple
@@ -24,13 +26,22 @@ from dbnet.shards.schedule.log import FETCH, PUSH, SNAPSHOT, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
 from dbnet.shards.store import MOMENT, WindowStore
 
-# Bytes that are read between two looks at how often they were changed.
-GROUP = 4 << 20
+# Bytes that are read between two looks at how often they were changed: at most, at least, and in how many groups between that.
+GROUP, SHORTEST, GROUPS = 4 << 20, 512 << 10, 8
 _PUSH = Struct("<3q").pack
 _SOON = 16  # looks after which an update that is under way is waited for
 
 
 Move = tuple[int, int, slice]
+
+
+class Look(NamedTuple):
+    """Numbers to look at: whose, first piece, end, first piece there."""
+
+    rank: int
+    lo: int
+    hi: int
+    there: int
 
 
 class ReadGroup(NamedTuple):
@@ -39,14 +50,14 @@ class ReadGroup(NamedTuple):
     Attributes
     ----------
     looks
-        (rank, first piece, end, first piece there) of the numbers to look at.
+        Of each rank the numbers of its pieces.
     masks
         Of each look all bits, and the lowest ones, of those numbers whose pieces are fetched.
     ranks, moves
         From where what is fetched.
     """
 
-    looks: list[tuple[int, int, int, int]]
+    looks: list[Look]
     masks: list[tuple[int, int]]
     ranks: list[int]
     moves: list[Move]
@@ -92,15 +103,17 @@ class RecordingStore(WindowStore):
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self._sizes = np.array([sum(place.stop - place.start for *_, place in moves) for moves in self._reads], np.int64)
         self._groups = self._plan_groups(starts)
+        self._looks = _between([group.looks for group in self._groups])
         # A fetch under way has numbers of its own, as it has clocks.
         self._seen = {id(clocks): self._numbers(starts[-1]) for clocks in (self.clocks, self._landing)}
         self._snapped, self._now = self._numbers(starts[-1]), self._numbers(starts[-1])
+        self._looking = [[self._now.all[look.lo : look.hi] for look in looks] for looks in self._looks]
         self.again = 0
 
     def _numbers(self, count: int) -> Numbers:
         """Return room for how often pieces were changed."""
         all_of = np.zeros(count, np.int64)
-        return Numbers(all_of, [[all_of[lo:hi] for _, lo, hi, _ in group.looks] for group in self._groups])
+        return Numbers(all_of, [[all_of[look.lo : look.hi] for look in group.looks] for group in self._groups])
 
     def _read_of(self, shard: int, piece: SlicePiece, used: Sequence[Piece], ranges: Sequence[Any]) -> list[Move]:
         """Return how what is used of a piece is fetched: rank, place there, place in `w`."""
@@ -114,7 +127,8 @@ class RecordingStore(WindowStore):
     def _plan_groups(self, starts: Sequence[int]) -> list[ReadGroup]:
         """Return what a fetch reads in turn: of each shard in each turn its part of a group, at least one piece."""
         groups: list[ReadGroup] = []
-        most = max(1, GROUP // max(1, len(self.sources)) // self._item)
+        size = min(GROUP, max(SHORTEST, self.w.nbytes // GROUPS))
+        most = max(1, size // max(1, len(self.sources)) // self._item)
         for route in self.sources:
             rank, first, turn = self._topology.shard_rank(route.shard), starts[route.shard], 0
             lo, end = first, starts[route.shard + 1]
@@ -128,7 +142,7 @@ class RecordingStore(WindowStore):
                     groups.append(ReadGroup([], [], [], []))
                 if moves:
                     fetched = (self._sizes[lo:hi] > 0).astype(np.int64)
-                    groups[turn].looks.append((rank, lo, hi, lo - first))
+                    groups[turn].looks.append(Look(rank, lo, hi, lo - first))
                     groups[turn].masks.append((_number(-fetched), _number(fetched)))
                     groups[turn].ranks.append(rank)
                     groups[turn].moves.extend(_joined(moves))
@@ -168,16 +182,19 @@ class RecordingStore(WindowStore):
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
         for route, rank in () if self._counted else zip(self.routes, self._ranks, strict=True):
             self._window.get(rank, "clock", self._before[route.shard : route.shard + 1], self._partition)
+        self._look(0)
         for turn, group in enumerate(self._groups):
             before, now = seen.groups[turn], self._now.groups[turn]
-            self._look(before, group)
+            for mine, found in zip(before, now, strict=True):
+                mine[:] = found
             self.moving(w, group.moves, whole)()
-            self._look(now, group)
+            self._look(turn + 1)
             if _torn(before, now, group):
                 yield from self._mend(w, seen, group, turn, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
+                self._look(turn + 1)
         # Of its oldest piece.
         for shard, lo, hi in self._own:
             clocks[shard] = self._base[shard] + min(seen.all[lo:hi].tolist()) // 2
@@ -187,12 +204,13 @@ class RecordingStore(WindowStore):
         # Others may run between a fetch and the gradient computed from it.
         yield None
 
-    def _look(self, out: Sequence[np.ndarray], group: ReadGroup) -> None:
-        """Read how often each piece of a group was changed."""
-        for (rank, _, _, there), numbers in zip(group.looks, out, strict=True):
-            self._window.get(rank, "version", numbers, there)
-        for rank in group.ranks:
-            self._window.flush(rank)
+    def _look(self, turn: int) -> None:
+        """Read how often each piece was changed, of the group that ends here and of the one that begins."""
+        looks = self._looks[turn]
+        for look, numbers in zip(looks, self._looking[turn], strict=True):
+            self._window.get(look.rank, "version", numbers, look.there)
+        for look in looks:
+            self._window.flush(look.rank)
 
     def _mend(self, w: np.ndarray, seen: Numbers, group: ReadGroup, turn: int, whole: bool) -> Turns:
         """Read again what was not read as one version."""
@@ -213,12 +231,24 @@ class RecordingStore(WindowStore):
                 tries += 1
                 late = looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
                 yield late if tries > _SOON else None
-            self._look(self._now.groups[turn], group)
+            self._look(turn + 1)
             torn = [number for number in torn if then(number) != now(number) or then(number) % 2]
 
     def _shard_of(self, number: int, group: ReadGroup) -> int:
         """Return whose piece it is."""
         return next(self._topology.shard_of(rank) for rank, lo, hi, *_ in group.looks if lo <= number < hi)
+
+
+def _between(groups: Sequence[Sequence[Look]]) -> list[list[Look]]:
+    """Return what to look at before the first group, between each and the next, and after the last."""
+    out = []
+    for ended, begun in pairwise([(), *groups, ()]):
+        looks = {look.rank: look for look in ended}
+        for look in begun:
+            # Pieces between the two, which are not fetched, are looked at with them.
+            looks[look.rank] = looks.get(look.rank, look)._replace(hi=look.hi)
+        out.append(list(looks.values()))
+    return out
 
 
 def _torn(before: Sequence[np.ndarray], now: Sequence[np.ndarray], group: ReadGroup) -> bool:
