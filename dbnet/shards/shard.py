@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,14 @@ EVENT = np.dtype(
     ]
 )
 _ROW = Struct("=iiqqqid")  # the same: an event costs no more than its bytes
+
+
+class View(NamedTuple):
+    """A place within a shard, and the parameters and the registers of the rule that lie there."""
+
+    here: slice
+    params: np.ndarray
+    state: dict[str, np.ndarray]
 
 
 class Shard:
@@ -91,9 +99,17 @@ class Shard:
 
     def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
         """Apply the rule to the parameters from `lo` (counted within the shard) on with the slice `g` [n] of push `t`."""
-        here = slice(lo, lo + g.size)
-        state = {name: register[here] for name, register in self.state.items()}
-        self.rule.apply(self.params[here], g, state, t, *((arrival,) if self.informed else ()))
+        self.update(self.view(lo, g.size), g, t, arrival)
+
+    def view(self, lo: int, size: int) -> View:
+        """Return what lies in so many elements from `lo` on."""
+        here = slice(lo, lo + size)
+        return View(here, self.params[here], {name: register[here] for name, register in self.state.items()})
+
+    def update(self, view: View, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
+        """Apply the rule to what lies there with the gradient `g` [its size]."""
+        here, w, state = view
+        self.rule.apply(w, g, state, t, *((arrival,) if self.informed else ()))
         self.round(here)
 
     def round(self, here: slice) -> None:

@@ -24,6 +24,7 @@ from dbnet.shards.rules.base import Arrival
 from dbnet.shards.schedule.log import CLOSE, COPY, END, SAVE, SAVED, TAKE, TAKES, LogEntry
 from dbnet.shards.schedule.serving import CountingShard, digests
 from dbnet.shards.schedule.slices import span
+from dbnet.shards.shard import View
 
 
 class Reading:
@@ -75,12 +76,12 @@ class ReplayedShard(CountingShard):
     def place(self, number: int) -> str:
         return f"shard {self.index}, slice {self.pieces[number].slice}"
 
-    def change(self, number: int, lo: int, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
+    def change(self, number: int, view: View, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
         wanted = int(np.searchsorted(self._due[number], self.versions[number] // 2, "right"))
         while self._read[number] < wanted:
             missing = wanted - self._read[number]
             give_way(Wait(f"{self.place(number)} is read in its version {self.versions[number] // 2} by {missing} more"))
-        super().change(number, lo, g, t, arrival)
+        super().change(number, view, g, t, arrival)
         self._serve(number)
 
 

@@ -214,10 +214,11 @@ class RecordingStore(WindowStore):
 
     def _mend(self, w: np.ndarray, seen: Numbers, group: ReadGroup, turn: int, whole: bool) -> Turns:
         """Read again what was not read as one version."""
-        then, now = seen.all.item, self._now.all.item
-        pairs = zip(group.looks, seen.groups[turn], self._now.groups[turn], strict=True)
-        changed = [(lo + np.flatnonzero((a != b) | (a & 1))).tolist() for (_, lo, *_), a, b in pairs]
-        torn = [number for some in changed for number in some if self._reads[number]]
+        then, now, torn = seen.all.item, self._now.all.item, []
+        for look in group.looks:
+            both = (numbers[look.lo : look.hi].tolist() for numbers in (seen.all, self._now.all))
+            found = zip(range(look.lo, look.hi), *both, strict=True)
+            torn += [number for number, first, last in found if (first != last or first % 2) and self._reads[number]]
         tries = 0
         while torn:
             still = [number for number in torn if now(number) % 2 == 0]
@@ -229,8 +230,8 @@ class RecordingStore(WindowStore):
             else:
                 # The shard may need this core, and may have been put off it in the middle of an update; mostly it is done at once.
                 tries += 1
-                late = looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update")
-                yield late if tries > _SOON else None
+                late = tries > _SOON
+                yield looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update") if late else None
             self._look(turn + 1)
             torn = [number for number in torn if then(number) != now(number) or then(number) % 2]
 

@@ -118,7 +118,7 @@ class PartLog:
             raise UserError(
                 f"Cannot write '{path}' ({why(error)}); to record, every rank must reach run.folder and have room there."
             ) from None
-        self._held: tuple[int, Any] | None = None
+        self._held = b""
         # Where the next entry goes, and where slices taken are put down that are its content so far.
         self._at, self._taking = _FIRST, 0
         # FULL has room in it always.
@@ -154,29 +154,25 @@ class PartLog:
 
         Two at once take little longer than one, when a gradient has emptied the caches.
         """
-        if self._held is None:
-            self._held = (kind, content)
-        else:
+        if self._held:
             self.add(kind, content)
+        else:
+            self._held = _HEAD.pack(kind, len(content)) + content
 
     def add(self, kind: int, content: Any = b"") -> None:
         """Add an entry: bytes, what has a buffer of bytes, or what JSON can hold."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            self.add(*held)
         if isinstance(content, np.ndarray):
             content = content.tobytes()
         elif not isinstance(content, (bytes, memoryview)):
             content = json.dumps(content).encode()
-        size = len(content)
-        at = self._place(_HEAD.size + size)
+        entries, self._held = self._held + _HEAD.pack(kind, len(content)) + content, b""
+        size = len(entries)
+        at = self._place(size)
         if not at:
             if self._file is not None:
-                self._append(_HEAD.pack(kind, size) + content)
+                self._append(entries)
             return
-        _PUT_HEAD(self._tail, at, kind, size)
-        at += _HEAD.size
-        self._tail[at : at + size] = content
+        self._tail[at : at + size] = entries
         self._at = at + size
         # Last: whoever is killed before this has not added it.
         _PUT_BLOCKS(self._tail, _BLOCKS.size, self._at)

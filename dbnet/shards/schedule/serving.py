@@ -17,7 +17,7 @@ from dbnet.shards.push import Intake, Push, Receiver
 from dbnet.shards.rules.base import Arrival, Rule
 from dbnet.shards.schedule.log import CLOSE, COPY, SAVE, SAVED, PartLog
 from dbnet.shards.schedule.slices import SlicePiece
-from dbnet.shards.shard import Shard
+from dbnet.shards.shard import Shard, View
 from dbnet.shards.store import Inbox
 
 
@@ -36,25 +36,30 @@ class CountingShard(Shard):
     ) -> None:  # fmt: skip
         super().__init__(part, rule, params, clock, seconds, rounded)
         self.pieces, self.versions = pieces, versions
-        self.piece_at = {piece.lo: number for number, piece in enumerate(pieces)}
-
+        # Pushes come in the same slices again and again: (number, where it begins and ends in the slice, its view) of each piece.
+        self._cuts: dict[tuple[int, int], list[tuple[int, int, int, View]]] = {}
         # Quicker than the array itself, of which every number is an object first.
         self._counts = memoryview(versions)
 
     def apply(self, lo: int, g: np.ndarray, t: int, arrival: Arrival | None = None) -> None:
-        number, at = self.piece_at[lo], 0
-        while at < g.size:
-            piece = self.pieces[number]
-            self.change(number, piece.lo, g[at : at + piece.size], t, arrival)
-            number, at = number + 1, at + piece.size
+        for number, begin, end, view in self._cuts.get((lo, g.size)) or self._cut(lo, g.size):
+            self.change(number, view, g[begin:end], t, arrival)
 
-    def change(self, number: int, lo: int, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
+    def _cut(self, lo: int, size: int) -> list[tuple[int, int, int, View]]:
+        """Return the pieces of the slice that begins at `lo`."""
+        within = [(number, piece) for number, piece in enumerate(self.pieces) if lo <= piece.lo < lo + size]
+        cuts = [(number, piece.lo - lo, piece.range.hi - lo, self.view(piece.lo, piece.size)) for number, piece in within]
+        self._cuts[lo, size] = cuts
+        return cuts
+
+    def change(self, number: int, view: View, g: np.ndarray, t: int, arrival: Arrival | None) -> None:
         """Apply one piece [size] of a slice."""
-        self._counts[number] += 1
+        counts = self._counts
+        counts[number] += 1
         fence()
-        super().apply(lo, g, t, arrival)
+        self.update(view, g, t, arrival)
         fence()
-        self._counts[number] += 1
+        counts[number] += 1
 
 
 class RecordingIntake(Intake):
