@@ -115,7 +115,9 @@ def test_a_cut_link_ends_the_run_with_a_named_peer(kind: str, ranks, hosts, digi
         return [len(here.processes(name, "dbnet train")) for name in here.names]
 
     with hosts.start(ranks, "-m", "dbnet", "train", "run.toml", cwd=tmp_path) as job:
-        until((tmp_path / "out" / "run.checkpoint.h5").exists, 60, "a first checkpoint")
+        first = tmp_path / "out" / "run.checkpoint.h5"
+        until(lambda: first.exists() or job.poll() is not None, 120, "a first checkpoint")
+        assert first.exists(), "".join(job.communicate(timeout=60))
         assert living() == [2, 2]
         here.cut("h2")
         until(lambda: living() == [0, 0], 40, "all ranks are gone")
