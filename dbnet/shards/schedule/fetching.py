@@ -8,7 +8,7 @@ fetch is then what was really read, so the staleness of an update is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from struct import Struct
 from sys import byteorder
@@ -103,17 +103,25 @@ class RecordingStore(WindowStore):
         self._reads = [self._read_of(shard, piece, used, rings.ranges) for shard, mine in enumerate(pieces) for piece in mine]
         self._sizes = np.array([sum(place.stop - place.start for *_, place in moves) for moves in self._reads], np.int64)
         self._groups = self._plan_groups(starts)
-        self._looks = _between([group.looks for group in self._groups])
         # A fetch under way has numbers of its own, as it has clocks.
         self._seen = {id(clocks): self._numbers(starts[-1]) for clocks in (self.clocks, self._landing)}
         self._snapped, self._now = self._numbers(starts[-1]), self._numbers(starts[-1])
-        self._looking = [[self._now.all[look.lo : look.hi] for look in looks] for looks in self._looks]
+        looks = _between([group.looks for group in self._groups])
+        self._look = [
+            self._window.getting([(rank, "version", self._now.all[a:b], at) for rank, a, b, at in some]) for some in looks
+        ]
+        buffers = ((self.w, self.clocks), (self._w2, self._landing))
+        self._gets_of = {id(clocks): self._gets_by_group(w) for w, clocks in buffers}
         self.again = 0
 
     def _numbers(self, count: int) -> Numbers:
         """Return room for how often pieces were changed."""
         all_of = np.zeros(count, np.int64)
         return Numbers(all_of, [[all_of[look.lo : look.hi] for look in group.looks] for group in self._groups])
+
+    def _gets_by_group(self, w: np.ndarray, whole: bool = False) -> list[Callable[[], None]]:
+        """Return what gets each group into `w`."""
+        return [self.moving(w, group.moves, whole) for group in self._groups]
 
     def _read_of(self, shard: int, piece: SlicePiece, used: Sequence[Piece], ranges: Sequence[Any]) -> list[Move]:
         """Return how what is used of a piece is fetched: rank, place there, place in `w`."""
@@ -182,19 +190,20 @@ class RecordingStore(WindowStore):
         seen, began = self._seen.get(id(clocks), self._snapped), self._clock()
         for route, rank in () if self._counted else zip(self.routes, self._ranks, strict=True):
             self._window.get(rank, "clock", self._before[route.shard : route.shard + 1], self._partition)
-        self._look(0)
-        for turn, group in enumerate(self._groups):
+        self._look[0]()
+        gets = self._gets_of.get(id(clocks)) or self._gets_by_group(w, whole)
+        for turn, (group, get, look) in enumerate(zip(self._groups, gets, self._look[1:], strict=True)):
             before, now = seen.groups[turn], self._now.groups[turn]
             for mine, found in zip(before, now, strict=True):
                 mine[:] = found
-            self.moving(w, group.moves, whole)()
-            self._look(turn + 1)
+            get()
+            look()
             if _torn(before, now, group):
                 yield from self._mend(w, seen, group, turn, whole)
             if self._clock() - began >= MOMENT:
                 yield None
                 began = self._clock()
-                self._look(turn + 1)
+                look()
         # Of its oldest piece.
         for shard, lo, hi in self._own:
             clocks[shard] = self._base[shard] + min(seen.all[lo:hi].tolist()) // 2
@@ -203,14 +212,6 @@ class RecordingStore(WindowStore):
             np.maximum(clocks, self._before, out=clocks)
         # Others may run between a fetch and the gradient computed from it.
         yield None
-
-    def _look(self, turn: int) -> None:
-        """Read how often each piece was changed, of the group that ends here and of the one that begins."""
-        looks = self._looks[turn]
-        for look, numbers in zip(looks, self._looking[turn], strict=True):
-            self._window.get(look.rank, "version", numbers, look.there)
-        for look in looks:
-            self._window.flush(look.rank)
 
     def _mend(self, w: np.ndarray, seen: Numbers, group: ReadGroup, turn: int, whole: bool) -> Turns:
         """Read again what was not read as one version."""
@@ -232,7 +233,7 @@ class RecordingStore(WindowStore):
                 tries += 1
                 late = tries > _SOON
                 yield looking(f"a replica waits for shard {self._shard_of(torn[0], group)} to end an update") if late else None
-            self._look(turn + 1)
+            self._look[turn + 1]()
             torn = [number for number in torn if then(number) != now(number) or then(number) % 2]
 
     def _shard_of(self, number: int, group: ReadGroup) -> int:
