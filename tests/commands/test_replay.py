@@ -17,7 +17,11 @@ from records import recorded, rewrite
 
 from dbnet import open_run
 from dbnet.checkpoint.reader import Checkpoint
+from dbnet.comm.turns import Turns, take_turns
 from dbnet.commands.replay.outcome import Compared
+from dbnet.commands.replay.shard import Reading, ReplayedShard
+from dbnet.core.ranges import Range
+from dbnet.core.registry import make
 from dbnet.run.train import execute
 from dbnet.shards.schedule import log, slices
 from dbnet.shards.schedule.log import LogEntry, PartOfSchedule
@@ -80,6 +84,31 @@ def test_a_run_that_goes_on_from_a_checkpoint(run_file: Path, dbnet: Callable[..
     shutil.copytree("moved/run-2.checkpoints", "moved/run.checkpoints")
     other = dbnet("replay", "moved/run-2.h5")
     assert other.code == 2 and "has been written anew since" in other.err, other.err
+
+
+def test_a_slice_is_changed_only_when_all_have_read_it_that_are_to() -> None:
+    """One reads version 0, which comes late, and version 1."""
+    found: list[tuple[str, float]] = []
+    params, versions, piece = np.zeros(4), np.zeros(1, np.int64), slices.SlicePiece(0, 4, 0, 0)
+    rule = make("shards.rules", {"kind": "sgd", "rate": 1.0}, "rule")
+    parts = (Range(0, 4), rule, params, np.zeros(1, np.int64), lambda: 0.0, None, [piece], versions)
+    shard = ReplayedShard(0, [np.array([0, 1])], *parts)
+
+    def changes() -> Turns:
+        for t in (1, 2):
+            shard.apply(0, np.ones(4), t)
+            found.append(("changed", params[0]))
+        return
+        yield
+
+    def reads() -> Turns:
+        for version in (0, 1):
+            yield None
+            shard.read(0, version, lambda: found.append(("read", params[0])), Reading(1))
+        yield None
+
+    take_turns([changes(), reads()])
+    assert found == [("read", 0.0), ("changed", -1.0), ("read", -1.0), ("changed", -2.0)]
 
 
 def test_a_checkpoint_counts_when_all_of_its_parts_do() -> None:

@@ -97,14 +97,14 @@ def test_a_fetch_is_torn_unless_it_is_recorded(way, seed, tmp_path, monkeypatch)
         assert read.tolist() == [part[0] for part in slices] and part.whole
 
 
-def store_of(folder, world, feet, change=lambda rank: None, counted=True, used=None):
+def store_of(folder, world, feet, change=lambda rank: None, counted=True, used=None, more=()):
     """Return partition 0's end over one shard, and the shard's numbers of changes."""
     size, dtype, used = feet[-1][-1].range.hi, np.dtype("f8"), used or feet[0]
     pieces = slice_pieces([routes(foot, [Range(0, size)])[0] for foot in feet], SLICE)
     rings = Rings([Range(0, size)], [list(range(len(feet)))], dtype, SLICE * 8, 4)
     layouts = [WindowLayout([*rings.fields(0, world), Field("version", "int64", (len(pieces),))]), *[WindowLayout(())] * len(feet)]
     memory = LocalWindow([WindowLayout(()), *layouts])
-    parts = (Crumbling(memory, change), world, (0, 0), Footprint(used, feet[0], used[-1].range.hi), rings)
+    parts = (Crumbling(memory, change), world, (0, 0), Footprint(used, feet[0], used[-1].range.hi), rings, *more)
     log = PartLog(folder / "replica-0.0", {}, 1 << 20, print)
     made = RecordingStore(log, used, [pieces], np.zeros(1, np.int64), counted, *parts)
     return made, memory.at(1).local["version"]
@@ -122,6 +122,16 @@ def test_changes_of_what_is_not_fetched_do_not_tear_a_fetch(tmp_path):
     store, versions = store_of(tmp_path, Topology(1, 1, 2), feet, change)
     result(store.fetch())
     assert changes and store.again == 0 and store.clocks[0] == 0
+    store.close()
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(1.0, 4), (1e-9, 1)])
+def test_a_long_fetch_gives_way_after_each_moment(seconds, times, tmp_path, monkeypatch):
+    """Of three groups, and in any case before the gradient."""
+    monkeypatch.setattr(fetching, "GROUP", SLICE * 8)
+    clock = (seconds * tick for tick in range(1000))
+    store, _ = store_of(tmp_path, Topology(1, 1), [[Piece(Range(0, 3 * SLICE), 0)]], more=(False, clock.__next__))
+    assert list(store.fetch()) == [None] * times
     store.close()
 
 
