@@ -563,14 +563,15 @@ def test_bytes_between_hosts_are_counted(monkeypatch: pytest.MonkeyPatch, rests:
     assert found[3][1] - found[1] == once + (32 + 32 + 16)
 
 
-def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
+@pytest.mark.parametrize("words", [1, 2])
+def test_what_is_put_lands_at_its_time_though_its_origin_goes_on(words: int) -> None:
     """One puts 7, which lands at 1.0 and is known to at 2.0; another, on the target's host, reads at 0.9 and at 1.1."""
     time, found = VirtualTime(), []
     wire = Interconnect(time, [0, 1, 0], Way(0.0, 1e15), Way(1.0, 1e15))
-    memory = SimulatedMemory([WindowLayout([WindowField("value", "int64", (1,))]), WindowLayout([]), WindowLayout([])])
+    memory = SimulatedMemory([WindowLayout([WindowField("value", "int64", (words,))]), WindowLayout([]), WindowLayout([])])
 
     def putting() -> Turns:
-        window, values = SimulatedWindow(memory, wire, 1), np.full(1, 7)
+        window, values = SimulatedWindow(memory, wire, 1), np.full(words, 7)
         window.put(0, "value", values)
         window.flush(0)
         # It goes on at once, and what it does now to what it has put changes nothing.
@@ -581,7 +582,7 @@ def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
         yield None
 
     def getting() -> Turns:
-        window, out = SimulatedWindow(memory, wire, 2), np.zeros(1, np.int64)
+        window, out = SimulatedWindow(memory, wire, 2), np.zeros(words, np.int64)
         for moment in (0.9, 1.1):
             time.elapse(moment - time.now)
             window.get(0, "value", out)
@@ -590,7 +591,7 @@ def test_what_is_put_lands_at_its_time_though_its_origin_goes_on() -> None:
         yield None
 
     time.play({1: putting(), 2: getting()}, {})
-    assert [values for _, values in found] == [[0], [0], [7], [7]]
+    assert [values for _, values in found] == [[0] * words, [0] * words, [7] * words, [7] * words]
     assert [moment for moment, _ in found] == pytest.approx([2.0, 0.9, 1.1, 2.0])
 
 
@@ -675,14 +676,18 @@ def test_who_rests_makes_the_first_look_that_ends_when_it_must(
     assert found[-1] == every[-1] == (end, 0) and fewer < operations / 4
 
 
-@pytest.mark.parametrize(("moment", "puts", "sleeps"), [(1.6, False, 0.0), (9.0, False, 0.0), (9.0, False, 20.0), (9.0, True, 0.0)])
+@pytest.mark.parametrize(
+    ("moment", "puts", "sleeps"), [(1.6, False, 0.0), (0.0, False, 20.0), (9.0, False, 0.0), (9.0, False, 20.0), (9.0, True, 0.0)]
+)
 def test_who_rests_finds_what_changes(monkeypatch: pytest.MonkeyPatch, moment: float, puts: bool, sleeps: float) -> None:
     """Just when it would if all looks were played, at two ranks one after the other: also while the second answers.
 
     The first rank changes it, and may sleep then, or the second one puts it there together with what nobody looks at.
     """
 
-    def looked(rests: bool) -> tuple[float, int]:
+    began: list[float] = []
+
+    def looked(rests: bool, moment: float) -> tuple[float, int]:
         monkeypatch.setattr(VirtualTime, "rests", rests)
         time, value, found = VirtualTime(), np.zeros(1, np.int64), []
         wire = Interconnect(time, [0, 1, 2], Way(0.0, inf), Way(0.25, inf))
@@ -691,6 +696,7 @@ def test_who_rests_finds_what_changes(monkeypatch: pytest.MonkeyPatch, moment: f
 
         def looking() -> Turns:
             while not value[0] and time.now < 40.0:
+                began.append(time.now)
                 for rank, out in enumerate((value, np.zeros(1, np.int64))):
                     windows[2].get(rank, "value", out)
                     windows[2].flush(rank)
@@ -711,7 +717,11 @@ def test_who_rests_finds_what_changes(monkeypatch: pytest.MonkeyPatch, moment: f
         time.play({2: looking(), int(puts): changing()}, {})
         return found[0], wire.operations
 
-    (end, all_of), (found, fewer) = looked(False), looked(True)
+    if not moment:
+        # Just when a look reads it.
+        looked(False, 50.0)
+        moment = began[8] + 0.25
+    (end, all_of), (found, fewer) = looked(False, moment), looked(True, moment)
     assert found == end < moment + 2.5 and fewer <= all_of
 
 
