@@ -118,8 +118,18 @@ class Hosts:
         self._on("front", f"ip link set to-{name} down")
 
     def join(self, name: str) -> None:
-        """Mend a host's link."""
+        """Mend a host's link; afterwards it carries, both ways."""
         self._on("front", f"ip link set to-{name} up")
+        # Who was looked for while the link was down is not found for some seconds more.
+        for host in ("front", *self.names):
+            self._on(host, "ip neigh flush all")
+        until(lambda: self._reaches_front(name), _PATIENCE, f"the link of {name} carries")
+
+    def _reaches_front(self, name: str) -> bool:
+        """Return whether the front end answers a host: it refuses, since nobody listens there."""
+        words = ["nsenter", "-t", str(self._pids[name]), "-n", "bash", "-c", "exec 3<>/dev/tcp/10.77.0.254/9"]
+        tried = subprocess.run(words, capture_output=True, text=True, timeout=_PATIENCE, env={**os.environ, "LC_ALL": "C"})
+        return "refused" in tried.stderr
 
     def processes(self, name: str, words: str = "") -> list[int]:
         """Return the living processes on a host but its first one, by their numbers on the machine.
