@@ -16,7 +16,8 @@ import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -28,6 +29,8 @@ from dbnet.core.kernels.folder import CHECKED
 
 # Each with a signature; those that were declared outside of dbnet are Numba's.
 KERNELS: list[tuple[str, Any]] = []
+# Not empty where kernels that are declared outside of dbnet check their bounds.
+_GUARDED: list[bool] = []
 
 
 class Kernel:
@@ -109,12 +112,22 @@ def kernel(*signatures: str, parallel: bool = False, fast: bool = False) -> Call
 
     def declare(function: Callable) -> Any:
         # An error inside a parallel loop is lost: where bounds are checked it runs as a plain one.
-        threads = parallel and not CHECKED
-        made = Kernel(function, threads, fast) if _is_own(function) else _compiler().made(function, threads, fast)
+        threads = parallel and not CHECKED and not _GUARDED
+        made = Kernel(function, threads, fast) if _is_own(function) else _compiler().made(function, threads, fast, bool(_GUARDED))
         KERNELS.extend((signature, made) for signature in signatures)
         return made
 
     return declare
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Have the kernels that are declared outside of dbnet meanwhile check the bounds of their arrays: they may be wrong."""
+    _GUARDED.append(True)
+    try:
+        yield
+    finally:
+        _GUARDED.pop()
 
 
 def inline(function: Callable) -> Any:

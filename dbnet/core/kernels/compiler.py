@@ -65,10 +65,12 @@ def words_of(arguments: Sequence[Any]) -> str:
     return ";".join(words)
 
 
-def made(function: Callable, parallel: bool, fast: bool) -> Any:
-    """Return a kernel as Numba knows it, not compiled yet."""
+def made(function: Callable, parallel: bool, fast: bool, guarded: bool = False) -> Any:
+    """Return a kernel as Numba knows it, not compiled yet; one that is `guarded` checks its bounds, and is kept nowhere."""
     flags = {"reassoc", "nsz", "contract", "arcp"} if fast else {"contract"}
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags, parallel=parallel)(function)
+    options = {"nogil": True, "error_model": "numpy", "fastmath": flags, "parallel": parallel}
+    # Where nothing is said the environment decides.
+    return numba.njit(cache=not guarded, **options, **({"boundscheck": True} if guarded else {}))(function)
 
 
 made_inline = numba.njit(inline="always", error_model="numpy")

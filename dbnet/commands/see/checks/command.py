@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dbnet.commands.see.checks import layers, losses, rules, runs
 from dbnet.commands.see.checks.base import Broken, Checks
 from dbnet.core import config as configuration
+from dbnet.core import jit
 from dbnet.core.errors import OWN, UserError, nearest, own_line
 from dbnet.core.registry import SOURCES, Member, explain, load_file
 from dbnet.network.layers.base import Layer, Shape
@@ -48,7 +49,9 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    load_file(options.file)
+    # A kernel that reaches beyond its arrays would end this command, or find what happens to lie there.
+    with jit.guarded():
+        load_file(options.file)
     classes = _own(options.file)
     shape = _shape(options.input)
     members = [_made(kind, options.overrides) for kind in classes]
@@ -149,6 +152,8 @@ def _results(member: Member, path: str, shape: Shape | None, prints: bool) -> It
             except Exception as error:
                 own = own_line(error).removeprefix("dbnet: ").strip()
                 ok, said = False, own or f"fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                if isinstance(error, IndexError) and isinstance(member, Layer):
+                    said += "; of c.x there is only what needs(...) asks for (c.x_box)."
             if prints:
                 print(f"  {'ok' if ok else 'BROKEN':<7} {name:<15} {said}", flush=True)
             yield {"family": member.family, "kind": member.kind, "input": of, "check": name, "ok": ok, "said": said}
