@@ -110,7 +110,7 @@ WRONG = [
             "c.y = c.x * c.p['gain'][..., None]"), "in place", "forward() puts another array into c.y"),
     (GAIN, ("axes=len(x)", "axes=0"), "cut = uncut", ""),
     (GAIN, ("        return out\n", "        return tuple(r._replace(hi=r.lo + 1) for r in out)\n"), "needs",
-     "IndexError: index is out of bounds"),
+     "; of c.x there is only what needs(...) asks for (c.x_box)."),
     (GAIN, ("return {\"gain\": Parameter(x,", "return {\"gain\": Parameter((x[0] + 1,),"), "shapes", "begin with the output's"),
     (AWARE, ("step(w, g, self.rate", "w = w - (g * self.rate"), "in place", "is ever trained; change it in place: w -= ..."),
     (AWARE, ("step(w, g, self.rate", "step(w, -g, self.rate"), "downhill", "subtract: w -= rate * g"),
